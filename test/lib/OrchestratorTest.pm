@@ -1,0 +1,131 @@
+package OrchestratorTest;
+
+# Servers for the TAP tests, on top of PostgreSQL::Test::Cluster.
+#
+#   use OrchestratorTest;
+#
+#   my $node = new_node('orchestrator.enabled' => 'on');   # not started yet
+#   $node->start;
+#   $node->create_extension;                               # in database postgres
+#   $node->plain_role('app');                              # LOGIN, may enqueue
+#   $node->wait_for('SELECT count(*) FROM t', '5');        # polls, with a limit
+#
+#   report("1000 tasks/s\n");                              # for programs that
+#                                                          # are no tests
+#
+# A node is a PostgreSQL::Test::Cluster, with all its methods.  It listens on a
+# Unix socket only, keeps its data where the run keeps it and is stopped at the
+# end of the test, however that comes.
+
+use strict;
+use warnings;
+
+use Exporter 'import';
+use IO::Handle;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+our @EXPORT    = qw(new_node wait_for plain_role report);
+our @EXPORT_OK = qw(server_conf);
+
+my $number = 0;
+
+# The settings every test server has: test/server.conf, and where the extension
+# was installed.  The Makefile and run.sh say in which file.
+sub server_conf
+{
+	my $file = $ENV{ORCHESTRATOR_CONF} || 'tmp_install/server.conf';
+	return slurp_file($file);
+}
+
+# Print for the reader.  PostgreSQL::Test::Utils sends standard output to the log
+# of the test and keeps the real one for Test::More: benchmarks want that.
+sub report
+{
+	my $out = Test::More->builder->output;
+	print $out @_;
+	$out->flush;
+	return;
+}
+
+# Make a node with the given settings; "name" names it (its log file, too).
+# Executors are on unless a test turns them off; fsync is off unless turned on.
+sub new_node
+{
+	my %settings = @_;
+	my $name = delete $settings{name} || 'node' . (++$number > 1 ? $number : '');
+	my $node = PostgreSQL::Test::Cluster->new($name);
+
+	$node->init(extra => [ '--no-locale', '--encoding=UTF8' ]);
+	bless $node, 'OrchestratorTest::Node';
+
+	$node->append_conf('postgresql.conf', server_conf());
+	$node->append_conf('postgresql.conf', "orchestrator.enabled = on\n");
+	# Fast shutdown after a crash test must not be mistaken for a restart.
+	$node->append_conf('postgresql.conf', "restart_after_crash = on\n");
+	$node->set(%settings);
+	return $node;
+}
+
+# wait_for($node, ...) reads as well as $node->wait_for(...).
+*wait_for   = \&OrchestratorTest::Node::wait_for;
+*plain_role = \&OrchestratorTest::Node::plain_role;
+
+package OrchestratorTest::Node;
+
+use strict;
+use warnings;
+
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+our @ISA = ('PostgreSQL::Test::Cluster');
+
+# Write settings to the configuration file; the last one of a name wins.
+sub set
+{
+	my ($self, %settings) = @_;
+	foreach my $setting (sort keys %settings)
+	{
+		(my $value = $settings{$setting}) =~ s/'/''/g;
+		$self->append_conf('postgresql.conf', "$setting = '$value'\n");
+	}
+	return;
+}
+
+sub create_extension
+{
+	my ($self, $database) = @_;
+	$self->safe_psql($database || 'postgres', 'CREATE EXTENSION orchestrator');
+	return;
+}
+
+# Wait until the query answers $expected (default: t); a failed test if never.
+sub wait_for
+{
+	my ($self, $sql, $expected, $name) = @_;
+	return ok($self->poll_query_until('postgres', $sql, defined $expected ? $expected : 't'),
+		$name || "wait for: $sql");
+}
+
+# An ordinary application's role, as a database owner would make it.
+sub plain_role
+{
+	my ($self, $role, $database) = @_;
+	$self->safe_psql($database || 'postgres', <<"SQL");
+CREATE ROLE "$role" LOGIN;
+SELECT orchestrator.grant_usage('$role', 'producer');
+SQL
+	return;
+}
+
+# Run SQL as that role; dies when it fails, like safe_psql.
+sub psql_as
+{
+	my ($self, $role, $sql, %params) = @_;
+	my $database = delete $params{database} || 'postgres';
+	return $self->safe_psql($database, $sql, extra_params => [ '-U', $role ], %params);
+}
+
+1;

@@ -1,0 +1,49 @@
+#!/bin/sh
+# Refuse an #include that points upstream.  Lowest layer first: a file may
+# include its own header and those of the layers before it.
+set -eu
+order="
+compat
+guc
+shmem
+note
+lane
+event
+notify
+catalog
+heap
+progress
+wait
+enqueue
+claim
+handler
+execute
+settle
+executor
+pool
+supervisor
+database
+launcher
+orchestrator
+"
+rank() { echo "$order" | grep -nx "$1" | cut -d: -f1; }
+bad=0
+for file in src/*.[ch]; do
+	[ -e "$file" ] || continue
+	self=$(basename "${file%.*}")
+	mine=$(rank "$self")
+	if [ -z "$mine" ]; then
+		echo "$file: not in the list of layers (test/lint/layers.sh)"
+		bad=1
+		continue
+	fi
+	for dep in $(sed -n 's/^#include "\([a-z_]*\)\.h"$/\1/p' "$file"); do
+		[ -f "src/$dep.h" ] || continue
+		theirs=$(rank "$dep")
+		if [ -z "$theirs" ] || [ "$theirs" -gt "$mine" ]; then
+			echo "$file: includes upstream $dep.h"
+			bad=1
+		fi
+	done
+done
+exit $bad
