@@ -1,0 +1,23 @@
+-- Types: states and results.
+
+CREATE TYPE orchestrator.task_state AS ENUM (
+  'scheduled',   -- not before run_at, also between retries; next: pending, paused, cancelled, failed (expired)
+  'pending',     -- ready to claim; next: running, paused, cancelled, failed (expired)
+  'running',     -- claimed by a worker; next: completed, failed, scheduled or pending (retry), paused, cancelled
+  'waiting',     -- for dependencies, children, a signal; next: pending, paused, completed, failed, cancelled, skipped
+  'paused',      -- held until resume(); next: the state it was in, cancelled
+  'completed',   -- final
+  'failed',      -- final; next: scheduled or pending by retry()
+  'cancelled',   -- final; next: scheduled or pending by retry()
+  'skipped'      -- final
+);
+COMMENT ON TYPE orchestrator.task_state IS
+  'States of a task: scheduled, pending, running, waiting, paused; final: completed, failed, cancelled, skipped';
+
+CREATE TYPE orchestrator.task_result AS (
+  state  orchestrator.task_state,
+  output jsonb,
+  error  jsonb
+);
+COMMENT ON TYPE orchestrator.task_result IS
+  'What wait() and await() return: the state of the task, the output of a completed one, the error of a failed one as {sqlstate, message, detail, hint, context}';

@@ -1,0 +1,185 @@
+-- Tables.
+--
+-- Roles and everything that belongs to them are referred to by owner.id: a
+-- task stores 4 bytes and the pair (OID, name) is kept once, so that a role
+-- that was renamed, or dropped and made again, no longer fits its old tasks.
+
+CREATE TABLE orchestrator.database_identity (
+  system_identifier bigint      NOT NULL,
+  database          oid         NOT NULL,
+  activated_at      timestamptz NOT NULL,
+  PRIMARY KEY (system_identifier, database)
+);
+COMMENT ON TABLE orchestrator.database_identity IS
+  'The server and database whose workers may run the tasks found here. A restored or cloned database does not match until activate() is called';
+
+CREATE SEQUENCE orchestrator.owner_id_seq AS int;
+CREATE TABLE orchestrator.owner (
+  id   int  PRIMARY KEY DEFAULT nextval('orchestrator.owner_id_seq'),
+  role oid  NOT NULL,
+  name name NOT NULL,
+  UNIQUE (role, name)
+);
+ALTER SEQUENCE orchestrator.owner_id_seq OWNED BY orchestrator.owner.id;
+COMMENT ON TABLE orchestrator.owner IS
+  'Roles that own definitions, queues or tasks, by OID and name: both must fit for a task to run. Row 0 stands for everybody';
+
+CREATE TABLE orchestrator.usage_grant (
+  grantee int  PRIMARY KEY REFERENCES orchestrator.owner,
+  level   text NOT NULL CHECK (level IN ('producer', 'worker', 'viewer', 'admin'))
+);
+COMMENT ON TABLE orchestrator.usage_grant IS 'What grant_usage() gave to whom in this database';
+
+CREATE SEQUENCE orchestrator.queue_id_seq AS int START 2;   -- 1 is "default"
+CREATE TABLE orchestrator.queue (
+  id          int         PRIMARY KEY DEFAULT nextval('orchestrator.queue_id_seq'),
+  owner       int         NOT NULL REFERENCES orchestrator.owner,
+  name        text        NOT NULL CHECK (name <> '' AND length(name) <= 200),
+  paused      boolean     NOT NULL DEFAULT false,
+  paused_at   timestamptz,
+  description text,
+  metadata    jsonb,
+  created_at  timestamptz NOT NULL,
+  UNIQUE (owner, name)
+);
+ALTER SEQUENCE orchestrator.queue_id_seq OWNED BY orchestrator.queue.id;
+COMMENT ON TABLE orchestrator.queue IS 'Where tasks wait. Queue "default" belongs to everybody';
+
+CREATE TABLE orchestrator.queue_share (
+  queue   int NOT NULL REFERENCES orchestrator.queue ON DELETE CASCADE,
+  grantee int NOT NULL REFERENCES orchestrator.owner,
+  PRIMARY KEY (queue, grantee)
+);
+COMMENT ON TABLE orchestrator.queue_share IS 'Queues that others may enqueue into, by share_queue()';
+
+CREATE SEQUENCE orchestrator.definition_id_seq AS int;
+CREATE TABLE orchestrator.definition (
+  id                  int         PRIMARY KEY DEFAULT nextval('orchestrator.definition_id_seq'),
+  owner               int         NOT NULL REFERENCES orchestrator.owner,
+  name                text        NOT NULL CHECK (name <> '' AND length(name) <= 200),
+  version             int         NOT NULL CHECK (version > 0),
+  is_current          boolean     NOT NULL,
+  kind                text        NOT NULL CHECK (kind IN ('function', 'sql', 'procedure', 'utility')),
+  handler             text,       -- schema.name(jsonb), or the command; null: the task brings its own (run)
+  handler_owner       name,
+  queue               int         REFERENCES orchestrator.queue,
+  priority            int         NOT NULL DEFAULT 0,
+  max_attempts        int         NOT NULL DEFAULT 3 CHECK (max_attempts BETWEEN 1 AND 10000),
+  backoff             text        NOT NULL DEFAULT 'exponential' CHECK (backoff IN ('exponential', 'fixed', 'linear')),
+  retry_delay         interval    NOT NULL DEFAULT '1 second',
+  max_retry_delay     interval    NOT NULL DEFAULT '1 hour',
+  retry_jitter        float8      NOT NULL DEFAULT 0.1 CHECK (retry_jitter BETWEEN 0 AND 1),
+  retry_budget        interval,
+  never_retry         text[]      NOT NULL DEFAULT '{}',
+  retry_priority_step int         NOT NULL DEFAULT 0,
+  timeout             interval,
+  queue_timeout       interval,
+  response_timeout    interval,
+  timeout_policy      text        NOT NULL DEFAULT 'retry' CHECK (timeout_policy IN ('retry', 'fail', 'fail_workflow', 'alert')),
+  max_running         int         CHECK (max_running > 0),
+  rate_limit          int         CHECK (rate_limit > 0),
+  rate_period         interval,
+  notify              text        NOT NULL DEFAULT 'lifecycle' CHECK (notify IN ('off', 'lifecycle', 'all')),
+  description         text,
+  estimated_duration  interval,
+  metadata            jsonb,
+  created_at          timestamptz NOT NULL,
+  UNIQUE (owner, name, version)
+);
+ALTER SEQUENCE orchestrator.definition_id_seq OWNED BY orchestrator.definition.id;
+CREATE UNIQUE INDEX definition_current ON orchestrator.definition (owner, name) WHERE is_current;
+COMMENT ON TABLE orchestrator.definition IS
+  'Named, versioned descriptions of kinds of task. A task keeps the version it was enqueued with; enqueue takes the current one';
+
+CREATE TABLE orchestrator.definition_share (
+  owner   int  NOT NULL REFERENCES orchestrator.owner,
+  name    text NOT NULL,
+  grantee int  NOT NULL REFERENCES orchestrator.owner,
+  PRIMARY KEY (owner, name, grantee)
+);
+COMMENT ON TABLE orchestrator.definition_share IS 'Definitions that others may enqueue, by share_definition()';
+
+-- One table of tasks for readers, row-level security and dumps. Live and
+-- finished rows are in different leaves, so that a claim touches only what is
+-- alive and history is dropped by the partition. Neither parent has an index:
+-- pg_dump attaches a partition before its indexes exist, and an index of the
+-- parent would be made on it twice. The leaves are read and written directly
+-- by src/heap.c, which knows the columns by number: keep both in step (an
+-- assertion at start compares names).
+CREATE SEQUENCE orchestrator.task_id_seq CACHE 1;
+CREATE TABLE orchestrator.task (
+  id           bigint      NOT NULL,
+  sort_key     bigint,               -- when it became ready, in microseconds, less priority x a step; null unless ready
+  created_at   timestamptz NOT NULL,
+  started_at   timestamptz,          -- of the last attempt
+  finished_at  timestamptz,
+  run_at       timestamptz,          -- not before
+  expire_at    timestamptz,          -- first of deadline and end of queue_timeout
+  deadline     timestamptz,
+  parent_id    bigint,
+  root_id      bigint,               -- null: the task itself
+  state        orchestrator.task_state NOT NULL,
+  held_state   orchestrator.task_state,          -- where resume() returns to
+  owner        int         NOT NULL,
+  definition   int         NOT NULL,
+  queue        int         NOT NULL,
+  priority     int         NOT NULL,
+  attempt      int         NOT NULL,
+  max_attempts int         NOT NULL,
+  epoch        int         NOT NULL, -- rises with every change of ownership, never resets
+  worker       int,                  -- process id of the executor
+  live         boolean     NOT NULL,
+  name         text,
+  key          text,
+  command      text,                 -- of a one-off task (run)
+  traceparent  text,
+  input        jsonb       NOT NULL,
+  output       jsonb,
+  error        jsonb,
+  metadata     jsonb,
+  resources    jsonb                 -- rows, buffers, wal_bytes, cpu_time, where measured
+) PARTITION BY LIST (live);
+ALTER SEQUENCE orchestrator.task_id_seq OWNED BY orchestrator.task.id;
+
+CREATE TABLE orchestrator.task_live PARTITION OF orchestrator.task FOR VALUES IN (true);
+CREATE UNIQUE INDEX task_live_id ON orchestrator.task_live (id);
+CREATE INDEX task_live_ready ON orchestrator.task_live (owner, queue, sort_key, id) WHERE state = 'pending';
+CREATE INDEX task_live_due ON orchestrator.task_live (run_at) WHERE state = 'scheduled';
+CREATE INDEX task_live_running ON orchestrator.task_live (worker) WHERE state = 'running';
+CREATE INDEX task_live_expire ON orchestrator.task_live (expire_at) WHERE expire_at IS NOT NULL;
+CREATE INDEX task_live_parent ON orchestrator.task_live (parent_id) WHERE parent_id IS NOT NULL;
+
+CREATE TABLE orchestrator.task_finished PARTITION OF orchestrator.task FOR VALUES IN (false)
+  PARTITION BY RANGE (id);
+
+COMMENT ON TABLE orchestrator.task IS
+  'Every task. Live rows (live) and finished rows (by ranges of id) are in different partitions';
+COMMENT ON COLUMN orchestrator.task.epoch IS
+  'Fencing number: rises with every claim and every take-over, never resets; a report with an older one is refused';
+COMMENT ON COLUMN orchestrator.task.sort_key IS
+  'Order within owner and queue: microseconds since 2000 at which it became ready, less priority x the step: priority ages by itself';
+
+CREATE TABLE orchestrator.task_key (
+  owner      int         NOT NULL,
+  queue      int         NOT NULL,
+  key        text        NOT NULL,
+  task_id    bigint      NOT NULL,
+  expires_at timestamptz,
+  PRIMARY KEY (owner, queue, key)
+);
+COMMENT ON TABLE orchestrator.task_key IS
+  'Idempotency keys: unique per owner and queue until key_window ends or retention drops the task';
+
+-- What was written of the audit trail. The view trace adds what can be
+-- derived from the task's row.
+CREATE TABLE orchestrator.trace_log (
+  task_id bigint      NOT NULL,
+  at      timestamptz NOT NULL,
+  owner   int         NOT NULL,
+  attempt int         NOT NULL,
+  epoch   int         NOT NULL,
+  event   text        NOT NULL,
+  detail  jsonb
+) PARTITION BY RANGE (task_id);
+COMMENT ON TABLE orchestrator.trace_log IS
+  'Written part of the audit trail; read the view trace, which adds what a task''s row already says';

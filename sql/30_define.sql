@@ -1,0 +1,281 @@
+-- Definitions.
+
+CREATE FUNCTION orchestrator.define(name text, handler text, kind text DEFAULT 'function', queue text DEFAULT NULL,
+    priority int DEFAULT NULL, max_attempts int DEFAULT NULL, backoff text DEFAULT 'exponential',
+    retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL, retry_jitter float8 DEFAULT NULL,
+    retry_budget interval DEFAULT NULL, never_retry text[] DEFAULT NULL, retry_priority_step int DEFAULT NULL,
+    timeout interval DEFAULT NULL, queue_timeout interval DEFAULT NULL, response_timeout interval DEFAULT NULL,
+    timeout_policy text DEFAULT NULL, max_running int DEFAULT NULL, rate_limit int DEFAULT NULL,
+    rate_period interval DEFAULT NULL, notify text DEFAULT 'lifecycle', description text DEFAULT NULL,
+    estimated_duration interval DEFAULT NULL, metadata jsonb DEFAULT NULL, owner text DEFAULT NULL) RETURNS int
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
+COMMENT ON FUNCTION orchestrator.define(text, text, text, text, int, int, text, interval, interval, float8, interval,
+    text[], int, interval, interval, interval, text, int, int, interval, text, text, interval, jsonb, text) IS
+  'Describes a kind of task; returns its version. An equal definition returns the version it already has; a changed one becomes the next version, which enqueue() takes from then on';
+
+CREATE FUNCTION orchestrator.drop_definition(name text, force boolean DEFAULT false, owner text DEFAULT NULL) RETURNS void
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
+COMMENT ON FUNCTION orchestrator.drop_definition(text, boolean, text) IS
+  'Withdraws a definition: it can no longer be enqueued. Refused while tasks of it live, unless forced: then they are cancelled';
+
+-- Raise invalid_parameter_value unless a condition holds (null: it does).
+CREATE FUNCTION orchestrator._require(condition boolean, message text, hint text DEFAULT NULL) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF $1 IS NOT FALSE THEN
+    RETURN;
+  ELSIF $3 IS NULL THEN
+    RAISE EXCEPTION '%', $2 USING ERRCODE = 'invalid_parameter_value';
+  END IF;
+  RAISE EXCEPTION '%', $2 USING ERRCODE = 'invalid_parameter_value', HINT = $3;
+END
+$$;
+
+-- A name of a definition or queue.
+CREATE FUNCTION orchestrator._require_name(what text, name text) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM orchestrator._require($2 IS NOT NULL, format('the name of a %s must not be null', $1));
+  PERFORM orchestrator._require($2 <> '' AND octet_length($2) <= 200, format('the name of a %s must have 1 to 200 bytes', $1));
+  PERFORM orchestrator._require($2 NOT LIKE 'orchestrator.%', format('%s "%s" has a reserved name', $1, $2),
+                                'Names that begin with "orchestrator." are the engine''s own.');
+END
+$$;
+
+-- Find the function or procedure a handler names, as a role may execute it;
+-- give its signature in the form it is stored, and its owner. OIDs are not
+-- stored: dump and restore change them.
+CREATE FUNCTION orchestrator._find_handler(role oid, kind text, handler text, OUT signature text, OUT handler_owner name)
+  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_parts text[];
+  v_proc  pg_proc;
+BEGIN
+  BEGIN
+    v_parts := parse_ident(regexp_replace($3, '\(\s*(pg_catalog\s*\.\s*)?jsonb\s*\)\s*$', ''));
+  EXCEPTION WHEN invalid_parameter_value THEN
+    v_parts := NULL;
+  END;
+  PERFORM orchestrator._require(coalesce(cardinality(v_parts), 0) = 2, format('handler "%s" is not the name of a %s', $3, $2),
+                                'Write schema.name or schema.name(jsonb).');
+  SELECT p.* INTO v_proc FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+    WHERE n.nspname = v_parts[1] AND p.proname = v_parts[2]
+      AND p.pronargs = 1 AND p.proargtypes[0] = 'pg_catalog.jsonb'::regtype
+      AND p.prokind = CASE $2 WHEN 'procedure' THEN 'p' ELSE 'f' END;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION '% %.%(jsonb) does not exist', $2, quote_ident(v_parts[1]), quote_ident(v_parts[2])
+      USING ERRCODE = 'undefined_function',
+            HINT = format('A handler of kind %s is a %1$s with one argument, of type jsonb.', $2);
+  END IF;
+  signature := format('%I.%I(jsonb)', v_parts[1], v_parts[2]);
+  IF v_parts[1] LIKE 'pg\_temp\_%'
+     OR $2 = 'function' AND (v_proc.proretset OR v_proc.prorettype NOT IN ('pg_catalog.jsonb'::regtype, 'pg_catalog.void'::regtype))
+     OR $2 = 'procedure' AND v_proc.prorettype <> 'pg_catalog.void'::regtype THEN
+    RAISE EXCEPTION '% % cannot be a handler', $2, signature
+      USING ERRCODE = 'invalid_function_definition',
+            HINT = 'A function must return jsonb or void and not a set; a procedure must have no output arguments; neither may be temporary.';
+  END IF;
+  IF NOT (has_schema_privilege($1, v_proc.pronamespace, 'USAGE') AND has_function_privilege($1, v_proc.oid, 'EXECUTE')) THEN
+    RAISE EXCEPTION 'permission denied for % %', $2, signature
+      USING ERRCODE = 'insufficient_privilege',
+            HINT = format('GRANT EXECUTE ON %s %s, and USAGE on its schema.', upper($2), signature);
+  END IF;
+  handler_owner := pg_get_userbyid(v_proc.proowner);
+END
+$$;
+
+-- Everything about a definition that can be wrong by itself.
+CREATE FUNCTION orchestrator._check_definition(d orchestrator.definition) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_what text;
+  v_span interval;
+BEGIN
+  PERFORM orchestrator._require(d.kind IN ('function', 'sql', 'procedure', 'utility'), format('unknown kind "%s"', d.kind),
+                                'Kinds are function, sql, procedure and utility.');
+  PERFORM orchestrator._require(d.backoff IN ('exponential', 'fixed', 'linear'), format('unknown backoff "%s"', d.backoff),
+                                'Say exponential, fixed or linear.');
+  PERFORM orchestrator._require(d.timeout_policy IN ('retry', 'fail', 'fail_workflow', 'alert'),
+                                format('unknown timeout_policy "%s"', d.timeout_policy), 'Say retry, fail, fail_workflow or alert.');
+  PERFORM orchestrator._require(d.notify IN ('off', 'lifecycle', 'all'), format('unknown value "%s" of notify', d.notify),
+                                'Say off, lifecycle or all.');
+  PERFORM orchestrator._require(d.max_attempts BETWEEN 1 AND 10000, 'max_attempts must be between 1 and 10000');
+  PERFORM orchestrator._require(d.retry_jitter BETWEEN 0 AND 1, 'retry_jitter must be between 0 and 1');
+  PERFORM orchestrator._require(d.priority BETWEEN -1000000 AND 1000000, 'priority must be between -1000000 and 1000000');
+  PERFORM orchestrator._require(d.retry_priority_step BETWEEN 0 AND 1000000, 'retry_priority_step must be between 0 and 1000000');
+  PERFORM orchestrator._require(d.max_running > 0, 'max_running must be positive');
+  PERFORM orchestrator._require(d.rate_limit > 0, 'rate_limit must be positive');
+  PERFORM orchestrator._require((d.rate_limit IS NULL) = (d.rate_period IS NULL), 'rate_limit and rate_period belong together');
+  FOR v_what, v_span IN
+    VALUES ('retry_delay', d.retry_delay), ('max_retry_delay', d.max_retry_delay), ('estimated_duration', d.estimated_duration)
+  LOOP
+    PERFORM orchestrator._require(v_span BETWEEN interval '0' AND interval '100 years', v_what || ' must not be negative, nor exceed 100 years');
+  END LOOP;
+  FOR v_what, v_span IN
+    VALUES ('retry_budget', d.retry_budget), ('timeout', d.timeout), ('queue_timeout', d.queue_timeout),
+           ('response_timeout', d.response_timeout), ('rate_period', d.rate_period)
+  LOOP
+    PERFORM orchestrator._require(v_span > interval '0' AND v_span <= interval '100 years', v_what || ' must be positive, and not exceed 100 years');
+  END LOOP;
+  PERFORM orchestrator._require(c IS NOT NULL AND c ~ '^([0-9A-Z]{2}|[0-9A-Z]{5})$', format('"%s" is neither an SQLSTATE nor a class of them', c),
+                                'never_retry takes codes like 23505 and classes like 23.')
+    FROM unnest(d.never_retry) c;
+END
+$$;
+
+-- Locks the owner's row: two definitions of one name get two versions.
+CREATE FUNCTION orchestrator._define(caller oid, name text, handler text, kind text, queue text, priority int,
+    max_attempts int, backoff text, retry_delay interval, max_retry_delay interval, retry_jitter float8,
+    retry_budget interval, never_retry text[], retry_priority_step int, timeout interval, queue_timeout interval,
+    response_timeout interval, timeout_policy text, max_running int, rate_limit int, rate_period interval,
+    notify text, description text, estimated_duration interval, metadata jsonb, owner text) RETURNS int
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  d      orchestrator.definition;
+  v_role oid := caller;
+BEGIN
+  PERFORM orchestrator._initialize();
+  -- An administrator is not enough: the handler runs with the rights of whoever enqueues it.
+  IF owner IS NOT NULL THEN
+    v_role := orchestrator._role(owner);
+    IF NOT pg_has_role(caller, v_role, 'USAGE') THEN
+      RAISE EXCEPTION 'must be a member of role "%"', owner USING ERRCODE = 'insufficient_privilege';
+    END IF;
+  END IF;
+  PERFORM orchestrator._require_name('definition', name);
+  d.owner := orchestrator._owner(v_role);
+  d.name := name;
+  d.kind := coalesce(kind, 'function');
+  d.handler := handler;
+  d.priority := coalesce(priority, 0);
+  d.max_attempts := coalesce(max_attempts, 3);
+  d.backoff := coalesce(backoff, 'exponential');
+  d.retry_delay := coalesce(retry_delay, '1 second');
+  d.max_retry_delay := coalesce(max_retry_delay, greatest('1 hour', d.retry_delay));
+  d.retry_jitter := coalesce(retry_jitter, 0.1);
+  d.retry_budget := retry_budget;
+  d.never_retry := coalesce(never_retry, '{}');
+  d.retry_priority_step := coalesce(retry_priority_step, 0);
+  d.timeout := timeout;
+  d.queue_timeout := queue_timeout;
+  d.response_timeout := response_timeout;
+  d.timeout_policy := coalesce(timeout_policy, 'retry');
+  d.max_running := max_running;
+  d.rate_limit := rate_limit;
+  d.rate_period := rate_period;
+  d.notify := coalesce(notify, 'lifecycle');
+  d.description := description;
+  d.estimated_duration := estimated_duration;
+  d.metadata := metadata;
+  PERFORM orchestrator._check_definition(d);
+  PERFORM orchestrator._require(coalesce(btrim(handler, E' \t\r\n;'), '') <> '', format('definition "%s" has no handler', name),
+                                'Give the name of a function or procedure, or a command.');
+  IF d.kind IN ('function', 'procedure') THEN
+    SELECT h.signature, h.handler_owner INTO d.handler, d.handler_owner
+      FROM orchestrator._find_handler(v_role, d.kind, handler) h;
+  END IF;
+  IF queue IS NOT NULL THEN
+    d.queue := orchestrator._resolve_queue(v_role, queue);
+  END IF;
+  RETURN orchestrator._keep_definition(d, true);
+END
+$$;
+
+-- Find the version that equals a definition, or add it; make it the current
+-- one when asked to.
+CREATE FUNCTION orchestrator._keep_definition(d orchestrator.definition, is_current boolean) RETURNS int
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_aside constant text[] := '{id,version,is_current,created_at}';
+BEGIN
+  PERFORM FROM orchestrator.owner o WHERE o.id = d.owner FOR NO KEY UPDATE;
+  SELECT x.id, x.version, x.is_current INTO d.id, d.version, d.is_current
+    FROM orchestrator.definition x
+    WHERE x.owner = d.owner AND x.name = d.name AND to_jsonb(x) - v_aside = to_jsonb(d) - v_aside
+    ORDER BY x.is_current DESC, x.version DESC
+    LIMIT 1;
+  IF FOUND AND (d.is_current OR NOT $2) THEN
+    RETURN d.version;
+  END IF;
+  IF $2 THEN
+    UPDATE orchestrator.definition x SET is_current = false WHERE x.owner = d.owner AND x.name = d.name AND x.is_current;
+  END IF;
+  IF d.id IS NOT NULL THEN
+    UPDATE orchestrator.definition x SET is_current = true WHERE x.id = d.id;
+  ELSE
+    d.id := nextval('orchestrator.definition_id_seq');
+    d.version := 1 + coalesce((SELECT max(x.version) FROM orchestrator.definition x
+                               WHERE x.owner = d.owner AND x.name = d.name), 0);
+    d.is_current := $2;
+    d.created_at := orchestrator._now();
+    INSERT INTO orchestrator.definition SELECT d.*;
+  END IF;
+  PERFORM orchestrator._invalidate();
+  RETURN d.version;
+END
+$$;
+
+-- Its versions stay: finished tasks name them.
+CREATE FUNCTION orchestrator._drop_definition(caller oid, name text, force boolean, owner text) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_owner int := orchestrator._owner_for(caller, owner);
+  v_ids   int[];
+  v_live  bigint[];
+BEGIN
+  PERFORM FROM orchestrator.owner o WHERE o.id = v_owner FOR NO KEY UPDATE;
+  SELECT array_agg(d.id) INTO v_ids FROM orchestrator.definition d
+    WHERE d.owner = v_owner AND d.name = $2 HAVING bool_or(d.is_current);
+  IF v_ids IS NULL THEN
+    RAISE EXCEPTION 'definition "%" does not exist', $2 USING ERRCODE = 'undefined_object';
+  END IF;
+  UPDATE orchestrator.definition d SET is_current = false WHERE d.id = ANY (v_ids) AND d.is_current;
+  DELETE FROM orchestrator.definition_share s WHERE s.owner = v_owner AND s.name = $2;
+  PERFORM orchestrator._invalidate();
+  IF force THEN
+    LOOP
+      v_live := orchestrator._lock_live(v_ids, 1000);
+      EXIT WHEN v_live IS NULL;
+      PERFORM orchestrator._cancel_rows(v_live, orchestrator._by(caller, format('definition "%s" was dropped', $2)));
+    END LOOP;
+  ELSIF EXISTS (SELECT FROM orchestrator.task_live l WHERE l.definition = ANY (v_ids)) THEN
+    RAISE EXCEPTION 'definition "%" has tasks that are not finished', $2
+      USING ERRCODE = 'dependent_objects_still_exist',
+            HINT = 'Wait for them, cancel them with orchestrator.cancel_many(), or drop with force => true.';
+  END IF;
+END
+$$;
+
+-- Event trigger: functions that handlers name. Reads the engine's tables for
+-- whoever drops something, hence SECURITY DEFINER; it cannot be called.
+CREATE FUNCTION orchestrator._guard_handlers() RETURNS event_trigger
+  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_handler text;
+  v_name    text;
+BEGIN
+  FOR v_handler IN
+    SELECT format('%I.%I(jsonb)', o.address_names[1], o.address_names[2]) FROM pg_event_trigger_dropped_objects() o
+    WHERE o.object_type IN ('function', 'procedure') AND o.address_args IN ('{pg_catalog.jsonb}', '{jsonb}')
+  LOOP
+    SELECT d.name INTO v_name FROM orchestrator.definition d
+      WHERE d.handler = v_handler AND d.kind IN ('function', 'procedure')
+        AND EXISTS (SELECT FROM orchestrator.task_live l WHERE l.definition = d.id) LIMIT 1;
+    IF FOUND THEN
+      RAISE EXCEPTION 'cannot drop %: unfinished tasks of definition "%" use it', v_handler, v_name
+        USING ERRCODE = 'dependent_objects_still_exist',
+              HINT = 'Replace it with CREATE OR REPLACE, or end the tasks first with orchestrator.cancel_many() or drop_definition().';
+    END IF;
+    SELECT d.name INTO v_name FROM orchestrator.definition d
+      WHERE d.handler = v_handler AND d.kind IN ('function', 'procedure') AND d.is_current LIMIT 1;
+    IF FOUND THEN
+      RAISE WARNING 'dropped %, the handler of definition "%"', v_handler, v_name
+        USING ERRCODE = 'warning', HINT = 'Its tasks will fail until it is made again or orchestrator.define() names another.';
+    END IF;
+  END LOOP;
+END
+$$;
+CREATE EVENT TRIGGER orchestrator_guard_handlers ON sql_drop
+  WHEN TAG IN ('DROP FUNCTION', 'DROP PROCEDURE', 'DROP ROUTINE', 'DROP SCHEMA', 'DROP EXTENSION', 'DROP OWNED', 'DROP LANGUAGE')
+  EXECUTE FUNCTION orchestrator._guard_handlers();
+COMMENT ON EVENT TRIGGER orchestrator_guard_handlers IS 'Refuses to drop a function that unfinished tasks need';

@@ -1,0 +1,212 @@
+-- Enqueue: the functions are C (src/enqueue.c) and write the row directly;
+-- here is what they ask for when the session does not know it yet.
+
+CREATE FUNCTION orchestrator.enqueue(definition text, input jsonb DEFAULT '{}', name text DEFAULT NULL,
+    priority int DEFAULT NULL, run_at timestamptz DEFAULT NULL, delay interval DEFAULT NULL, key text DEFAULT NULL,
+    key_window interval DEFAULT NULL, queue text DEFAULT NULL, metadata jsonb DEFAULT NULL,
+    deadline timestamptz DEFAULT NULL, traceparent text DEFAULT NULL) RETURNS bigint
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_enqueue';
+COMMENT ON FUNCTION orchestrator.enqueue(text, jsonb, text, int, timestamptz, interval, text, interval, text, jsonb, timestamptz, text) IS
+  'Enqueues a task, which runs as the calling role after this transaction commits; returns its id. With a key that is taken, the id of the task that took it';
+
+CREATE FUNCTION orchestrator.enqueue_many(definition text, inputs jsonb[], name text DEFAULT NULL,
+    priority int DEFAULT NULL, run_at timestamptz DEFAULT NULL, delay interval DEFAULT NULL, keys text[] DEFAULT NULL,
+    key_window interval DEFAULT NULL, queue text DEFAULT NULL, metadata jsonb DEFAULT NULL,
+    deadline timestamptz DEFAULT NULL, traceparent text DEFAULT NULL) RETURNS bigint[]
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_enqueue_many';
+COMMENT ON FUNCTION orchestrator.enqueue_many(text, jsonb[], text, int, timestamptz, interval, text[], interval, text, jsonb, timestamptz, text) IS
+  'Enqueues one task for each input; returns their ids in the same order. Priority is 10 lower than that of single tasks unless it is given';
+
+CREATE FUNCTION orchestrator.run(sql text, input jsonb DEFAULT '{}', name text DEFAULT NULL,
+    priority int DEFAULT NULL, run_at timestamptz DEFAULT NULL, delay interval DEFAULT NULL, key text DEFAULT NULL,
+    key_window interval DEFAULT NULL, queue text DEFAULT NULL, metadata jsonb DEFAULT NULL,
+    deadline timestamptz DEFAULT NULL, traceparent text DEFAULT NULL, kind text DEFAULT 'sql',
+    max_attempts int DEFAULT 1, timeout interval DEFAULT NULL) RETURNS bigint
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_run';
+COMMENT ON FUNCTION orchestrator.run(text, jsonb, text, int, timestamptz, interval, text, interval, text, jsonb, timestamptz, text, text, int, interval) IS
+  'Runs a command once in the background, without a definition; returns the id of its task. kind => ''utility'' for commands like VACUUM';
+
+-- Refuse a task whose role could not be started.
+CREATE FUNCTION orchestrator._check_role(caller oid) RETURNS void
+  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_role pg_authid;
+BEGIN
+  SELECT a.* INTO v_role FROM pg_authid a WHERE a.oid = $1;
+  IF NOT v_role.rolcanlogin AND current_setting('server_version_num')::int < 170000 THEN
+    RAISE EXCEPTION 'role "%" cannot run tasks: it may not log in', v_role.rolname
+      USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = format('ALTER ROLE %I LOGIN, or enqueue as a role that may log in.', v_role.rolname);
+  END IF;
+  IF NOT has_database_privilege($1, (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()), 'CONNECT') THEN
+    RAISE EXCEPTION 'role "%" cannot run tasks: it may not connect to database "%"', v_role.rolname, current_database()
+      USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = format('GRANT CONNECT ON DATABASE %I TO %I.', current_database(), v_role.rolname);
+  END IF;
+END
+$$;
+
+-- The queue a role means: its own first, then one that was shared with it.
+CREATE FUNCTION orchestrator._resolve_queue(caller oid, queue text) RETURNS int
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_ids int[];
+BEGIN
+  PERFORM orchestrator._initialize();
+  IF $2 = 'default' THEN
+    RETURN 1;
+  END IF;
+  v_ids := ARRAY(SELECT q.id FROM orchestrator.queue q WHERE q.owner = orchestrator._owner($1) AND q.name = $2);
+  IF v_ids = '{}' THEN
+    v_ids := ARRAY(SELECT DISTINCT q.id FROM orchestrator.queue q JOIN orchestrator.queue_share s ON s.queue = q.id
+                   WHERE q.name = $2 AND s.grantee = ANY (orchestrator._member_owners($1) || 0));
+  END IF;
+  IF v_ids = '{}' THEN
+    PERFORM orchestrator._no_queue($2);
+  ELSIF cardinality(v_ids) > 1 THEN
+    RAISE EXCEPTION 'queue "%" was shared by more than one role', $2
+      USING ERRCODE = 'ambiguous_alias', HINT = 'Make a queue of your own with orchestrator.define_queue().';
+  END IF;
+  RETURN v_ids[1];
+END
+$$;
+
+-- The definition a role means by a name: its own first, then one that was
+-- shared with it, never a stranger's; and what enqueue needs of it. Two shared
+-- ones are an error: a late-comer must not slip in before the other.
+CREATE FUNCTION orchestrator._resolve_definition(caller oid, definition text, OUT definition_id int, OUT owner_id int,
+    OUT kind text, OUT queue int, OUT priority int, OUT max_attempts int, OUT queue_timeout interval, OUT notify boolean)
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_found orchestrator.definition[];
+BEGIN
+  PERFORM orchestrator._initialize();
+  PERFORM orchestrator._check_role($1);
+  owner_id := orchestrator._owner($1);
+  v_found := ARRAY(SELECT d FROM orchestrator.definition d WHERE d.owner = owner_id AND d.name = $2 AND d.is_current);
+  IF v_found = '{}' THEN
+    v_found := ARRAY(SELECT d FROM orchestrator.definition d
+                     WHERE d.name = $2 AND d.is_current
+                       AND EXISTS (SELECT FROM orchestrator.definition_share s
+                                   WHERE s.owner = d.owner AND s.name = d.name
+                                     AND s.grantee = ANY (orchestrator._member_owners($1) || 0)));
+  END IF;
+  IF v_found = '{}' OR $2 LIKE 'orchestrator.%' THEN
+    RAISE EXCEPTION 'definition "%" does not exist', $2
+      USING ERRCODE = 'undefined_object',
+            HINT = 'Make it with orchestrator.define(), or have its owner share it with orchestrator.share_definition().';
+  ELSIF cardinality(v_found) > 1 THEN
+    RAISE EXCEPTION 'definition "%" was shared by more than one role', $2
+      USING ERRCODE = 'ambiguous_alias', HINT = 'Make a definition of your own with orchestrator.define().';
+  END IF;
+  SELECT d.id, d.kind, coalesce(d.queue, 1), d.priority, d.max_attempts, d.queue_timeout, d.notify <> 'off'
+    INTO definition_id, kind, queue, priority, max_attempts, queue_timeout, notify
+    FROM unnest(v_found) d;
+END
+$$;
+
+-- The definition behind run(): one for each kind and set of options, owned by
+-- the caller, never current.
+CREATE FUNCTION orchestrator._run_definition(caller oid, run_kind text, attempts int, run_timeout interval,
+    OUT definition_id int, OUT owner_id int, OUT kind text, OUT queue int, OUT priority int, OUT max_attempts int,
+    OUT queue_timeout interval, OUT notify boolean)
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  d         orchestrator.definition;
+  v_version int;
+BEGIN
+  PERFORM orchestrator._initialize();
+  PERFORM orchestrator._check_role($1);
+  PERFORM orchestrator._require($2 IN ('sql', 'utility'), format('run() takes no command of kind "%s"', $2),
+                                'Say sql, or utility for a command that cannot run in a transaction block.');
+  d.owner := orchestrator._owner($1);
+  d.name := 'orchestrator.run.' || $2;
+  d.kind := $2;
+  d.priority := 0;
+  d.max_attempts := coalesce($3, 1);
+  d.backoff := 'exponential';
+  d.retry_delay := '1 second';
+  d.max_retry_delay := '1 hour';
+  d.retry_jitter := 0.1;
+  d.never_retry := '{}';
+  d.retry_priority_step := 0;
+  d.timeout := $4;
+  d.timeout_policy := 'retry';
+  d.notify := 'lifecycle';
+  PERFORM orchestrator._check_definition(d);
+  LOOP
+    SELECT x.id, x.owner, x.kind, 1, x.priority, x.max_attempts, NULL, true
+      INTO definition_id, owner_id, kind, queue, priority, max_attempts, queue_timeout, notify
+      FROM orchestrator.definition x
+      WHERE x.owner = d.owner AND x.name = d.name AND x.version = v_version
+         OR v_version IS NULL AND x.owner = d.owner AND x.name = d.name AND x.max_attempts = d.max_attempts
+            AND x.timeout IS NOT DISTINCT FROM d.timeout
+      LIMIT 1;
+    EXIT WHEN FOUND;
+    v_version := orchestrator._keep_definition(d, false);
+  END LOOP;
+END
+$$;
+
+-- Take a key for a task, or tell who holds it: race-free, for the unique index
+-- waits for a concurrent taker, and takes over when that one rolls back.
+CREATE FUNCTION orchestrator._take_key(owner int, queue int, key text, key_window interval, task bigint) RETURNS bigint
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_now    timestamptz := orchestrator._now();
+  v_holder orchestrator.task_key;
+BEGIN
+  PERFORM orchestrator._check_keys(ARRAY[$3], $4);
+  LOOP
+    INSERT INTO orchestrator.task_key (owner, queue, key, task_id, expires_at) VALUES ($1, $2, $3, $5, v_now + $4)
+      ON CONFLICT DO NOTHING;
+    IF FOUND THEN
+      RETURN $5;
+    END IF;
+    SELECT k.* INTO v_holder FROM orchestrator.task_key k WHERE k.owner = $1 AND k.queue = $2 AND k.key = $3;
+    IF FOUND AND (v_holder.expires_at IS NULL OR v_holder.expires_at > v_now) THEN
+      RETURN v_holder.task_id;
+    END IF;
+    UPDATE orchestrator.task_key k SET task_id = $5, expires_at = v_now + $4
+      WHERE k.owner = $1 AND k.queue = $2 AND k.key = $3 AND k.task_id = v_holder.task_id AND k.expires_at <= v_now;
+    IF FOUND THEN
+      RETURN $5;
+    END IF;
+  END LOOP;
+END
+$$;
+
+-- The same for many, in the order of the keys: two calls cannot deadlock. A
+-- null key is nobody's; of equal keys the first one's task holds it.
+CREATE FUNCTION orchestrator._take_keys(owner int, queue int, keys text[], key_window interval, tasks bigint[]) RETURNS bigint[]
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_now timestamptz := orchestrator._now();
+BEGIN
+  PERFORM orchestrator._check_keys($3, $4);
+  INSERT INTO orchestrator.task_key AS k (owner, queue, key, task_id, expires_at)
+    SELECT DISTINCT ON (n.key COLLATE "C") $1, $2, n.key, n.task, v_now + $4
+    FROM unnest($3, $5) WITH ORDINALITY n(key, task, place)
+    WHERE n.key IS NOT NULL
+    ORDER BY n.key COLLATE "C", n.place
+    ON CONFLICT ON CONSTRAINT task_key_pkey DO UPDATE SET task_id = excluded.task_id, expires_at = excluded.expires_at
+      WHERE k.expires_at <= v_now;
+  RETURN ARRAY(SELECT coalesce(k.task_id, n.task)
+               FROM unnest($3, $5) WITH ORDINALITY n(key, task, place)
+               LEFT JOIN orchestrator.task_key k ON k.owner = $1 AND k.queue = $2 AND k.key = n.key
+               ORDER BY n.place);
+END
+$$;
+
+CREATE FUNCTION orchestrator._check_keys(keys text[], key_window interval) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM orchestrator._require($2 > interval '0' AND $2 <= interval '100 years', 'key_window must be positive, and not exceed 100 years');
+  IF EXISTS (SELECT FROM unnest($1) k WHERE octet_length(k) > 200) THEN
+    RAISE EXCEPTION 'key is longer than 200 bytes'
+      USING ERRCODE = 'program_limit_exceeded', HINT = 'Use a hash of it, such as md5().';
+  ELSIF '' = ANY ($1) THEN
+    RAISE EXCEPTION 'key must not be empty' USING ERRCODE = 'invalid_parameter_value', HINT = 'Leave it null for no key.';
+  END IF;
+END
+$$;

@@ -1,0 +1,97 @@
+-- Claim, the way in SQL (the hot one is src/claim.c), and what becomes due.
+--
+-- Statistics of task_live are out of date whenever they matter: it may hold
+-- nothing now and a million rows a second later. So the functions here and in
+-- chapters 60 and 65 turn off the plans that would read all of it.
+
+-- Claim the oldest ready tasks of a queue for a worker: those with the least
+-- sort key that nobody else has locked.
+CREATE FUNCTION orchestrator._claim(owner int, queue int, worker int, max_rows int) RETURNS SETOF orchestrator.task
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
+DECLARE
+  v_now timestamptz := orchestrator._now();
+BEGIN
+  IF (SELECT q.paused FROM orchestrator.queue q WHERE q.id = $2) THEN
+    RETURN;
+  END IF;
+  RETURN QUERY
+    WITH ready AS MATERIALIZED (
+      SELECT l.id FROM orchestrator.task_live l
+      WHERE l.owner = $1 AND l.queue = $2 AND l.state = 'pending'
+        AND (l.expire_at IS NULL OR l.expire_at > v_now)
+      ORDER BY l.sort_key, l.id
+      LIMIT $4
+      FOR UPDATE SKIP LOCKED
+    ), claimed AS (
+      UPDATE orchestrator.task_live l
+        SET state = 'running', attempt = l.attempt + 1, epoch = l.epoch + 1, started_at = v_now, worker = $3
+        FROM ready WHERE l.id = ready.id
+        RETURNING l.*
+    )
+    SELECT c.* FROM claimed c ORDER BY c.sort_key, c.id;
+END
+$$;
+
+-- Make ready what was scheduled for now or earlier; returns how many.
+CREATE FUNCTION orchestrator._promote_due(max_rows int) RETURNS int
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
+DECLARE
+  v_now   timestamptz := orchestrator._now();
+  v_count int;
+BEGIN
+  WITH due AS MATERIALIZED (
+    SELECT l.id FROM orchestrator.task_live l
+    WHERE l.state = 'scheduled' AND l.run_at <= v_now
+    ORDER BY l.run_at
+    LIMIT $1
+    FOR UPDATE SKIP LOCKED
+  ), promoted AS (
+    UPDATE orchestrator.task_live l
+      SET state = 'pending', sort_key = orchestrator._sort_key(l.run_at, l.priority)
+      FROM due WHERE l.id = due.id
+      RETURNING l.owner, l.queue, l.sort_key
+  ), lane AS (
+    SELECT p.owner, p.queue, min(p.sort_key) AS sort_key, count(*) AS n FROM promoted p GROUP BY 1, 2
+  )
+  SELECT sum(n) INTO v_count FROM (SELECT n, orchestrator._ready(owner, queue, sort_key) FROM lane OFFSET 0) told;
+  RETURN coalesce(v_count, 0);
+END
+$$;
+
+-- Fail what was not started in time; returns how many. A step that runs is
+-- stopped at its deadline by its executor.
+CREATE FUNCTION orchestrator._expire(max_rows int) RETURNS int
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
+DECLARE
+  v_now   timestamptz := orchestrator._now();
+  v_count int := 0;
+  t       orchestrator.task;
+BEGIN
+  FOR t IN
+    WITH late AS MATERIALIZED (
+      SELECT l.* FROM orchestrator.task_live l
+      WHERE l.expire_at <= v_now AND l.state <> 'running'
+      ORDER BY l.expire_at
+      LIMIT $1
+      FOR UPDATE SKIP LOCKED
+    )
+    SELECT late.* FROM late ORDER BY late.id
+  LOOP
+    t.error := jsonb_build_object('sqlstate', 'OR002', 'message',
+                 CASE WHEN t.deadline <= v_now THEN format('deadline %s passed before the task was finished', t.deadline)
+                      ELSE format('not started within the queue_timeout of its definition, until %s', t.expire_at) END);
+    PERFORM orchestrator._fail(t, t.error);
+    v_count := v_count + 1;
+  END LOOP;
+  RETURN v_count;
+END
+$$;
+
+-- When _promote_due() or _expire() has something to do next; null: never.
+CREATE FUNCTION orchestrator._next_due() RETURNS timestamptz
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
+BEGIN
+  RETURN least((SELECT min(l.run_at) FROM orchestrator.task_live l WHERE l.state = 'scheduled'),
+               (SELECT min(l.expire_at) FROM orchestrator.task_live l WHERE l.expire_at IS NOT NULL AND l.state <> 'running'));
+END
+$$;

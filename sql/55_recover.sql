@@ -1,0 +1,72 @@
+-- Recover: tasks whose worker is gone.
+
+-- Hand back running tasks of workers that are gone, unless somebody else did:
+-- those in charged were being run by a process that died and spend the
+-- attempt, the others do not. Returns how many. Locks by id.
+CREATE FUNCTION orchestrator._recover(tasks bigint[], epochs int[], charged bigint[]) RETURNS int
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_task  bigint;
+  v_epoch int;
+  v_count int := 0;
+BEGIN
+  FOR v_task, v_epoch IN SELECT u.task, u.epoch FROM unnest($1, $2) u(task, epoch) ORDER BY u.task LOOP
+    IF orchestrator._settle_failed(v_task, v_epoch, CASE WHEN v_task = ANY ($3) THEN 'lost' ELSE 'released' END,
+                                   NULL, NULL, NULL) IS NOT NULL THEN
+      v_count := v_count + 1;
+    END IF;
+  END LOOP;
+  RETURN v_count;
+END
+$$;
+
+-- The same for every running task whose worker is not among the given process
+-- ids: the supervisor starts, and what died before it looked is gone.
+CREATE FUNCTION orchestrator._recover_all(charged bigint[], live_workers int[]) RETURNS int
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_tasks  bigint[];
+  v_epochs int[];
+BEGIN
+  SELECT array_agg(l.id ORDER BY l.id), array_agg(l.epoch ORDER BY l.id) INTO v_tasks, v_epochs
+    FROM orchestrator.task_live l WHERE l.state = 'running' AND l.worker <> ALL ($2);
+  RETURN orchestrator._recover(v_tasks, v_epochs, $1);
+END
+$$;
+
+-- A crash undid the claim of a task, but the note file proves that this
+-- attempt of it ran in the process that died: it is spent.
+CREATE FUNCTION orchestrator._charge(task bigint, attempt int) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  t orchestrator.task;
+BEGIN
+  SELECT l.* INTO t FROM orchestrator.task_live l
+    WHERE l.id = $1 AND l.state = 'pending' AND l.attempt < $2 FOR UPDATE;
+  IF NOT FOUND THEN
+    RETURN;
+  END IF;
+  t.attempt := $2;
+  t.started_at := NULL;
+  PERFORM orchestrator._end_attempt(t, 'lost', NULL);
+END
+$$;
+
+-- Tasks of an owner whose role cannot run them (gone, renamed, no LOGIN) fail
+-- with the reason. Returns how many. Locks by id.
+CREATE FUNCTION orchestrator._fail_unrunnable(owner int, reason text) RETURNS int
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  t       orchestrator.task;
+  v_count int := 0;
+BEGIN
+  FOR t IN SELECT l.* FROM orchestrator.task_live l
+           WHERE l.owner = $1 AND l.state = 'pending' ORDER BY l.id FOR UPDATE SKIP LOCKED LOOP
+    t.error := jsonb_build_object('sqlstate', 'OR005', 'message', 'the task cannot run: ' || $2,
+      'hint', 'Enqueue it again as a role that may log in and connect to this database.');
+    PERFORM orchestrator._fail(t, t.error);
+    v_count := v_count + 1;
+  END LOOP;
+  RETURN v_count;
+END
+$$;

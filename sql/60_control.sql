@@ -1,0 +1,299 @@
+-- Control: cancel, pause, resume, retry one task. The picture of the states
+-- stands in chapter 50.
+--
+-- One and many (chapter 65) share the _..._rows functions: they take ids of
+-- rows that are locked and in a state that allows the change.
+
+CREATE FUNCTION orchestrator.cancel(task bigint, reason text DEFAULT NULL) RETURNS orchestrator.task_state
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
+COMMENT ON FUNCTION orchestrator.cancel(bigint, text) IS
+  'Cancels a task; the step that runs it is stopped when this transaction commits. Returns the new state';
+
+CREATE FUNCTION orchestrator.pause(task bigint, force boolean DEFAULT false) RETURNS orchestrator.task_state
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
+COMMENT ON FUNCTION orchestrator.pause(bigint, boolean) IS
+  'Holds a task until resume(). One that runs finishes its attempt, and is held if that is to be repeated; with force it is stopped and the attempt not counted. Returns the new state';
+
+CREATE FUNCTION orchestrator.resume(task bigint) RETURNS orchestrator.task_state
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
+COMMENT ON FUNCTION orchestrator.resume(bigint) IS 'Lets a paused task go on; returns the new state';
+
+CREATE FUNCTION orchestrator.retry(task bigint, attempts int DEFAULT 1) RETURNS orchestrator.task_state
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
+COMMENT ON FUNCTION orchestrator.retry(bigint, int) IS
+  'Gives a failed or cancelled task more attempts, and runs it again; returns the new state';
+
+-- Lock a task that the caller may control, wherever it is; with yield, stop an
+-- executor from running it in the fast lane first. A task of somebody else
+-- does not exist for the caller, and is not touched.
+CREATE FUNCTION orchestrator._lock_task(caller oid, task bigint, yield boolean) RETURNS orchestrator.task
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  t       orchestrator.task;
+  v_owner int;
+BEGIN
+  SELECT x.owner INTO v_owner FROM orchestrator.task x WHERE x.id = $2;
+  IF NOT FOUND OR v_owner <> ALL (orchestrator._controlled_owners($1)) THEN
+    RAISE EXCEPTION 'task % does not exist', coalesce($2::text, 'null')
+      USING ERRCODE = 'undefined_object', HINT = 'A task that was enqueued by a transaction under way cannot be seen before it commits.';
+  END IF;
+  IF $3 THEN
+    PERFORM orchestrator._yield($2);
+  END IF;
+  -- It may move between the two while we look.
+  FOR i IN 1 .. 10 LOOP
+    SELECT l.* INTO t FROM orchestrator.task_live l WHERE l.id = $2 FOR UPDATE;
+    EXIT WHEN FOUND;
+    SELECT f.* INTO t FROM orchestrator.task_finished f WHERE f.id = $2 FOR UPDATE;
+    EXIT WHEN FOUND;
+  END LOOP;
+  IF t.id IS NULL THEN
+    RAISE EXCEPTION 'task % changes too fast to be locked', $2 USING ERRCODE = 'lock_not_available', HINT = 'Try again.';
+  END IF;
+  RETURN t;
+END
+$$;
+
+-- Refuse a transition.
+CREATE FUNCTION orchestrator._refuse(t orchestrator.task, verb text, hint text) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RAISE EXCEPTION 'cannot % task %: it is %', $2, t.id, t.state
+    USING ERRCODE = 'object_not_in_prerequisite_state', HINT = $3;
+END
+$$;
+
+-- Who did it, and why: the detail of a trace.
+CREATE FUNCTION orchestrator._by(caller oid, reason text DEFAULT NULL) RETURNS jsonb
+  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN jsonb_strip_nulls(jsonb_build_object('by', pg_get_userbyid($1), 'reason', left($2, 1000)));
+END
+$$;
+
+CREATE FUNCTION orchestrator._cancel(caller oid, task bigint, reason text) RETURNS orchestrator.task_state
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  t orchestrator.task := orchestrator._lock_task($1, $2, true);
+BEGIN
+  IF t.state IN ('completed', 'failed', 'skipped') THEN
+    PERFORM orchestrator._refuse(t, 'cancel', 'A finished task stays as it is.');
+  ELSIF t.state <> 'cancelled' THEN
+    PERFORM orchestrator._cancel_rows(ARRAY[t.id], orchestrator._by($1, $3));
+  END IF;
+  RETURN 'cancelled';
+END
+$$;
+
+CREATE FUNCTION orchestrator._pause(caller oid, task bigint, force boolean) RETURNS orchestrator.task_state
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  t orchestrator.task := orchestrator._lock_task($1, $2, coalesce($3, false));
+BEGIN
+  IF NOT t.live THEN
+    PERFORM orchestrator._refuse(t, 'pause', 'Only a task that is not finished can be paused.');
+  ELSIF t.state <> 'paused' THEN
+    PERFORM orchestrator._pause_rows(ARRAY[t.id], coalesce($3, false), orchestrator._by($1));
+  END IF;
+  RETURN (SELECT l.state FROM orchestrator.task_live l WHERE l.id = t.id);
+END
+$$;
+
+CREATE FUNCTION orchestrator._resume(caller oid, task bigint) RETURNS orchestrator.task_state
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  t orchestrator.task := orchestrator._lock_task($1, $2, false);
+BEGIN
+  IF NOT t.live THEN
+    PERFORM orchestrator._refuse(t, 'resume', CASE WHEN t.state IN ('failed', 'cancelled') THEN 'Use orchestrator.retry() to run it again.'
+                                                   ELSE 'Only a paused task can be resumed.' END);
+  ELSIF t.held_state IS NOT NULL THEN
+    PERFORM orchestrator._resume_rows(ARRAY[t.id], orchestrator._by($1));
+  END IF;
+  RETURN (SELECT l.state FROM orchestrator.task_live l WHERE l.id = t.id);
+END
+$$;
+
+CREATE FUNCTION orchestrator._retry(caller oid, task bigint, attempts int) RETURNS orchestrator.task_state
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  t orchestrator.task := orchestrator._lock_task($1, $2, false);
+BEGIN
+  PERFORM orchestrator._require($3 IS NOT NULL AND $3 BETWEEN 1 AND 10000, 'attempts must be between 1 and 10000');
+  IF t.state NOT IN ('failed', 'cancelled') THEN
+    PERFORM orchestrator._refuse(t, 'retry', 'Only a failed or cancelled task can be retried.');
+  END IF;
+  PERFORM orchestrator._retry_rows(ARRAY[t.id], $3, orchestrator._by($1));
+  RETURN (SELECT l.state FROM orchestrator.task_live l WHERE l.id = t.id);
+END
+$$;
+
+-- What a cancelled task looks like.
+CREATE FUNCTION orchestrator._cancelled(t orchestrator.task, at timestamptz, detail jsonb) RETURNS orchestrator.task
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  t.epoch := t.epoch + (t.state = 'running')::int;
+  t.state := 'cancelled';
+  t.held_state := NULL;
+  t.sort_key := NULL;
+  t.live := false;
+  t.finished_at := $2;
+  t.error := jsonb_strip_nulls(jsonb_build_object('sqlstate', 'OR001', 'message', format('cancelled by "%s"', $3 ->> 'by'),
+                                                  'detail', $3 ->> 'reason'));
+  RETURN t;
+END
+$$;
+
+-- Cancel locked live tasks.
+CREATE FUNCTION orchestrator._cancel_rows(ids bigint[], detail jsonb) RETURNS bigint
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+  v_now   timestamptz := orchestrator._now();
+  v_count bigint;
+BEGIN
+  PERFORM orchestrator._ensure_partition(r.n * 1000000) FROM (SELECT DISTINCT i / 1000000 AS n FROM unnest($1) i) r;
+  WITH gone AS (
+    DELETE FROM orchestrator.task_live l WHERE l.id = ANY ($1) RETURNING l.*
+  ), traced AS (
+    INSERT INTO orchestrator.trace_log (task_id, at, owner, attempt, epoch, event, detail)
+      SELECT g.id, e.at, g.owner, g.attempt, g.epoch, e.event, e.detail
+      FROM gone g
+      CROSS JOIN LATERAL (VALUES (1, g.started_at, 'started', NULL::jsonb), (2, v_now, 'cancelled', $2)) e(place, at, event, detail)
+      WHERE e.event = 'cancelled' OR g.state = 'running'
+      ORDER BY g.id, e.place
+  ), moved AS (
+    INSERT INTO orchestrator.task_finished
+      SELECT f.* FROM gone g CROSS JOIN LATERAL orchestrator._cancelled(ROW(g.*)::orchestrator.task, v_now, $2) f
+  ), told AS (
+    SELECT orchestrator._emit(g.id, g.root_id, g.parent_id, 'cancelled', 'cancelled', NULL, g.attempt, d.notify <> 'off'),
+           CASE WHEN g.state = 'running' THEN orchestrator._interrupt(g.id, g.epoch) END
+    FROM gone g LEFT JOIN orchestrator.definition d ON d.id = g.definition
+    OFFSET 0
+  )
+  SELECT count(*) INTO v_count FROM told;
+  RETURN v_count;
+END
+$$;
+
+-- Pause locked live tasks. One that runs is marked, or with force stopped; its
+-- attempt is not counted then.
+CREATE FUNCTION orchestrator._pause_rows(ids bigint[], force boolean, detail jsonb) RETURNS bigint
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+  v_now   timestamptz := orchestrator._now();
+  v_count bigint;
+BEGIN
+  PERFORM orchestrator._ensure_partition(r.n * 1000000) FROM (SELECT DISTINCT i / 1000000 AS n FROM unnest($1) i) r;
+  UPDATE orchestrator.task_live l SET held_state = 'paused'
+    WHERE l.id = ANY ($1) AND l.state = 'running' AND NOT $2;
+  GET DIAGNOSTICS v_count = ROW_COUNT;
+  WITH old AS MATERIALIZED (
+    SELECT l.* FROM orchestrator.task_live l WHERE l.id = ANY ($1) AND l.state <> 'paused' AND (l.state <> 'running' OR $2)
+  ), traced AS (
+    INSERT INTO orchestrator.trace_log (task_id, at, owner, attempt, epoch, event, detail)
+      SELECT o.id, e.at, o.owner, o.attempt, o.epoch, e.event, e.detail
+      FROM old o
+      CROSS JOIN LATERAL (VALUES (1, o.started_at, 'started', NULL::jsonb),
+                                 (2, v_now, 'paused', $3)) e(place, at, event, detail)
+      WHERE e.event = 'paused' OR o.state = 'running'
+      ORDER BY o.id, e.place
+  ), held AS (
+    UPDATE orchestrator.task_live l
+      SET state = 'paused', held_state = CASE o.state WHEN 'running' THEN 'pending' ELSE o.state END,
+          attempt = o.attempt - (o.state = 'running')::int, epoch = o.epoch + (o.state = 'running')::int,
+          started_at = CASE o.state WHEN 'running' THEN NULL ELSE o.started_at END,
+          worker = NULL, sort_key = NULL, expire_at = o.deadline
+      FROM old o WHERE l.id = o.id
+      RETURNING l.id, l.root_id, l.parent_id, l.attempt, l.definition, o.state AS old_state, o.epoch AS old_epoch
+  ), told AS (
+    SELECT orchestrator._emit(h.id, h.root_id, h.parent_id, 'paused', 'paused', NULL, h.attempt, d.notify <> 'off'),
+           CASE WHEN h.old_state = 'running' THEN orchestrator._interrupt(h.id, h.old_epoch) END
+    FROM held h LEFT JOIN orchestrator.definition d ON d.id = h.definition
+    OFFSET 0
+  )
+  SELECT v_count + count(*) INTO v_count FROM told;
+  RETURN v_count;
+END
+$$;
+
+-- Let locked tasks go on that are paused, or marked to be.
+CREATE FUNCTION orchestrator._resume_rows(ids bigint[], detail jsonb) RETURNS bigint
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+  v_now   timestamptz := orchestrator._now();
+  v_count bigint;
+BEGIN
+  PERFORM orchestrator._ensure_partition(r.n * 1000000) FROM (SELECT DISTINCT i / 1000000 AS n FROM unnest($1) i) r;
+  UPDATE orchestrator.task_live l SET held_state = NULL WHERE l.id = ANY ($1) AND l.state = 'running';
+  GET DIAGNOSTICS v_count = ROW_COUNT;
+  WITH freed AS (
+    UPDATE orchestrator.task_live l
+      SET state = n.state, held_state = NULL, sort_key = CASE n.state WHEN 'pending' THEN orchestrator._sort_key(v_now, l.priority) END,
+          expire_at = CASE n.state WHEN 'waiting' THEN l.deadline
+                        ELSE least(l.deadline, greatest(v_now, l.run_at) + d.queue_timeout) END
+      FROM orchestrator.task_live o
+      LEFT JOIN orchestrator.definition d ON d.id = o.definition
+      CROSS JOIN LATERAL (SELECT CASE WHEN o.held_state = 'scheduled' AND o.run_at <= v_now THEN 'pending'
+                                      ELSE o.held_state END AS state) n
+      WHERE l.id = o.id AND o.id = ANY ($1) AND o.state = 'paused'
+      RETURNING l.*, d.notify <> 'off' AS notify
+  ), traced AS (
+    INSERT INTO orchestrator.trace_log (task_id, at, owner, attempt, epoch, event, detail)
+      SELECT f.id, v_now, f.owner, f.attempt, f.epoch, 'resumed', $2 FROM freed f ORDER BY f.id
+  ), told AS (
+    SELECT orchestrator._emit(f.id, f.root_id, f.parent_id, 'resumed', f.state, NULL, f.attempt, f.notify),
+           orchestrator._due(f.expire_at), CASE f.state WHEN 'scheduled' THEN orchestrator._due(f.run_at) END,
+           CASE f.state WHEN 'pending' THEN orchestrator._ready(f.owner, f.queue, f.sort_key) END
+    FROM freed f
+    OFFSET 0
+  )
+  SELECT v_count + count(*) INTO v_count FROM told;
+  RETURN v_count;
+END
+$$;
+
+-- What a retried task looks like. One that was cancelled before its time waits
+-- for it again; a deadline that passed no longer counts.
+CREATE FUNCTION orchestrator._retried(t orchestrator.task, at timestamptz, attempts int) RETURNS orchestrator.task
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  t.run_at := CASE WHEN t.run_at > $2 THEN t.run_at END;
+  t.state := CASE WHEN t.run_at IS NULL THEN 'pending' ELSE 'scheduled' END;
+  t.live := true;
+  t.max_attempts := t.attempt + $3;
+  t.epoch := t.epoch + 1;
+  t.deadline := CASE WHEN t.deadline > $2 THEN t.deadline END;
+  t.expire_at := least(t.deadline, coalesce(t.run_at, $2) + (SELECT d.queue_timeout FROM orchestrator.definition d WHERE d.id = t.definition));
+  t.finished_at := NULL;
+  t.worker := NULL;
+  t.sort_key := CASE WHEN t.run_at IS NULL THEN orchestrator._sort_key($2, t.priority) END;
+  RETURN t;
+END
+$$;
+
+-- Bring locked failed or cancelled tasks back to life.
+CREATE FUNCTION orchestrator._retry_rows(ids bigint[], attempts int, detail jsonb) RETURNS bigint
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+  v_now   timestamptz := orchestrator._now();
+  v_count bigint;
+BEGIN
+  WITH gone AS (
+    DELETE FROM orchestrator.task_finished f WHERE f.id = ANY ($1) RETURNING f.*
+  ), revived AS (
+    INSERT INTO orchestrator.task_live
+      SELECT n.* FROM gone g CROSS JOIN LATERAL orchestrator._retried(ROW(g.*)::orchestrator.task, v_now, $2) n
+      RETURNING *
+  ), traced AS (
+    INSERT INTO orchestrator.trace_log (task_id, at, owner, attempt, epoch, event, detail)
+      SELECT r.id, v_now, r.owner, r.attempt, r.epoch, 'retrying', $3 FROM revived r ORDER BY r.id
+  ), told AS (
+    SELECT orchestrator._emit(r.id, r.root_id, r.parent_id, 'retrying', r.state, NULL, r.attempt, d.notify <> 'off'),
+           orchestrator._ready(r.owner, r.queue, r.sort_key), orchestrator._due(r.expire_at), orchestrator._due(r.run_at)
+    FROM revived r LEFT JOIN orchestrator.definition d ON d.id = r.definition
+    OFFSET 0
+  )
+  SELECT count(*) INTO v_count FROM told;
+  RETURN v_count;
+END
+$$;

@@ -1,0 +1,21 @@
+-- Observe: wait, progress, current_task (src/observe.c).
+
+CREATE FUNCTION orchestrator.wait(task bigint, timeout interval DEFAULT NULL) RETURNS orchestrator.task_result
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_wait';
+COMMENT ON FUNCTION orchestrator.wait(bigint, interval) IS
+  'Sleeps until a task is finished and returns its result, or after the timeout its state. Its snapshot stays open meanwhile: for long waits CALL await()';
+
+CREATE PROCEDURE orchestrator.await(task bigint, timeout interval DEFAULT NULL, INOUT result orchestrator.task_result DEFAULT NULL)
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_await';
+COMMENT ON PROCEDURE orchestrator.await(bigint, interval, orchestrator.task_result) IS
+  'Like wait(), without keeping a snapshot open while it sleeps';
+
+CREATE FUNCTION orchestrator.current_task(OUT task_id bigint, OUT parent_id bigint, OUT definition text, OUT attempt int,
+    OUT max_attempts int, OUT key text, OUT metadata jsonb, OUT deadline timestamptz) RETURNS record
+  LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'orchestrator_current_task';
+COMMENT ON FUNCTION orchestrator.current_task() IS 'Inside a step: the task that it is a step of; elsewhere nulls';
+
+CREATE FUNCTION orchestrator.progress(fraction float8, message text DEFAULT NULL, stage text DEFAULT NULL) RETURNS void
+  LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'orchestrator_progress';
+COMMENT ON FUNCTION orchestrator.progress(float8, text, text) IS
+  'Inside a step: tells how far it is, from 0 to 1; seen at once, before the step commits';

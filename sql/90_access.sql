@@ -1,0 +1,204 @@
+-- Access: who may use the extension in this database, and what a dump keeps.
+--
+-- Nothing is granted to PUBLIC. grant_usage() gives a role one of four levels:
+--
+--   viewer     reads the views and tables, and sees the tasks of everybody
+--   producer   defines, enqueues, waits, and controls its own tasks
+--   worker     a producer that may also claim as a remote worker
+--   admin      controls everybody's tasks and queues, grants and revokes usage
+--
+-- Privileges say which functions and tables a role reaches; the policies below
+-- and the functions themselves say which rows.
+
+CREATE FUNCTION orchestrator.grant_usage(role text, level text DEFAULT 'producer') RETURNS void
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
+COMMENT ON FUNCTION orchestrator.grant_usage(text, text) IS
+  'Lets a role use the orchestrator of this database, as producer, worker, viewer or admin; replaces the level it has';
+
+CREATE FUNCTION orchestrator.revoke_usage(role text) RETURNS void
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
+COMMENT ON FUNCTION orchestrator.revoke_usage(text) IS 'Takes back grant_usage(). Tasks that the role enqueued still run';
+
+CREATE FUNCTION orchestrator.activate() RETURNS void
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
+COMMENT ON FUNCTION orchestrator.activate() IS
+  'Lets tasks run in this database after it was restored or copied from another one';
+
+CREATE FUNCTION orchestrator._require_admin(caller oid) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF NOT orchestrator._is_admin($1) THEN
+    RAISE EXCEPTION 'only a superuser or an administrator may do this'
+      USING ERRCODE = 'insufficient_privilege',
+            HINT = 'An administrator is made by orchestrator.grant_usage(role, ''admin'').';
+  END IF;
+END
+$$;
+
+CREATE FUNCTION orchestrator._grant_usage(caller oid, role text, level text) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_role oid;
+BEGIN
+  PERFORM orchestrator._require_admin($1);
+  PERFORM orchestrator._initialize();
+  PERFORM orchestrator._require($3 IS NOT NULL AND $3 IN ('producer', 'worker', 'viewer', 'admin'),
+                                format('unknown level "%s"', $3), 'Levels are producer, worker, viewer and admin.');
+  PERFORM orchestrator._require(lower($2) <> 'public', 'usage is not granted to everybody', 'Grant it to a role that its users are members of.');
+  v_role := orchestrator._role($2);
+  INSERT INTO orchestrator.usage_grant (grantee, level) VALUES (orchestrator._owner(v_role), $3)
+    ON CONFLICT ON CONSTRAINT usage_grant_pkey DO UPDATE SET level = excluded.level;
+  PERFORM orchestrator._revoke_all($2);
+  PERFORM orchestrator._grant_level($2, $3);
+  PERFORM orchestrator._invalidate();
+END
+$$;
+
+CREATE FUNCTION orchestrator._revoke_usage(caller oid, role text) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM orchestrator._require_admin($1);
+  DELETE FROM orchestrator.usage_grant g WHERE g.grantee = orchestrator._owner(orchestrator._role($2));
+  PERFORM orchestrator._revoke_all($2);
+  PERFORM orchestrator._invalidate();
+END
+$$;
+
+CREATE FUNCTION orchestrator._revoke_all(role text) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA orchestrator FROM %I', $1);
+  EXECUTE format('REVOKE ALL ON ALL ROUTINES IN SCHEMA orchestrator FROM %I', $1);
+  EXECUTE format('REVOKE ALL ON TYPE orchestrator.task_state, orchestrator.task_result FROM %I', $1);
+  EXECUTE format('REVOKE ALL ON SCHEMA orchestrator FROM %I', $1);
+END
+$$;
+
+-- Give a role what its level says. An upgrade that adds functions calls this
+-- again for every row of usage_grant.
+CREATE FUNCTION orchestrator._grant_level(role text, level text) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_administrative constant text[] := '{grant_usage,revoke_usage,activate}';
+  v_routine regprocedure;
+BEGIN
+  EXECUTE format('GRANT USAGE ON SCHEMA orchestrator TO %I', $1);
+  EXECUTE format('GRANT USAGE ON TYPE orchestrator.task_state, orchestrator.task_result TO %I', $1);
+  EXECUTE format('GRANT SELECT ON orchestrator.task, orchestrator.trace_log, orchestrator.owner, orchestrator.queue,
+                  orchestrator.queue_share, orchestrator.definition, orchestrator.definition_share, orchestrator.task_key,
+                  orchestrator.usage_grant, orchestrator.trace, orchestrator.task_status, orchestrator.queue_status,
+                  orchestrator.worker_status, orchestrator.definition_status TO %I', $1);
+  -- the policies and views call these as whoever reads
+  EXECUTE format('GRANT EXECUTE ON FUNCTION orchestrator._visible_owners(), orchestrator._slots(), orchestrator._now() TO %I', $1);
+  FOR v_routine IN
+    SELECT p.oid FROM pg_proc p
+      JOIN pg_depend m ON m.classid = 'pg_catalog.pg_proc'::regclass AND m.objid = p.oid AND m.deptype = 'e'
+      JOIN pg_extension e ON m.refclassid = 'pg_catalog.pg_extension'::regclass AND m.refobjid = e.oid
+    WHERE e.extname = 'orchestrator' AND p.pronamespace = 'orchestrator'::regnamespace AND p.proname NOT LIKE '\_%'
+      AND $2 <> 'viewer' AND (p.proname <> ALL (v_administrative) OR $2 = 'admin')
+  LOOP
+    EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', v_routine, $1);
+  END LOOP;
+END
+$$;
+
+-- After a restore: this is the database whose tasks run now. Roles are found
+-- again by name when they come from another server.
+CREATE FUNCTION orchestrator._activate(caller oid) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM orchestrator._require_admin($1);
+  LOCK TABLE orchestrator.database_identity IN SHARE ROW EXCLUSIVE MODE;
+  IF NOT EXISTS (SELECT FROM orchestrator.database_identity i JOIN pg_control_system() c ON i.system_identifier = c.system_identifier) THEN
+    UPDATE orchestrator.owner o SET role = a.oid
+      FROM pg_authid a
+      WHERE a.rolname = o.name AND a.oid <> o.role
+        AND o.id = (SELECT max(x.id) FROM orchestrator.owner x WHERE x.name = o.name);
+  END IF;
+  DELETE FROM orchestrator.database_identity;
+  PERFORM orchestrator._identify();
+  PERFORM orchestrator._initialize();
+  PERFORM orchestrator._catch_up('orchestrator.owner_id_seq', (SELECT max(x.id) FROM orchestrator.owner x)),
+          orchestrator._catch_up('orchestrator.queue_id_seq', (SELECT max(x.id) FROM orchestrator.queue x)),
+          orchestrator._catch_up('orchestrator.definition_id_seq', (SELECT max(x.id) FROM orchestrator.definition x)),
+          -- the number of the node stands above bit 41
+          orchestrator._catch_up('orchestrator.task_id_seq', (SELECT max(x.id) & ((1::bigint << 42) - 1) FROM orchestrator.task x));
+  PERFORM orchestrator._invalidate();
+  PERFORM orchestrator._announce();
+END
+$$;
+
+-- Move a sequence on when rows were restored without it.
+CREATE FUNCTION orchestrator._catch_up(sequence regclass, used bigint) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF $2 >= coalesce(pg_sequence_last_value($1), 0) THEN
+    PERFORM setval($1, $2) WHERE $2 > 0;
+  END IF;
+END
+$$;
+
+REVOKE ALL ON ALL TABLES IN SCHEMA orchestrator FROM PUBLIC;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA orchestrator FROM PUBLIC;
+REVOKE ALL ON ALL ROUTINES IN SCHEMA orchestrator FROM PUBLIC;
+REVOKE ALL ON TYPE orchestrator.task_state, orchestrator.task_result FROM PUBLIC;
+REVOKE ALL ON SCHEMA orchestrator FROM PUBLIC;
+
+-- Row-level security. What is shared is visible to whom it is shared with, and
+-- owner 0 is everybody. There is no policy but for reading: only the engine
+-- writes.
+ALTER TABLE orchestrator.database_identity ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.owner ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.usage_grant ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.queue ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.queue_share ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.definition ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.definition_share ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.task ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.task_live ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.task_finished ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.task_key ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.trace_log ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+
+CREATE POLICY visible ON orchestrator.task FOR SELECT
+  USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
+CREATE POLICY visible ON orchestrator.trace_log FOR SELECT
+  USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
+CREATE POLICY visible ON orchestrator.task_key FOR SELECT
+  USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
+CREATE POLICY visible ON orchestrator.usage_grant FOR SELECT
+  USING (grantee = ANY ((SELECT orchestrator._visible_owners())::int[]));
+CREATE POLICY visible ON orchestrator.definition_share FOR SELECT
+  USING (grantee = ANY ((SELECT orchestrator._visible_owners())::int[])
+         OR owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
+CREATE POLICY visible ON orchestrator.queue_share FOR SELECT
+  USING (grantee = ANY ((SELECT orchestrator._visible_owners())::int[]));
+CREATE POLICY visible ON orchestrator.definition FOR SELECT
+  USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[])
+         OR EXISTS (SELECT FROM orchestrator.definition_share s
+                    WHERE s.owner = definition.owner AND s.name = definition.name));
+CREATE POLICY visible ON orchestrator.queue FOR SELECT
+  USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[])
+         OR EXISTS (SELECT FROM orchestrator.queue_share s WHERE s.queue = queue.id));
+CREATE POLICY visible ON orchestrator.owner FOR SELECT
+  USING (id = ANY ((SELECT orchestrator._visible_owners())::int[])
+         OR EXISTS (SELECT FROM orchestrator.definition d WHERE d.owner = owner.id)
+         OR EXISTS (SELECT FROM orchestrator.queue q WHERE q.owner = owner.id));
+
+-- A dump keeps every row. Partitions of finished tasks and of the trace are
+-- ordinary tables and are dumped as such.
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.database_identity', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.owner', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.owner_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.usage_grant', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.queue', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.queue_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.queue_share', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.definition', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.definition_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.definition_share', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.task_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.task_live', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.task_key', '');
+
+SELECT orchestrator._announce();
