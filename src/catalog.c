@@ -1,0 +1,749 @@
+/*
+ * catalog.c
+ *	  Where the extension's objects are, acting as its owner, and what a
+ *	  session remembers of roles, definitions and queues.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/indexing.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_enum.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "executor/spi.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+
+#include "catalog.h"
+#include "compat.h"
+#include "guc.h"
+
+#define IDS_PER_PARTITION INT64CONST(1000000)
+#define MAX_FUNCTION_ARGS 6
+
+/* Names and argument types of the internal functions, by OrchFunction. */
+static const struct
+{
+	const char *name;
+	int nargs;
+	Oid args[MAX_FUNCTION_ARGS];
+} functions[ORCH_FN_COUNT] = {
+	{"_resolve_definition", 2, {OIDOID, TEXTOID}},
+	{"_resolve_queue", 2, {OIDOID, TEXTOID}},
+	{"_run_definition", 4, {OIDOID, TEXTOID, INT4OID, INTERVALOID}},
+	{"_take_key", 5, {INT4OID, INT4OID, TEXTOID, INTERVALOID, INT8OID}},
+	{"_take_keys",
+	 5,
+	 {INT4OID, INT4OID, TEXTARRAYOID, INTERVALOID, INT8ARRAYOID}},
+	{"_make_partitions", 1, {INT8OID}},
+	{"_settle_completed",
+	 5,
+	 {INT8OID, INT4OID, JSONBOID, TIMESTAMPTZOID, JSONBOID}},
+	{"_settle_failed",
+	 6,
+	 {INT8OID, INT4OID, TEXTOID, JSONBOID, TIMESTAMPTZOID, JSONBOID}},
+	{"_recover", 3, {INT8ARRAYOID, INT4ARRAYOID, INT8ARRAYOID}},
+	{"_recover_all", 2, {INT8ARRAYOID, INT4ARRAYOID}},
+	{"_charge", 2, {INT8OID, INT4OID}},
+	{"_promote_due", 1, {INT4OID}},
+	{"_expire", 1, {INT4OID}},
+	{"_next_due", 0, {0}},
+	{"_may_fire", 0, {0}},
+	{"_fail_unrunnable", 2, {INT4OID, TEXTOID}},
+	{"_visible_owners_of", 1, {OIDOID}},
+};
+
+typedef struct PlanKey
+{
+	Oid roleoid;
+	char name[204];
+} PlanKey;
+
+typedef struct PlanEntry
+{
+	PlanKey key;
+	NameData rolename; /* a renamed role is another owner */
+	OrchPlan plan;
+} PlanEntry;
+
+typedef struct LeafEntry
+{
+	int64 range;
+	Oid leaf;
+} LeafEntry;
+
+static OrchCatalog catalog;
+static bool catalog_valid = false;
+static bool definitions_valid = true;
+static bool leaves_valid = true;
+
+/* Memory of the caches; reset as a whole. */
+static MemoryContext function_context = NULL;
+static MemoryContext definition_context = NULL;
+static FmgrInfo *function_info[ORCH_FN_COUNT];
+static HTAB *plans = NULL;
+static HTAB *definitions = NULL;
+static HTAB *running_queues = NULL;
+static HTAB *leaves = NULL;
+
+static void invalidate(Datum arg, Oid relid);
+static bool load_catalog(void);
+static void load_states(void);
+static void forget_definitions(void);
+static HTAB *make_cache(const char *name, Size keysize, Size entrysize,
+						int flags, MemoryContext context);
+static Oid find_function(Oid schema, const char *name, int nargs,
+						 const Oid *args);
+static FmgrInfo *lookup_twin(FunctionCallInfo fcinfo);
+static void read_plan(HeapTupleHeader row, OrchPlan *plan);
+static HeapTuple fetch_row(const char *table, const char *index,
+						   AttrNumber column, int32 id, TupleDesc *desc);
+static void fill_definition(OrchDefinition *definition, HeapTuple row,
+							TupleDesc desc);
+
+PG_FUNCTION_INFO_V1(orchestrator_as_owner);
+PG_FUNCTION_INFO_V1(orchestrator_invalidate);
+PG_FUNCTION_INFO_V1(orchestrator_visible_owners);
+
+void
+orch_catalog_install(void)
+{
+	CacheRegisterRelcacheCallback(invalidate, (Datum) 0);
+}
+
+static void
+invalidate(Datum arg, Oid relid)
+{
+	if (!OidIsValid(relid) || relid == catalog.task_live)
+		catalog_valid = false;
+	if (!OidIsValid(relid) || relid == catalog.definition)
+		definitions_valid = false;
+	if (!OidIsValid(relid) || relid == catalog.task_finished)
+		leaves_valid = false;
+}
+
+const OrchCatalog *
+orch_catalog(bool missing_ok)
+{
+	if (!catalog_valid && !load_catalog())
+	{
+		if (missing_ok)
+			return NULL;
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg(
+				 "extension \"orchestrator\" is not installed in this database"),
+			 errhint("Run CREATE EXTENSION orchestrator.")));
+	}
+	return &catalog;
+}
+
+/*
+ * Resolve the OIDs anew.  The flag is raised first: an invalidation that
+ * arrives while we look lowers it again and the next caller repeats.
+ */
+static bool
+load_catalog(void)
+{
+	Oid schema = get_namespace_oid("orchestrator", true);
+	Oid live;
+
+	if (!OidIsValid(schema) ||
+		!OidIsValid(get_extension_oid("orchestrator", true)))
+		return false;
+	live = get_relname_relid("task_live", schema);
+	if (!OidIsValid(live))
+		return false;
+
+	/* what depends on the old OIDs */
+	if (live != catalog.task_live)
+	{
+		definitions_valid = false;
+		leaves_valid = false;
+		memset(function_info, 0, sizeof(function_info));
+	}
+
+	catalog_valid = true;
+	catalog.schema = schema;
+	catalog.task_live = live;
+	catalog.task_finished = get_relname_relid("task_finished", schema);
+	catalog.definition = get_relname_relid("definition", schema);
+	catalog.task_id_seq = get_relname_relid("task_id_seq", schema);
+	catalog.live_id = get_relname_relid("task_live_id", schema);
+	catalog.live_ready = get_relname_relid("task_live_ready", schema);
+	catalog.live_due = get_relname_relid("task_live_due", schema);
+	catalog.live_running = get_relname_relid("task_live_running", schema);
+	catalog.live_expire = get_relname_relid("task_live_expire", schema);
+	catalog.live_parent = get_relname_relid("task_live_parent", schema);
+	load_states();
+	return true;
+}
+
+static void
+load_states(void)
+{
+	HeapTuple class;
+
+	catalog.state_type = GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
+										 CStringGetDatum("task_state"),
+										 ObjectIdGetDatum(catalog.schema));
+	for (int i = 0; i < ORCH_STATES; i++)
+	{
+		HeapTuple label = SearchSysCache2(ENUMTYPOIDNAME,
+										  ObjectIdGetDatum(catalog.state_type),
+										  CStringGetDatum(orch_state_name(i)));
+
+		if (!HeapTupleIsValid(label))
+			elog(ERROR, "state \"%s\" is missing", orch_state_name(i));
+		catalog.states[i] = ((Form_pg_enum) GETSTRUCT(label))->oid;
+		ReleaseSysCache(label);
+	}
+
+	class = SearchSysCache1(RELOID, ObjectIdGetDatum(catalog.task_live));
+	if (!HeapTupleIsValid(class))
+		elog(ERROR, "cache lookup failed for relation %u", catalog.task_live);
+	catalog.owner = ((Form_pg_class) GETSTRUCT(class))->relowner;
+	ReleaseSysCache(class);
+}
+
+OrchState
+orch_catalog_state(Oid label)
+{
+	for (int i = 0; i < ORCH_STATES; i++)
+	{
+		if (catalog.states[i] == label)
+			return (OrchState) i;
+	}
+	elog(ERROR, "unknown state %u", label);
+}
+
+void
+orch_catalog_begin_owner(OrchIdentity *saved)
+{
+	Oid owner = orch_catalog(false)->owner;
+
+	GetUserIdAndSecContext(&saved->userid, &saved->context);
+	SetUserIdAndSecContext(owner,
+						   saved->context | SECURITY_LOCAL_USERID_CHANGE);
+}
+
+void
+orch_catalog_end_owner(const OrchIdentity *saved)
+{
+	SetUserIdAndSecContext(saved->userid, saved->context);
+}
+
+static Oid
+find_function(Oid schema, const char *name, int nargs, const Oid *args)
+{
+	oidvector *vector = buildoidvector(args, nargs);
+	Oid function = GetSysCacheOid3(
+		PROCNAMEARGSNSP, Anum_pg_proc_oid, CStringGetDatum(name),
+		PointerGetDatum(vector), ObjectIdGetDatum(schema));
+
+	pfree(vector);
+	if (!OidIsValid(function))
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_FUNCTION),
+						errmsg("function orchestrator.%s is missing", name),
+						errhint("Run ALTER EXTENSION orchestrator UPDATE.")));
+	return function;
+}
+
+Datum
+orch_catalog_call(OrchFunction function, int nargs, const NullableDatum *args,
+				  bool *isnull)
+{
+	LOCAL_FCINFO(fcinfo, MAX_FUNCTION_ARGS);
+	OrchIdentity saved;
+	Datum result;
+
+	Assert(nargs == functions[function].nargs);
+	orch_catalog_begin_owner(&saved);
+	if (function_info[function] == NULL)
+	{
+		Oid oid = find_function(catalog.schema, functions[function].name,
+								nargs, functions[function].args);
+		FmgrInfo *info;
+
+		if (function_context == NULL)
+			function_context = AllocSetContextCreate(TopMemoryContext,
+													 "orchestrator functions",
+													 ALLOCSET_SMALL_SIZES);
+		info = MemoryContextAllocZero(function_context, sizeof(FmgrInfo));
+		fmgr_info_cxt(oid, info, function_context);
+		function_info[function] = info;
+	}
+
+	InitFunctionCallInfoData(*fcinfo, function_info[function], nargs,
+							 InvalidOid, NULL, NULL);
+	for (int i = 0; i < nargs; i++)
+		fcinfo->args[i] = args[i];
+	result = FunctionCallInvoke(fcinfo);
+	orch_catalog_end_owner(&saved);
+
+	if (isnull != NULL)
+		*isnull = fcinfo->isnull;
+	else if (fcinfo->isnull)
+		elog(ERROR, "function orchestrator.%s returned null",
+			 functions[function].name);
+	return result;
+}
+
+/*
+ * orchestrator.<name>(...) -> orchestrator._<name>(caller oid, ...)
+ *
+ * Every public function that changes state: runs its internal twin as the
+ * owner of the extension and tells it the role that called.
+ */
+Datum
+orchestrator_as_owner(PG_FUNCTION_ARGS)
+{
+	LOCAL_FCINFO(inner, FUNC_MAX_ARGS);
+	FmgrInfo *twin = fcinfo->flinfo->fn_extra;
+	OrchIdentity saved;
+	Datum result;
+
+	if (twin == NULL)
+		twin = fcinfo->flinfo->fn_extra = lookup_twin(fcinfo);
+	InitFunctionCallInfoData(*inner, twin, PG_NARGS() + 1, PG_GET_COLLATION(),
+							 NULL, NULL);
+	inner->args[0].value = ObjectIdGetDatum(GetUserId());
+	inner->args[0].isnull = false;
+	for (int i = 0; i < PG_NARGS(); i++)
+		inner->args[i + 1] = fcinfo->args[i];
+
+	orch_catalog_begin_owner(&saved);
+	result = FunctionCallInvoke(inner);
+	orch_catalog_end_owner(&saved);
+
+	fcinfo->isnull = inner->isnull;
+	return result;
+}
+
+static FmgrInfo *
+lookup_twin(FunctionCallInfo fcinfo)
+{
+	MemoryContext context = fcinfo->flinfo->fn_mcxt;
+	FmgrInfo *twin = MemoryContextAlloc(context, sizeof(FmgrInfo));
+	HeapTuple tuple =
+		SearchSysCache1(PROCOID, ObjectIdGetDatum(fcinfo->flinfo->fn_oid));
+	Form_pg_proc proc;
+	Oid args[FUNC_MAX_ARGS];
+	char *name;
+	Oid schema;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for function %u",
+			 fcinfo->flinfo->fn_oid);
+	proc = (Form_pg_proc) GETSTRUCT(tuple);
+	name = psprintf("_%s", NameStr(proc->proname));
+	schema = proc->pronamespace;
+	args[0] = OIDOID;
+	memcpy(&args[1], proc->proargtypes.values, proc->pronargs * sizeof(Oid));
+	fmgr_info_cxt(find_function(schema, name, proc->pronargs + 1, args), twin,
+				  context);
+	ReleaseSysCache(tuple);
+	return twin;
+}
+
+/*
+ * orchestrator._invalidate(): every session forgets roles, definitions and
+ * queues when this transaction commits.
+ */
+Datum
+orchestrator_invalidate(PG_FUNCTION_ARGS)
+{
+	CacheInvalidateRelcacheByRelid(orch_catalog(false)->definition);
+	PG_RETURN_VOID();
+}
+
+/*
+ * orchestrator._visible_owners() -> int[]: owners whose rows the current user
+ * may see; the policies of row-level security ask once per query.
+ */
+Datum
+orchestrator_visible_owners(PG_FUNCTION_ARGS)
+{
+	NullableDatum arg = {ObjectIdGetDatum(GetUserId()), false};
+
+	orch_catalog(false);
+	return orch_catalog_call(ORCH_FN_VISIBLE_OWNERS_OF, 1, &arg, NULL);
+}
+
+bool
+orch_catalog_may_see(int32 owner)
+{
+	NullableDatum arg = {ObjectIdGetDatum(GetUserId()), false};
+	ArrayType *owners;
+	int32 *values;
+	int n;
+
+	orch_catalog(false);
+	owners = DatumGetArrayTypeP(
+		orch_catalog_call(ORCH_FN_VISIBLE_OWNERS_OF, 1, &arg, NULL));
+	n = ArrayGetNItems(ARR_NDIM(owners), ARR_DIMS(owners));
+	values = (int32 *) ARR_DATA_PTR(owners);
+	for (int i = 0; i < n; i++)
+	{
+		if (values[i] == owner)
+			return true;
+	}
+	return false;
+}
+
+static HTAB *
+make_cache(const char *name, Size keysize, Size entrysize, int flags,
+		   MemoryContext context)
+{
+	HASHCTL control = {
+		.keysize = keysize, .entrysize = entrysize, .hcxt = context};
+
+	return hash_create(name, 64, &control, HASH_ELEM | HASH_CONTEXT | flags);
+}
+
+/*
+ * Start the caches of definitions and queues over when something changed.
+ */
+static void
+forget_definitions(void)
+{
+	if (definitions_valid && definition_context != NULL)
+		return;
+	if (definition_context == NULL)
+		definition_context =
+			AllocSetContextCreate(TopMemoryContext, "orchestrator definitions",
+								  ALLOCSET_DEFAULT_SIZES);
+	MemoryContextReset(definition_context);
+	plans = make_cache("orchestrator plans", sizeof(PlanKey),
+					   sizeof(PlanEntry), HASH_BLOBS, definition_context);
+	definitions =
+		make_cache("orchestrator definitions", sizeof(int32),
+				   sizeof(OrchDefinition), HASH_BLOBS, definition_context);
+	running_queues = make_cache("orchestrator queues", sizeof(int32),
+								sizeof(int32), HASH_BLOBS, definition_context);
+	definitions_valid = true;
+}
+
+static void
+read_plan(HeapTupleHeader row, OrchPlan *plan)
+{
+	bool isnull;
+	Datum timeout;
+
+	plan->definition =
+		DatumGetInt32(GetAttributeByName(row, "definition_id", &isnull));
+	plan->owner = DatumGetInt32(GetAttributeByName(row, "owner_id", &isnull));
+	plan->queue = DatumGetInt32(GetAttributeByName(row, "queue", &isnull));
+	plan->priority =
+		DatumGetInt32(GetAttributeByName(row, "priority", &isnull));
+	plan->max_attempts =
+		DatumGetInt32(GetAttributeByName(row, "max_attempts", &isnull));
+	plan->notify = DatumGetBool(GetAttributeByName(row, "notify", &isnull));
+	timeout = GetAttributeByName(row, "queue_timeout", &isnull);
+	plan->has_queue_timeout = !isnull;
+	if (!isnull)
+		plan->queue_timeout = *DatumGetIntervalP(timeout);
+}
+
+const OrchPlan *
+orch_catalog_plan(const char *definition)
+{
+	static OrchPlan uncached;
+	PlanKey key;
+	PlanEntry *entry;
+	bool found;
+	HeapTuple role;
+	NullableDatum args[2];
+	OrchPlan plan;
+
+	forget_definitions();
+	if (strlen(definition) >= sizeof(key.name))
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("definition \"%.200s...\" does not exist",
+							   definition)));
+	memset(&key, 0, sizeof(key));
+	key.roleoid = GetUserId();
+	strlcpy(key.name, definition, sizeof(key.name));
+
+	role = SearchSysCache1(AUTHOID, ObjectIdGetDatum(key.roleoid));
+	if (!HeapTupleIsValid(role))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("role with OID %u does not exist", key.roleoid)));
+	entry = hash_search(plans, &key, HASH_FIND, NULL);
+	found = entry != NULL &&
+			strcmp(NameStr(entry->rolename),
+				   NameStr(((Form_pg_authid) GETSTRUCT(role))->rolname)) == 0;
+	if (found)
+	{
+		ReleaseSysCache(role);
+		return &entry->plan;
+	}
+	args[0].value = ObjectIdGetDatum(key.roleoid);
+	args[0].isnull = false;
+	args[1].value = CStringGetTextDatum(definition);
+	args[1].isnull = false;
+	read_plan(DatumGetHeapTupleHeader(orch_catalog_call(
+				  ORCH_FN_RESOLVE_DEFINITION, 2, args, NULL)),
+			  &plan);
+
+	/* resolving may have invalidated: then the answer serves once */
+	if (!definitions_valid)
+	{
+		ReleaseSysCache(role);
+		uncached = plan;
+		return &uncached;
+	}
+	entry = hash_search(plans, &key, HASH_ENTER, &found);
+	entry->rolename = ((Form_pg_authid) GETSTRUCT(role))->rolname;
+	entry->plan = plan;
+	ReleaseSysCache(role);
+	return &entry->plan;
+}
+
+void
+orch_catalog_run_plan(Datum kind, NullableDatum max_attempts,
+					  NullableDatum timeout, OrchPlan *plan)
+{
+	NullableDatum args[4];
+
+	args[0].value = ObjectIdGetDatum(GetUserId());
+	args[0].isnull = false;
+	args[1].value = kind;
+	args[1].isnull = false;
+	args[2] = max_attempts;
+	args[3] = timeout;
+	read_plan(DatumGetHeapTupleHeader(
+				  orch_catalog_call(ORCH_FN_RUN_DEFINITION, 4, args, NULL)),
+			  plan);
+}
+
+int32
+orch_catalog_queue(const char *queue)
+{
+	NullableDatum args[2];
+
+	args[0].value = ObjectIdGetDatum(GetUserId());
+	args[0].isnull = false;
+	args[1].value = CStringGetTextDatum(queue);
+	args[1].isnull = false;
+	return DatumGetInt32(
+		orch_catalog_call(ORCH_FN_RESOLVE_QUEUE, 2, args, NULL));
+}
+
+Oid
+orch_catalog_finished(int64 id)
+{
+	int64 range = id / IDS_PER_PARTITION;
+	char name[NAMEDATALEN];
+	LeafEntry *entry;
+	Oid leaf;
+
+	if (leaves == NULL)
+		leaves = make_cache("orchestrator leaves", sizeof(int64),
+							sizeof(LeafEntry), HASH_BLOBS, TopMemoryContext);
+	if (!leaves_valid)
+	{
+		HASH_SEQ_STATUS scan;
+
+		hash_seq_init(&scan, leaves);
+		while ((entry = hash_seq_search(&scan)) != NULL)
+			hash_search(leaves, &entry->range, HASH_REMOVE, NULL);
+		leaves_valid = true;
+	}
+	entry = hash_search(leaves, &range, HASH_FIND, NULL);
+	if (entry != NULL)
+		return entry->leaf;
+
+	snprintf(name, sizeof(name), "task_finished_" INT64_FORMAT, range);
+	leaf = get_relname_relid(name, orch_catalog(false)->schema);
+	if (!OidIsValid(leaf))
+	{
+		NullableDatum arg = {Int64GetDatum(id), false};
+
+		orch_catalog_call(ORCH_FN_MAKE_PARTITIONS, 1, &arg, &(bool){false});
+		CommandCounterIncrement();
+		leaf = get_relname_relid(name, catalog.schema);
+		if (!OidIsValid(leaf))
+			elog(ERROR, "partition \"%s\" was not made", name);
+
+		/* it may yet be rolled back: look again next time */
+		return leaf;
+	}
+	entry = hash_search(leaves, &range, HASH_ENTER, NULL);
+	entry->leaf = leaf;
+	return leaf;
+}
+
+/*
+ * One row of an engine's table by its integer key, copied; NULL when there is
+ * none.  Reads with a catalog snapshot: the newest committed.
+ */
+static HeapTuple
+fetch_row(const char *table, const char *index, AttrNumber column, int32 id,
+		  TupleDesc *desc)
+{
+	Oid schema = orch_catalog(false)->schema;
+	Relation rel =
+		table_open(get_relname_relid(table, schema), AccessShareLock);
+	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple tuple;
+
+	ScanKeyInit(&key, column, BTEqualStrategyNumber, F_INT4EQ,
+				Int32GetDatum(id));
+	scan = systable_beginscan(rel, get_relname_relid(index, schema), true,
+							  snapshot, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		tuple = heap_copytuple(tuple);
+	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	*desc = CreateTupleDescCopy(RelationGetDescr(rel));
+	table_close(rel, AccessShareLock);
+	return tuple;
+}
+
+const OrchDefinition *
+orch_catalog_definition(int32 id)
+{
+	OrchDefinition *entry;
+	TupleDesc desc;
+	HeapTuple row;
+	bool found;
+
+	forget_definitions();
+	entry = hash_search(definitions, &id, HASH_FIND, NULL);
+	if (entry != NULL)
+		return entry->valid ? entry : NULL;
+
+	row = fetch_row("definition", "definition_pkey", 1, id, &desc);
+	entry = hash_search(definitions, &id, HASH_ENTER, &found);
+	entry->valid = row != NULL;
+	if (row == NULL)
+		return NULL;
+	fill_definition(entry, row, desc);
+	heap_freetuple(row);
+	return entry;
+}
+
+static char *
+column_text(HeapTuple row, TupleDesc desc, const char *column)
+{
+	int number = SPI_fnumber(desc, column);
+	char *value;
+
+	if (number <= 0)
+		elog(ERROR, "column \"%s\" is missing", column);
+	value = SPI_getvalue(row, desc, number);
+	return value == NULL ? NULL
+						 : MemoryContextStrdup(definition_context, value);
+}
+
+static void
+fill_definition(OrchDefinition *definition, HeapTuple row, TupleDesc desc)
+{
+	static const char *const kinds[] = {"function", "sql", "procedure",
+										"utility"};
+	char *kind = column_text(row, desc, "kind");
+	char *policy = column_text(row, desc, "timeout_policy");
+	char *notify = column_text(row, desc, "notify");
+	bool isnull;
+	Datum timeout =
+		heap_getattr(row, SPI_fnumber(desc, "timeout"), desc, &isnull);
+
+	definition->kind = ORCH_KIND_FUNCTION;
+	for (int i = 0; i < lengthof(kinds); i++)
+	{
+		if (strcmp(kind, kinds[i]) == 0)
+			definition->kind = (OrchKind) i;
+	}
+	definition->name = column_text(row, desc, "name");
+	definition->handler = column_text(row, desc, "handler");
+	definition->handler_owner = column_text(row, desc, "handler_owner");
+	definition->timeout_alerts = strcmp(policy, "alert") == 0;
+	definition->notify = strcmp(notify, "off") != 0;
+	definition->timeout = 0;
+	if (!isnull)
+	{
+		Interval *span = DatumGetIntervalP(timeout);
+
+		definition->timeout =
+			(span->time + ((int64) span->month * DAYS_PER_MONTH + span->day) *
+							  USECS_PER_DAY) /
+			1000;
+		definition->timeout = Max(definition->timeout, 1);
+	}
+}
+
+/*
+ * Only "not paused" is remembered: who resumes a queue wakes us before its
+ * invalidations are sent, and we would sleep again on what we remember.
+ */
+bool
+orch_catalog_queue_paused(int32 queue)
+{
+	TupleDesc desc;
+	HeapTuple row;
+	bool isnull;
+	bool paused;
+
+	forget_definitions();
+	if (hash_search(running_queues, &queue, HASH_FIND, NULL) != NULL)
+		return false;
+	row = fetch_row("queue", "queue_pkey", 1, queue, &desc);
+	paused = row != NULL &&
+			 DatumGetBool(heap_getattr(row, SPI_fnumber(desc, "paused"), desc,
+									   &isnull));
+	if (!paused)
+		(void) hash_search(running_queues, &queue, HASH_ENTER, NULL);
+	return paused;
+}
+
+const char *
+orch_catalog_cannot_run(int32 owner, Oid *roleoid)
+{
+	TupleDesc desc;
+	HeapTuple row = fetch_row("owner", "owner_pkey", 1, owner, &desc);
+	HeapTuple role;
+	const char *reason = NULL;
+	bool isnull;
+	char *name;
+
+	if (row == NULL)
+		return "its owner is not known here";
+	*roleoid = DatumGetObjectId(heap_getattr(row, 2, desc, &isnull));
+	name = NameStr(*DatumGetName(heap_getattr(row, 3, desc, &isnull)));
+	role = SearchSysCache1(AUTHOID, ObjectIdGetDatum(*roleoid));
+	if (!HeapTupleIsValid(role))
+		return "its role was dropped";
+	if (strcmp(name, NameStr(((Form_pg_authid) GETSTRUCT(role))->rolname)) !=
+		0)
+		reason = "its role was renamed or replaced";
+	else if (!((Form_pg_authid) GETSTRUCT(role))->rolcanlogin)
+		reason = "its role may not log in";
+	else if (((Form_pg_authid) GETSTRUCT(role))->rolsuper &&
+			 !orch_superuser_tasks)
+		reason = "tasks of superusers are not allowed in this server";
+	ReleaseSysCache(role);
+	if (reason == NULL && !orch_may_connect(MyDatabaseId, *roleoid))
+		reason = "its role may not connect to this database";
+	return reason;
+}

@@ -1,0 +1,163 @@
+/*
+ * catalog.h
+ *	  Where the extension's objects are, acting as its owner, and what a
+ *	  session remembers of roles, definitions and queues.
+ *
+ * Everything remembered is dropped by relation cache invalidations: those of
+ * task_live and task_finished by themselves, those of definitions, queues,
+ * owners and grants because the SQL functions that change them invalidate the
+ * relation "definition" (orchestrator._invalidate).
+ */
+#ifndef ORCHESTRATOR_CATALOG_H
+#define ORCHESTRATOR_CATALOG_H
+
+#include "datatype/timestamp.h"
+#include "utils/timestamp.h"
+
+#include "event.h"
+
+/* OIDs of the extension's objects in this database. */
+typedef struct OrchCatalog
+{
+	Oid schema;
+	Oid owner; /* role that owns the extension's tables */
+	Oid task_live;
+	Oid task_finished;
+	Oid definition;
+	Oid task_id_seq;
+	Oid live_id; /* indexes of task_live */
+	Oid live_ready;
+	Oid live_due;
+	Oid live_running;
+	Oid live_expire;
+	Oid live_parent;
+	Oid state_type;
+	Oid states[ORCH_STATES]; /* labels of task_state */
+} OrchCatalog;
+
+/* Internal SQL functions that C calls, in the order of catalog.c's table. */
+typedef enum OrchFunction
+{
+	ORCH_FN_RESOLVE_DEFINITION,
+	ORCH_FN_RESOLVE_QUEUE,
+	ORCH_FN_RUN_DEFINITION,
+	ORCH_FN_TAKE_KEY,
+	ORCH_FN_TAKE_KEYS,
+	ORCH_FN_MAKE_PARTITIONS,
+	ORCH_FN_SETTLE_COMPLETED,
+	ORCH_FN_SETTLE_FAILED,
+	ORCH_FN_RECOVER,
+	ORCH_FN_RECOVER_ALL,
+	ORCH_FN_CHARGE,
+	ORCH_FN_PROMOTE_DUE,
+	ORCH_FN_EXPIRE,
+	ORCH_FN_NEXT_DUE,
+	ORCH_FN_MAY_FIRE,
+	ORCH_FN_FAIL_UNRUNNABLE,
+	ORCH_FN_VISIBLE_OWNERS_OF,
+	ORCH_FN_COUNT
+} OrchFunction;
+
+/*
+ * What enqueue needs of a definition, as the current role sees it.
+ */
+typedef struct OrchPlan
+{
+	int32 definition;
+	int32 owner; /* of the tasks: the current role's */
+	int32 queue;
+	int32 priority;
+	int32 max_attempts;
+	bool notify;
+	bool has_queue_timeout;
+	Interval queue_timeout;
+} OrchPlan;
+
+typedef enum OrchKind
+{
+	ORCH_KIND_FUNCTION,
+	ORCH_KIND_SQL,
+	ORCH_KIND_PROCEDURE,
+	ORCH_KIND_UTILITY
+} OrchKind;
+
+/* What an executor needs of a definition. */
+typedef struct OrchDefinition
+{
+	int32 id; /* hash key */
+	OrchKind kind;
+	char *name;
+	char *handler; /* NULL: the task brings its command */
+	char *handler_owner;
+	int64 timeout;		 /* milliseconds; 0: none */
+	bool timeout_alerts; /* timeout_policy = alert: told, not stopped */
+	bool notify;
+	bool valid;
+} OrchDefinition;
+
+/* Call once, from _PG_init. */
+extern void orch_catalog_install(void);
+
+/*
+ * The extension's objects.  Raises undefined_object when the extension is not
+ * in this database; with missing_ok, returns NULL.  Must be called in a
+ * transaction.
+ */
+extern const OrchCatalog *orch_catalog(bool missing_ok);
+
+/* The state that an enum value of task_state stands for, and back. */
+extern OrchState orch_catalog_state(Oid label);
+
+/*
+ * Act as the owner of the extension from begin to end: for the engine's own
+ * code and functions only, never with user code on the stack.  An error in
+ * between restores the identity when the (sub)transaction aborts.
+ */
+typedef struct OrchIdentity
+{
+	Oid userid;
+	int context;
+} OrchIdentity;
+
+extern void orch_catalog_begin_owner(OrchIdentity *saved);
+extern void orch_catalog_end_owner(const OrchIdentity *saved);
+
+/*
+ * Call an internal SQL function as the owner.  An active snapshot must be
+ * set.  isnull may be NULL when the function never returns null.
+ */
+extern Datum orch_catalog_call(OrchFunction function, int nargs,
+							   const NullableDatum *args, bool *isnull);
+
+/*
+ * The partition that holds the finished rows of an id's range; made when
+ * missing.
+ */
+extern Oid orch_catalog_finished(int64 id);
+
+/* Whether the current user may see what belongs to this owner. */
+extern bool orch_catalog_may_see(int32 owner);
+
+/* How the current user enqueues this definition; raises when it may not. */
+extern const OrchPlan *orch_catalog_plan(const char *definition);
+
+/* How the current user runs a one-off command of this kind. */
+extern void orch_catalog_run_plan(Datum kind, NullableDatum max_attempts,
+								  NullableDatum timeout, OrchPlan *plan);
+
+/* A queue by the name the current user knows it by; raises. */
+extern int32 orch_catalog_queue(const char *queue);
+
+/* A definition by id, for executors; NULL when it is gone. */
+extern const OrchDefinition *orch_catalog_definition(int32 id);
+
+/* Whether a queue is paused (executors). */
+extern bool orch_catalog_queue_paused(int32 queue);
+
+/*
+ * Why the tasks of an owner cannot run: its role is gone, renamed, or may not
+ * log in or connect.  NULL: they can; roleoid is set.
+ */
+extern const char *orch_catalog_cannot_run(int32 owner, Oid *roleoid);
+
+#endif

@@ -1,0 +1,283 @@
+/*
+ * claim.c
+ *	  Taking ready tasks: the second station of the flow.
+ *
+ * Two ways, decided by the first ready row.  A definition whose steps were
+ * measured to be short goes the fast lane: the row is deleted here, in the
+ * transaction that runs the step and writes the finished row, and a roll-back
+ * brings it back by itself.  Any other row is updated to running, which the
+ * caller commits before anything runs.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+
+#include "claim.h"
+#include "compat.h"
+#include "guc.h"
+#include "lane.h"
+
+/* Claims of a definition that was never measured. */
+#define FIRST_CLAIM 8
+
+/* A claim should hold no more than this much work, in microseconds. */
+#define CLAIM_WORTH INT64CONST(100000)
+
+/* Mean run time of a definition's steps, as this executor saw it. */
+typedef struct Measure
+{
+	int32 definition;
+	int32 samples;
+	double mean; /* microseconds */
+} Measure;
+
+static HTAB *measures = NULL;
+
+static Measure *find_measure(int32 definition);
+static bool is_fast(const OrchDefinition *definition);
+static int64 expected(const OrchDefinition *definition);
+static const OrchDefinition *copy_definition(OrchBatch *batch, int32 id);
+static bool take(OrchLeaf *live, OrchBatch *batch, OrchTask *task,
+				 OrchRow *row, ItemPointer tid);
+static void scan_lane(OrchExecutor *executor, OrchLeaf *live,
+					  OrchBatch *batch);
+static void mark_running(OrchRow *row);
+
+int
+orch_claim_batch(OrchExecutor *executor, int lane, OrchBatch *batch)
+{
+	int32 queue = orch_shared->lanes[lane].queue;
+	OrchLeaf *live = orch_heap_open_live();
+
+	batch->lane = lane;
+	batch->fast = false;
+	batch->left_behind = false;
+	batch->ntasks = 0;
+	batch->from = orch_lane_begin(executor, lane);
+	if (orch_catalog_queue_paused(queue))
+		orch_lane_end(executor, ORCH_MARK_LOWEST, false);
+	else
+		scan_lane(executor, live, batch);
+	orch_heap_close(live);
+	return batch->ntasks;
+}
+
+/*
+ * Walk the ready rows from the mark and take what can be had.  Rows that are
+ * locked by others are left behind, and the mark with them.
+ */
+static void
+scan_lane(OrchExecutor *executor, OrchLeaf *live, OrchBatch *batch)
+{
+	OrchLane *lane = &orch_shared->lanes[batch->lane];
+	OrchReadyScan *scan =
+		orch_heap_ready_begin(live, executor->owner, lane->queue, batch->from);
+	TimestampTz now = orch_clock();
+	int64 upto = batch->from;
+	int64 left_behind = PG_INT64_MAX;
+	int64 worth = 0;
+	bool more = false;
+	OrchRow row;
+	ItemPointerData tid;
+
+	while (orch_heap_ready_next(scan, &row, &tid))
+	{
+		OrchTask *task = &batch->tasks[batch->ntasks];
+		int64 sort_key = ORCH_INT64(&row, ORCH_TASK_SORT_KEY);
+		const OrchDefinition *definition =
+			copy_definition(batch, ORCH_INT32(&row, ORCH_TASK_DEFINITION));
+		bool fast = is_fast(definition) && !batch->solo;
+
+		if (!row.nulls[ORCH_TASK_EXPIRE_AT] &&
+			DatumGetTimestampTz(row.values[ORCH_TASK_EXPIRE_AT]) <= now)
+			continue; /* the supervisor fails it */
+		worth += expected(definition);
+		more = batch->ntasks > 0 &&
+			   (batch->ntasks >= orch_batch_size || fast != batch->fast ||
+				worth >
+					(fast ? orch_batch_time * INT64CONST(1000) : CLAIM_WORTH));
+		if (more)
+			break;
+		batch->fast = executor->fast = fast;
+		task->definition = definition;
+		if (!take(live, batch, task, &row, &tid))
+		{
+			left_behind = Min(left_behind, sort_key);
+			continue;
+		}
+		executor->claims[batch->ntasks].task =
+			ORCH_INT64(&task->row, ORCH_TASK_ID);
+		executor->claims[batch->ntasks].epoch =
+			ORCH_INT32(&task->row, ORCH_TASK_EPOCH);
+		pg_write_barrier();
+		pg_atomic_write_u32(&executor->claims[batch->ntasks].state,
+							ORCH_CLAIM_WAITING);
+		batch->ntasks++;
+		pg_write_barrier();
+		pg_atomic_write_u32(&executor->nclaims, batch->ntasks);
+		upto = sort_key;
+	}
+	orch_heap_ready_end(scan);
+	batch->left_behind = left_behind != PG_INT64_MAX;
+	orch_lane_end(executor, Min(upto, left_behind), more);
+}
+
+/*
+ * Take one row: false when somebody else has it.
+ */
+static bool
+take(OrchLeaf *live, OrchBatch *batch, OrchTask *task, OrchRow *row,
+	 ItemPointer tid)
+{
+	MemoryContext old = MemoryContextSwitchTo(batch->context);
+	bool taken;
+
+	orch_row_copy(&task->row, row);
+	mark_running(&task->row);
+	task->tid = *tid;
+	task->outcome = ORCH_OUTCOME_NONE;
+	task->has_output = false;
+	task->has_resources = false;
+	if (batch->fast)
+		taken = orch_heap_delete(live, &task->tid);
+	else
+		taken = orch_heap_update(live, &task->tid, &task->row);
+	MemoryContextSwitchTo(old);
+	return taken;
+}
+
+static void
+mark_running(OrchRow *row)
+{
+	orch_row_set(
+		row, ORCH_TASK_STATE,
+		ObjectIdGetDatum(orch_catalog(false)->states[ORCH_STATE_RUNNING]));
+	orch_row_set(row, ORCH_TASK_ATTEMPT,
+				 Int32GetDatum(ORCH_INT32(row, ORCH_TASK_ATTEMPT) + 1));
+	orch_row_set(row, ORCH_TASK_EPOCH,
+				 Int32GetDatum(ORCH_INT32(row, ORCH_TASK_EPOCH) + 1));
+	orch_row_set(row, ORCH_TASK_STARTED_AT, TimestampTzGetDatum(orch_clock()));
+	orch_row_set(row, ORCH_TASK_WORKER, Int32GetDatum(MyProcPid));
+}
+
+bool
+orch_claim_start(OrchExecutor *executor, int number)
+{
+	uint32 state = ORCH_CLAIM_WAITING;
+
+	if (pg_atomic_compare_exchange_u32(&executor->claims[number].state, &state,
+									   ORCH_CLAIM_STARTED))
+		return true;
+	return state == ORCH_CLAIM_STARTED;
+}
+
+void
+orch_claim_free(OrchExecutor *executor, int number)
+{
+	pg_atomic_write_u32(&executor->claims[number].state, ORCH_CLAIM_FREE);
+}
+
+/*
+ * The session's memory of a definition may be dropped while a step runs: a
+ * batch keeps its own copy, one for each definition.
+ */
+static const OrchDefinition *
+copy_definition(OrchBatch *batch, int32 id)
+{
+	const OrchDefinition *known;
+	OrchDefinition *copy;
+	MemoryContext old;
+
+	if (batch->ntasks > 0 &&
+		batch->tasks[batch->ntasks - 1].definition != NULL &&
+		batch->tasks[batch->ntasks - 1].definition->id == id)
+		return batch->tasks[batch->ntasks - 1].definition;
+
+	known = orch_catalog_definition(id);
+	if (known == NULL)
+		return NULL;
+	old = MemoryContextSwitchTo(batch->context);
+	copy = palloc(sizeof(OrchDefinition));
+	*copy = *known;
+	copy->name = pstrdup(known->name);
+	if (known->handler != NULL)
+		copy->handler = pstrdup(known->handler);
+	if (known->handler_owner != NULL)
+		copy->handler_owner = pstrdup(known->handler_owner);
+	MemoryContextSwitchTo(old);
+	return copy;
+}
+
+static Measure *
+find_measure(int32 definition)
+{
+	Measure *measure;
+	bool found;
+
+	if (measures == NULL)
+	{
+		HASHCTL control = {.keysize = sizeof(int32),
+						   .entrysize = sizeof(Measure),
+						   .hcxt = TopMemoryContext};
+
+		measures = hash_create("orchestrator measures", 64, &control,
+							   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	measure = hash_search(measures, &definition, HASH_ENTER, &found);
+	if (!found)
+	{
+		measure->samples = 0;
+		measure->mean = 0;
+	}
+	return measure;
+}
+
+/*
+ * A mean that forgets: each new step weighs an eighth, as in TCP's estimate of
+ * the round trip (RFC 6298), and a slow one at once sends its definition out
+ * of the fast lane until it is short again.
+ */
+void
+orch_claim_measured(int32 definition, int64 duration)
+{
+	Measure *measure = find_measure(definition);
+
+	if (measure->samples == 0)
+		measure->mean = (double) duration;
+	else
+		measure->mean += ((double) duration - measure->mean) / 8;
+	if (measure->samples < INT_MAX)
+		measure->samples++;
+}
+
+static bool
+is_fast(const OrchDefinition *definition)
+{
+	Measure *measure;
+
+	if (!orch_fast_lane || definition == NULL ||
+		definition->kind > ORCH_KIND_SQL)
+		return false;
+	measure = find_measure(definition->id);
+	return measure->samples > 0 &&
+		   measure->mean < orch_fast_lane_limit * 1000.0;
+}
+
+/*
+ * Run time to expect of a step, in microseconds.
+ */
+static int64
+expected(const OrchDefinition *definition)
+{
+	Measure *measure;
+
+	if (definition == NULL || definition->kind > ORCH_KIND_SQL)
+		return CLAIM_WORTH;
+	measure = find_measure(definition->id);
+	if (measure->samples == 0)
+		return CLAIM_WORTH / FIRST_CLAIM;
+	return (int64) measure->mean;
+}

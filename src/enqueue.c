@@ -1,0 +1,533 @@
+/*
+ * enqueue.c
+ *	  enqueue(), enqueue_many() and run(): a task in the caller's transaction.
+ *
+ * First station of the flow.  Who calls is who the task runs as.  The row is
+ * written directly to the live leaf; what it needs to know of the definition
+ * is remembered by the session (catalog.c), so that a plain call costs the
+ * insert and little else.
+ */
+#include "postgres.h"
+
+#include "access/detoast.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "commands/sequence.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/guc.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "catalog.h"
+#include "compat.h"
+#include "event.h"
+#include "guc.h"
+#include "heap.h"
+#include "shmem.h"
+
+#define NODE_SHIFT			   42
+#define BULK_PRIORITY		   (-10)
+#define MAX_NAME_LENGTH		   200
+#define MAX_TRACEPARENT_LENGTH 200
+#define ROWS_AT_ONCE		   1000
+
+/* The options shared by all three, as they came. */
+typedef struct Options
+{
+	NullableDatum name;
+	NullableDatum priority;
+	NullableDatum run_at;
+	NullableDatum delay;
+	NullableDatum key; /* text, or text[] of enqueue_many */
+	NullableDatum key_window;
+	NullableDatum queue;
+	NullableDatum metadata;
+	NullableDatum deadline;
+	NullableDatum traceparent;
+} Options;
+
+/* Number of the first option among the arguments; all three are alike. */
+#define FIRST_OPTION 2
+
+static void read_options(FunctionCallInfo fcinfo, Options *options);
+static void check_caller(const char *function);
+static void check_size(Datum value, const char *what);
+static void check_length(NullableDatum value, int limit, const char *what);
+static void prepare_row(OrchRow *row, OrchPlan *plan, const Options *options,
+						int priority_bias);
+static TimestampTz ready_time(const Options *options, TimestampTz now);
+static void set_expiry(OrchRow *row, const OrchPlan *plan,
+					   const Options *options, TimestampTz now,
+					   TimestampTz ready_at);
+static int64 next_id(void);
+static int64 take_key(const OrchPlan *plan, const Options *options, int64 id);
+static int64 insert_task(OrchLeaf *live, OrchRow *row, const OrchPlan *plan,
+						 const Options *options);
+static void announce(const OrchRow *row, const OrchPlan *plan);
+static void announce_created(const OrchRow *row, const OrchPlan *plan);
+static Datum text_argument(FunctionCallInfo fcinfo, int number,
+						   const char *what);
+static ArrayType *take_keys(const OrchPlan *plan, const Options *options,
+							Datum *ids, int n);
+static void insert_tasks(OrchLeaf *live, const OrchRow *model,
+						 const OrchPlan *plan, Datum *inputs, bool *nulls,
+						 Datum *ids, ArrayType *keys, Datum *holders, int n);
+
+PG_FUNCTION_INFO_V1(orchestrator_enqueue);
+PG_FUNCTION_INFO_V1(orchestrator_enqueue_many);
+PG_FUNCTION_INFO_V1(orchestrator_run);
+PG_FUNCTION_INFO_V1(orchestrator_sort_key);
+
+/*
+ * enqueue(definition, input, name, priority, run_at, delay, key, key_window,
+ *		   queue, metadata, deadline, traceparent) -> id
+ */
+Datum
+orchestrator_enqueue(PG_FUNCTION_ARGS)
+{
+	char *definition =
+		TextDatumGetCString(text_argument(fcinfo, 0, "definition"));
+	Options options;
+	OrchRow row;
+	OrchPlan plan;
+	OrchLeaf *live;
+	int64 id;
+
+	check_caller("enqueue");
+	read_options(fcinfo, &options);
+	live = orch_heap_open_live();
+	plan = *orch_catalog_plan(definition);
+	prepare_row(&row, &plan, &options, 0);
+	if (!PG_ARGISNULL(1))
+	{
+		check_size(PG_GETARG_DATUM(1), "input");
+		orch_row_set(&row, ORCH_TASK_INPUT, PG_GETARG_DATUM(1));
+	}
+	id = insert_task(live, &row, &plan, &options);
+	orch_heap_close(live);
+	PG_RETURN_INT64(id);
+}
+
+/*
+ * run(sql, input, name, priority, run_at, delay, key, key_window, queue,
+ *	   metadata, deadline, traceparent, kind, max_attempts, timeout) -> id
+ */
+Datum
+orchestrator_run(PG_FUNCTION_ARGS)
+{
+	Datum command = text_argument(fcinfo, 0, "sql");
+	Datum kind = text_argument(fcinfo, 12, "kind");
+	Options options;
+	OrchRow row;
+	OrchPlan plan;
+	OrchLeaf *live;
+	int64 id;
+
+	check_caller("run");
+	check_size(command, "command");
+	read_options(fcinfo, &options);
+	live = orch_heap_open_live();
+	orch_catalog_run_plan(kind, fcinfo->args[13], fcinfo->args[14], &plan);
+	prepare_row(&row, &plan, &options, 0);
+	orch_row_set(&row, ORCH_TASK_COMMAND, command);
+	if (!PG_ARGISNULL(1))
+	{
+		check_size(PG_GETARG_DATUM(1), "input");
+		orch_row_set(&row, ORCH_TASK_INPUT, PG_GETARG_DATUM(1));
+	}
+	id = insert_task(live, &row, &plan, &options);
+	orch_heap_close(live);
+	PG_RETURN_INT64(id);
+}
+
+/*
+ * enqueue_many(definition, inputs jsonb[], name, priority, run_at, delay,
+ *				keys text[], key_window, queue, metadata, deadline,
+ *				traceparent) -> ids, in the order of the inputs
+ */
+Datum
+orchestrator_enqueue_many(PG_FUNCTION_ARGS)
+{
+	char *definition =
+		TextDatumGetCString(text_argument(fcinfo, 0, "definition"));
+	Options options;
+	OrchRow model;
+	OrchPlan plan;
+	OrchLeaf *live;
+	Datum *inputs;
+	Datum *ids;
+	Datum *holders = NULL;
+	bool *nulls;
+	int n;
+	ArrayType *keys = NULL;
+
+	check_caller("enqueue_many");
+	if (PG_ARGISNULL(1))
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+						errmsg("inputs must not be null")));
+	read_options(fcinfo, &options);
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(1), JSONBOID, -1, false, 'i',
+					  &inputs, &nulls, &n);
+	if (n == 0)
+		PG_RETURN_ARRAYTYPE_P(construct_empty_array(INT8OID));
+
+	live = orch_heap_open_live();
+	plan = *orch_catalog_plan(definition);
+	prepare_row(&model, &plan, &options, BULK_PRIORITY);
+	ids = palloc(n * sizeof(Datum));
+	for (int i = 0; i < n; i++)
+	{
+		if (!nulls[i])
+			check_size(inputs[i], "input");
+		ids[i] = Int64GetDatum(next_id());
+	}
+	if (!options.key.isnull)
+	{
+		keys = DatumGetArrayTypeP(options.key.value);
+		deconstruct_array(take_keys(&plan, &options, ids, n), INT8OID, 8, true,
+						  'd', &holders, NULL, &n);
+	}
+	insert_tasks(live, &model, &plan, inputs, nulls, ids, keys, holders, n);
+	announce(&model, &plan);
+	orch_heap_close(live);
+	PG_RETURN_ARRAYTYPE_P(
+		construct_array(holders ? holders : ids, n, INT8OID, 8, true, 'd'));
+}
+
+/*
+ * _sort_key(at, priority): the place in its queue of a task that becomes
+ * ready then.
+ */
+Datum
+orchestrator_sort_key(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(PG_GETARG_TIMESTAMPTZ(0) -
+					PG_GETARG_INT32(1) *
+						((int64) orch_priority_step * USECS_PER_SEC));
+}
+
+static Datum
+text_argument(FunctionCallInfo fcinfo, int number, const char *what)
+{
+	if (PG_ARGISNULL(number))
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+						errmsg("%s must not be null", what)));
+	return PG_GETARG_DATUM(number);
+}
+
+static void
+read_options(FunctionCallInfo fcinfo, Options *options)
+{
+	memcpy(options, &fcinfo->args[FIRST_OPTION], sizeof(Options));
+	check_length(options->name, MAX_NAME_LENGTH, "name");
+	check_length(options->traceparent, MAX_TRACEPARENT_LENGTH, "traceparent");
+	if (!options->metadata.isnull)
+		check_size(options->metadata.value, "metadata");
+}
+
+/*
+ * What must hold in this session before anything is written.  A commit that
+ * was acknowledged must not lose the task, whatever the role's settings say.
+ */
+static void
+check_caller(const char *function)
+{
+	PreventCommandIfReadOnly(function);
+	PreventCommandDuringRecovery(function);
+	PreventCommandIfParallelMode(function);
+	if (!orch_superuser_tasks && superuser())
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("tasks of superusers are not allowed in this server"),
+			 errhint(
+				 "Enqueue as an ordinary role, or set orchestrator.superuser_tasks = on.")));
+	if (synchronous_commit == SYNCHRONOUS_COMMIT_OFF)
+		set_config_option("synchronous_commit", "local", PGC_USERSET,
+						  PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+}
+
+static void
+check_size(Datum value, const char *what)
+{
+	Size limit = (Size) orch_max_input_size * 1024;
+
+	if (toast_raw_datum_size(value) > limit)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+			 errmsg("%s of %zu bytes is larger than %zu bytes", what,
+					toast_raw_datum_size(value), limit),
+			 errhint(
+				 "Store large data in a table and pass its key, or raise orchestrator.max_input_size.")));
+}
+
+static void
+check_length(NullableDatum value, int limit, const char *what)
+{
+	if (!value.isnull && toast_raw_datum_size(value.value) > limit + VARHDRSZ)
+		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+						errmsg("%s is longer than %d bytes", what, limit)));
+}
+
+static void
+set_option(OrchRow *row, OrchColumn column, NullableDatum value)
+{
+	row->values[column] = value.value;
+	row->nulls[column] = value.isnull;
+}
+
+/*
+ * Everything of the row but its id and key; its queue may have been named.
+ */
+static void
+prepare_row(OrchRow *row, OrchPlan *plan, const Options *options,
+			int priority_bias)
+{
+	static Datum empty_object = (Datum) 0;
+	const Oid *states = orch_catalog(false)->states;
+	TimestampTz now = orch_clock();
+	TimestampTz ready_at = ready_time(options, now);
+	int priority = plan->priority + priority_bias;
+
+	if (empty_object == (Datum) 0)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+		empty_object = DirectFunctionCall1(jsonb_in, CStringGetDatum("{}"));
+		MemoryContextSwitchTo(old);
+	}
+	if (!options->queue.isnull)
+		plan->queue =
+			orch_catalog_queue(TextDatumGetCString(options->queue.value));
+	if (!options->priority.isnull)
+		priority = DatumGetInt32(options->priority.value);
+
+	memset(row->nulls, true, sizeof(row->nulls));
+	orch_row_set(row, ORCH_TASK_CREATED_AT, TimestampTzGetDatum(now));
+	if (ready_at > now)
+	{
+		orch_row_set(row, ORCH_TASK_RUN_AT, TimestampTzGetDatum(ready_at));
+		orch_row_set(row, ORCH_TASK_STATE,
+					 ObjectIdGetDatum(states[ORCH_STATE_SCHEDULED]));
+	}
+	else
+	{
+		orch_row_set(row, ORCH_TASK_SORT_KEY,
+					 DirectFunctionCall2(orchestrator_sort_key,
+										 TimestampTzGetDatum(now),
+										 Int32GetDatum(priority)));
+		orch_row_set(row, ORCH_TASK_STATE,
+					 ObjectIdGetDatum(states[ORCH_STATE_PENDING]));
+	}
+	set_expiry(row, plan, options, now, ready_at);
+	orch_row_set(row, ORCH_TASK_OWNER, Int32GetDatum(plan->owner));
+	orch_row_set(row, ORCH_TASK_DEFINITION, Int32GetDatum(plan->definition));
+	orch_row_set(row, ORCH_TASK_QUEUE, Int32GetDatum(plan->queue));
+	orch_row_set(row, ORCH_TASK_PRIORITY, Int32GetDatum(priority));
+	orch_row_set(row, ORCH_TASK_ATTEMPT, Int32GetDatum(0));
+	orch_row_set(row, ORCH_TASK_MAX_ATTEMPTS,
+				 Int32GetDatum(plan->max_attempts));
+	orch_row_set(row, ORCH_TASK_EPOCH, Int32GetDatum(0));
+	orch_row_set(row, ORCH_TASK_LIVE, BoolGetDatum(true));
+	orch_row_set(row, ORCH_TASK_INPUT, empty_object);
+	set_option(row, ORCH_TASK_NAME, options->name);
+	set_option(row, ORCH_TASK_METADATA, options->metadata);
+	set_option(row, ORCH_TASK_TRACEPARENT, options->traceparent);
+}
+
+static TimestampTz
+ready_time(const Options *options, TimestampTz now)
+{
+	TimestampTz at = now;
+
+	if (!options->run_at.isnull && !options->delay.isnull)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("run_at and delay cannot both be given")));
+	if (!options->run_at.isnull)
+		at = DatumGetTimestampTz(options->run_at.value);
+	if (!options->delay.isnull)
+		at = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+													 TimestampTzGetDatum(now),
+													 options->delay.value));
+	if (TIMESTAMP_NOT_FINITE(at))
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("run_at must be finite")));
+	return at;
+}
+
+static void
+set_expiry(OrchRow *row, const OrchPlan *plan, const Options *options,
+		   TimestampTz now, TimestampTz ready_at)
+{
+	TimestampTz expire_at = DT_NOEND;
+
+	if (plan->has_queue_timeout)
+		expire_at = DatumGetTimestampTz(DirectFunctionCall2(
+			timestamptz_pl_interval, TimestampTzGetDatum(Max(now, ready_at)),
+			IntervalPGetDatum(&plan->queue_timeout)));
+	if (!options->deadline.isnull)
+	{
+		TimestampTz deadline = DatumGetTimestampTz(options->deadline.value);
+
+		if (deadline <= now)
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("deadline is in the past"),
+				 errhint("Give a deadline after the present time, or none.")));
+		set_option(row, ORCH_TASK_DEADLINE, options->deadline);
+		expire_at = Min(expire_at, deadline);
+	}
+	if (!TIMESTAMP_NOT_FINITE(expire_at))
+		orch_row_set(row, ORCH_TASK_EXPIRE_AT, TimestampTzGetDatum(expire_at));
+}
+
+static int64
+next_id(void)
+{
+	return nextval_internal(orch_catalog(false)->task_id_seq, false) |
+		   ((int64) orch_node_id << NODE_SHIFT);
+}
+
+/*
+ * The id that holds the key: ours, or the task that took it before.
+ */
+static int64
+take_key(const OrchPlan *plan, const Options *options, int64 id)
+{
+	NullableDatum args[5];
+
+	args[0].value = Int32GetDatum(plan->owner);
+	args[0].isnull = false;
+	args[1].value = Int32GetDatum(plan->queue);
+	args[1].isnull = false;
+	args[2] = options->key;
+	args[3] = options->key_window;
+	args[4].value = Int64GetDatum(id);
+	args[4].isnull = false;
+	return DatumGetInt64(orch_catalog_call(ORCH_FN_TAKE_KEY, 5, args, NULL));
+}
+
+static ArrayType *
+take_keys(const OrchPlan *plan, const Options *options, Datum *ids, int n)
+{
+	NullableDatum args[5];
+	ArrayType *keys = DatumGetArrayTypeP(options->key.value);
+
+	if (ARR_NDIM(keys) != 1 || ARR_DIMS(keys)[0] != n)
+		ereport(ERROR, (errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
+						errmsg("keys must have as many elements as inputs")));
+	args[0].value = Int32GetDatum(plan->owner);
+	args[0].isnull = false;
+	args[1].value = Int32GetDatum(plan->queue);
+	args[1].isnull = false;
+	args[2] = options->key;
+	args[3] = options->key_window;
+	args[4].value =
+		PointerGetDatum(construct_array(ids, n, INT8OID, 8, true, 'd'));
+	args[4].isnull = false;
+	return DatumGetArrayTypeP(
+		orch_catalog_call(ORCH_FN_TAKE_KEYS, 5, args, NULL));
+}
+
+static int64
+insert_task(OrchLeaf *live, OrchRow *row, const OrchPlan *plan,
+			const Options *options)
+{
+	int64 id = next_id();
+
+	if (!options->key.isnull)
+	{
+		int64 holder = take_key(plan, options, id);
+
+		if (holder != id)
+			return holder;
+		orch_row_set(row, ORCH_TASK_KEY, options->key.value);
+	}
+	orch_row_set(row, ORCH_TASK_ID, Int64GetDatum(id));
+	orch_heap_insert(live, row);
+	announce(row, plan);
+	announce_created(row, plan);
+	return id;
+}
+
+/*
+ * Rows like the model, one for each input; with keys, only those that hold
+ * theirs.
+ */
+static void
+insert_tasks(OrchLeaf *live, const OrchRow *model, const OrchPlan *plan,
+			 Datum *inputs, bool *nulls, Datum *ids, ArrayType *keys,
+			 Datum *holders, int n)
+{
+	OrchRow **rows = palloc(ROWS_AT_ONCE * sizeof(OrchRow *));
+	Datum *key_values = NULL;
+	bool *key_nulls = NULL;
+	int nkeys;
+	int waiting = 0;
+
+	if (keys != NULL)
+		deconstruct_array(keys, TEXTOID, -1, false, 'i', &key_values,
+						  &key_nulls, &nkeys);
+	for (int i = 0; i < ROWS_AT_ONCE && i < n; i++)
+		rows[i] = palloc(sizeof(OrchRow));
+	for (int i = 0; i < n; i++)
+	{
+		if (holders == NULL || holders[i] == ids[i])
+		{
+			OrchRow *row = rows[waiting++];
+
+			*row = *model;
+			orch_row_set(row, ORCH_TASK_ID, ids[i]);
+
+			/* keys of their own let a claim's mark pass through the bulk */
+			if (!row->nulls[ORCH_TASK_SORT_KEY])
+				orch_row_set(
+					row, ORCH_TASK_SORT_KEY,
+					Int64GetDatum(ORCH_INT64(model, ORCH_TASK_SORT_KEY) + i));
+			if (!nulls[i])
+				orch_row_set(row, ORCH_TASK_INPUT, inputs[i]);
+			if (keys != NULL && !key_nulls[i])
+				orch_row_set(row, ORCH_TASK_KEY, key_values[i]);
+			announce_created(row, plan);
+		}
+		if (waiting == ROWS_AT_ONCE || (i == n - 1 && waiting > 0))
+		{
+			CHECK_FOR_INTERRUPTS();
+			orch_heap_insert_many(live, rows, waiting);
+			waiting = 0;
+		}
+	}
+}
+
+/*
+ * Tell at commit that there is something to claim or to wait for.
+ */
+static void
+announce(const OrchRow *row, const OrchPlan *plan)
+{
+	if (row->nulls[ORCH_TASK_SORT_KEY])
+		orch_event_due(DatumGetTimestampTz(row->values[ORCH_TASK_RUN_AT]));
+	else
+		orch_event_ready(plan->owner, GetUserId(), plan->queue,
+						 ORCH_INT64(row, ORCH_TASK_SORT_KEY));
+	if (!row->nulls[ORCH_TASK_EXPIRE_AT])
+		orch_event_due(DatumGetTimestampTz(row->values[ORCH_TASK_EXPIRE_AT]));
+}
+
+static void
+announce_created(const OrchRow *row, const OrchPlan *plan)
+{
+	int64 id = ORCH_INT64(row, ORCH_TASK_ID);
+
+	orch_event_transition(id, id, 0, ORCH_EVENT_CREATED,
+						  row->nulls[ORCH_TASK_SORT_KEY] ? ORCH_STATE_SCHEDULED
+														 : ORCH_STATE_PENDING,
+						  -1, 0, plan->notify);
+}

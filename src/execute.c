@@ -1,0 +1,582 @@
+/*
+ * execute.c
+ *	  Running one step: the third station of the flow.
+ *
+ * The only place where user code runs and where its errors are caught.  A
+ * step runs in a subtransaction, under its time limit, in a settings level of
+ * its own, and with query cancel enabled; the engine around it holds cancels
+ * off, so that one that comes late never hits the settle.
+ */
+#include "postgres.h"
+
+#include <sys/resource.h>
+
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "commands/prepare.h"
+#include "executor/instrument.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/latch.h"
+#include "storage/lock.h"
+#include "storage/proc.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/guc.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+#include "utils/portal.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
+#include "utils/timeout.h"
+
+#include "compat.h"
+#include "execute.h"
+#include "guc.h"
+#include "handler.h"
+#include "note.h"
+#include "progress.h"
+
+/* Bytes kept of each text of an error. */
+#define ERROR_TEXT_SIZE 1024
+
+/* Why a step was interrupted. */
+typedef enum Interruption
+{
+	INTERRUPTED_BY_USER, /* pg_cancel_backend: the step failed */
+	INTERRUPTED_BY_TIMEOUT,
+	INTERRUPTED_BY_CANCEL, /* the task is not ours any more */
+	INTERRUPTED_BY_YIELD,  /* fast lane: somebody wants a row */
+	INTERRUPTED_BY_MISTAKE /* meant for a step that is over */
+} Interruption;
+
+/* What was used when the step began. */
+typedef struct Usage
+{
+	struct rusage cpu;
+	BufferUsage buffers;
+	WalUsage wal;
+} Usage;
+
+static TimeoutId step_timer;
+static volatile sig_atomic_t step_timed_out = false;
+static MemoryContext step_context = NULL;
+
+static void handle_step_timeout(void);
+static void enter_step(OrchExecutor *executor, OrchTask *task, OrchStep *step);
+static void leave_step(OrchExecutor *executor, OrchTask *task);
+static void begin_user_code(const OrchTask *task);
+static void end_user_code(void);
+static int64 time_limit(const OrchTask *task);
+static bool attempt_step(OrchExecutor *executor, OrchTask *task,
+						 MemoryContext context, bool *wrote);
+static void call_handler(OrchTask *task, MemoryContext context);
+static bool judge_error(OrchExecutor *executor, OrchTask *task,
+						ErrorData *error, MemoryContext context);
+static Interruption judge_interruption(OrchExecutor *executor,
+									   const OrchTask *task);
+static void clean_after_step(void);
+static void check_output(Datum output);
+static void push_text(JsonbParseState **state, const char *key,
+					  const char *value);
+static void push_number(JsonbParseState **state, const char *key,
+						double value);
+static void measure_begin(Usage *usage);
+static void measure_end(const Usage *usage, OrchTask *task, uint64 rows,
+						MemoryContext context);
+static void run_alone(OrchTask *task);
+
+void
+orch_execute_install(void)
+{
+	step_timer = RegisterTimeout(USER_TIMEOUT, handle_step_timeout);
+	step_context = AllocSetContextCreate(TopMemoryContext, "orchestrator step",
+										 ALLOCSET_DEFAULT_SIZES);
+	orch_handler_install();
+	orch_execute_hold_cancel();
+}
+
+static void
+handle_step_timeout(void)
+{
+	step_timed_out = true;
+	InterruptPending = true;
+	QueryCancelPending = true;
+	SetLatch(MyLatch);
+}
+
+void
+orch_execute_hold_cancel(void)
+{
+	QueryCancelHoldoffCount = 1;
+}
+
+bool
+orch_execute_is_alone(const OrchTask *task)
+{
+	return task->definition != NULL && task->definition->kind > ORCH_KIND_SQL;
+}
+
+bool
+orch_execute_step(OrchExecutor *executor, OrchTask *task,
+				  MemoryContext context)
+{
+	OrchStep step;
+	bool wrote = false;
+
+	enter_step(executor, task, &step);
+	while (!attempt_step(executor, task, context, &wrote))
+		CHECK_FOR_INTERRUPTS();
+	leave_step(executor, task);
+	return wrote;
+}
+
+/*
+ * Show what runs, everywhere it is looked for, and leave the note that
+ * survives us.
+ */
+static void
+enter_step(OrchExecutor *executor, OrchTask *task, OrchStep *step)
+{
+	const OrchRow *row = &task->row;
+	char activity[128];
+
+	step->id = ORCH_INT64(row, ORCH_TASK_ID);
+	step->parent = row->nulls[ORCH_TASK_PARENT_ID]
+					   ? 0
+					   : ORCH_INT64(row, ORCH_TASK_PARENT_ID);
+	step->root =
+		row->nulls[ORCH_TASK_ROOT_ID] ? 0 : ORCH_INT64(row, ORCH_TASK_ROOT_ID);
+	step->definition = task->definition ? task->definition->name : "?";
+	step->key = row->nulls[ORCH_TASK_KEY]
+					? NULL
+					: TextDatumGetCString(row->values[ORCH_TASK_KEY]);
+	step->metadata = row->values[ORCH_TASK_METADATA];
+	step->deadline = DatumGetTimestampTz(row->values[ORCH_TASK_DEADLINE]);
+	step->attempt = ORCH_INT32(row, ORCH_TASK_ATTEMPT);
+	step->max_attempts = ORCH_INT32(row, ORCH_TASK_MAX_ATTEMPTS);
+	step->epoch = ORCH_INT32(row, ORCH_TASK_EPOCH);
+	step->notify = task->definition == NULL || task->definition->notify;
+
+	snprintf(activity, sizeof(activity), "task " INT64_FORMAT " %s", step->id,
+			 step->definition);
+	pgstat_report_activity(STATE_RUNNING, activity);
+	task->started_at = orch_clock();
+	orch_progress_enter(executor, step);
+	orch_note_begin(executor - orch_shared->executors, MyDatabaseId, step->id,
+					step->epoch, step->attempt);
+}
+
+static void
+leave_step(OrchExecutor *executor, OrchTask *task)
+{
+	orch_note_end(executor - orch_shared->executors);
+	orch_progress_leave();
+	task->finished_at = orch_clock();
+	if (task->definition != NULL)
+		orch_claim_measured(task->definition->id,
+							task->finished_at - task->started_at);
+	MemoryContextReset(step_context);
+}
+
+/*
+ * Milliseconds that the step may take; 0: no limit.  The first of its
+ * definition's timeout, its deadline and the role's statement_timeout, which
+ * does nothing by itself inside of a background worker.
+ */
+static int64
+time_limit(const OrchTask *task)
+{
+	int64 limit = StatementTimeout;
+	const OrchDefinition *definition = task->definition;
+
+	if (definition != NULL && definition->timeout > 0 &&
+		!definition->timeout_alerts &&
+		(limit == 0 || definition->timeout < limit))
+		limit = definition->timeout;
+	if (!task->row.nulls[ORCH_TASK_DEADLINE])
+	{
+		TimestampTz deadline =
+			DatumGetTimestampTz(task->row.values[ORCH_TASK_DEADLINE]);
+		int64 left = Max((deadline - orch_clock()) / 1000, 1);
+
+		if (limit == 0 || left < limit)
+			limit = left;
+	}
+	return Min(limit, INT_MAX);
+}
+
+static void
+begin_user_code(const OrchTask *task)
+{
+	int64 limit = time_limit(task);
+
+	step_timed_out = false;
+	QueryCancelPending = false;
+	QueryCancelHoldoffCount = 0;
+	if (limit > 0)
+		enable_timeout_after(step_timer, (int) limit);
+}
+
+static void
+end_user_code(void)
+{
+	orch_execute_hold_cancel();
+	if (get_timeout_active(step_timer))
+		disable_timeout(step_timer, false);
+}
+
+/*
+ * One try of a step.  False: it was interrupted by mistake, run it again.
+ */
+static bool
+attempt_step(OrchExecutor *executor, OrchTask *task, MemoryContext context,
+			 bool *wrote)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+	MemoryContext old = CurrentMemoryContext;
+	volatile bool settled = true;
+	volatile bool written = false;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(step_context);
+	PG_TRY();
+	{
+		int level = NewGUCNestLevel();
+
+		begin_user_code(task);
+		call_handler(task, context);
+		end_user_code();
+		clean_after_step();
+		AtEOXact_GUC(false, level);
+		written = TransactionIdIsValid(GetCurrentTransactionIdIfAny());
+		task->outcome = ORCH_OUTCOME_COMPLETED;
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData *error;
+
+		end_user_code();
+		MemoryContextSwitchTo(step_context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		LockReleaseSession(USER_LOCKMETHOD);
+		settled = judge_error(executor, task, error, context);
+	}
+	PG_END_TRY();
+
+	MemoryContextSwitchTo(old);
+	CurrentResourceOwner = owner;
+	*wrote = written;
+	return settled;
+}
+
+static void
+call_handler(OrchTask *task, MemoryContext context)
+{
+	Datum output;
+	uint64 rows;
+	Usage usage;
+	bool measured = orch_track_resources;
+
+	if (measured)
+		measure_begin(&usage);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	task->has_output = orch_handler_call(task, &output, &rows);
+	PopActiveSnapshot();
+	if (task->has_output)
+	{
+		MemoryContext old;
+
+		check_output(output);
+		old = MemoryContextSwitchTo(context);
+		task->output = PointerGetDatum(PG_DETOAST_DATUM_COPY(output));
+		MemoryContextSwitchTo(old);
+	}
+	if (measured)
+		measure_end(&usage, task, rows, context);
+}
+
+static void
+check_output(Datum output)
+{
+	Size limit = (Size) orch_max_input_size * 1024;
+
+	if (VARSIZE_ANY(DatumGetPointer(output)) > limit)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+			 errmsg("output of %zu bytes is larger than %zu bytes",
+					(Size) VARSIZE_ANY(DatumGetPointer(output)), limit),
+			 errhint(
+				 "Store large results in a table and return their key, or raise orchestrator.max_input_size.")));
+}
+
+/*
+ * What a step must not leave to the next one of the same transaction.  The
+ * role's settings are undone by the settings level.
+ */
+static void
+clean_after_step(void)
+{
+	DropAllPreparedStatements();
+	PortalHashTableDeleteAll();
+	LockReleaseSession(USER_LOCKMETHOD);
+}
+
+bool
+orch_execute_left_objects(void)
+{
+	Oid temp;
+	Oid toast;
+
+	GetTempNamespaceState(&temp, &toast);
+	return OidIsValid(temp);
+}
+
+void
+orch_execute_clean_session(void)
+{
+	if (!orch_execute_left_objects())
+		return;
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	ResetTempTableNamespace();
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+}
+
+/*
+ * False: the step was interrupted by mistake.
+ */
+static bool
+judge_error(OrchExecutor *executor, OrchTask *task, ErrorData *error,
+			MemoryContext context)
+{
+	Interruption interruption = INTERRUPTED_BY_USER;
+
+	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		interruption = judge_interruption(executor, task);
+	switch (interruption)
+	{
+		case INTERRUPTED_BY_MISTAKE:
+			return false;
+		case INTERRUPTED_BY_CANCEL:
+			task->outcome = ORCH_OUTCOME_GONE;
+			return true;
+		case INTERRUPTED_BY_YIELD:
+			task->outcome = ORCH_OUTCOME_NONE;
+			return true;
+		case INTERRUPTED_BY_TIMEOUT:
+			error->message = psprintf("step ran longer than %lld ms",
+									  (long long) time_limit(task));
+			orch_execute_fail(task, "timeout", error, context);
+			return true;
+		case INTERRUPTED_BY_USER:
+			orch_execute_fail(task, "error", error, context);
+			return true;
+	}
+	return true;
+}
+
+static Interruption
+judge_interruption(OrchExecutor *executor, const OrchTask *task)
+{
+	int64 interrupt_task;
+	int32 interrupt_epoch;
+	int64 yield_task;
+	TimestampTz signaled_at;
+
+	SpinLockAcquire(&executor->mutex);
+	interrupt_task = executor->interrupt_task;
+	interrupt_epoch = executor->interrupt_epoch;
+	yield_task = executor->yield_task;
+	signaled_at = executor->signaled_at;
+	executor->interrupt_task = 0;
+	SpinLockRelease(&executor->mutex);
+
+	if (interrupt_task == ORCH_INT64(&task->row, ORCH_TASK_ID) &&
+		interrupt_epoch == ORCH_INT32(&task->row, ORCH_TASK_EPOCH))
+		return INTERRUPTED_BY_CANCEL;
+	if (yield_task != 0)
+		return INTERRUPTED_BY_YIELD;
+	if (step_timed_out)
+		return INTERRUPTED_BY_TIMEOUT;
+
+	/* a signal of ours that comes late was for the step before */
+	if (interrupt_task != 0 ||
+		GetCurrentTimestamp() - signaled_at < USECS_PER_SEC)
+		return INTERRUPTED_BY_MISTAKE;
+	return INTERRUPTED_BY_USER;
+}
+
+void
+orch_execute_fail(OrchTask *task, const char *reason, const ErrorData *error,
+				  MemoryContext context)
+{
+	MemoryContext old = MemoryContextSwitchTo(context);
+	JsonbParseState *state = NULL;
+	JsonbValue *object;
+
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	push_text(&state, "sqlstate", unpack_sql_state(error->sqlerrcode));
+	push_text(&state, "message", error->message);
+	push_text(&state, "detail", error->detail);
+	push_text(&state, "hint", error->hint);
+	push_text(&state, "context", error->context);
+	object = pushJsonbValue(&state, WJB_END_OBJECT, NULL);
+	task->error = JsonbPGetDatum(JsonbValueToJsonb(object));
+	task->outcome = ORCH_OUTCOME_FAILED;
+	task->reason = reason;
+	MemoryContextSwitchTo(old);
+}
+
+static void
+push_key(JsonbParseState **state, const char *key)
+{
+	JsonbValue value;
+
+	value.type = jbvString;
+	value.val.string.val = pstrdup(key);
+	value.val.string.len = strlen(key);
+	pushJsonbValue(state, WJB_KEY, &value);
+}
+
+static void
+push_text(JsonbParseState **state, const char *key, const char *text)
+{
+	JsonbValue value;
+
+	push_key(state, key);
+	value.type = jbvNull;
+	if (text != NULL)
+	{
+		value.type = jbvString;
+		value.val.string.len =
+			pg_mbcliplen(text, strlen(text), ERROR_TEXT_SIZE);
+		value.val.string.val = pnstrdup(text, value.val.string.len);
+	}
+	pushJsonbValue(state, WJB_VALUE, &value);
+}
+
+static void
+push_number(JsonbParseState **state, const char *key, double number)
+{
+	JsonbValue value;
+
+	push_key(state, key);
+	value.type = jbvNumeric;
+	value.val.numeric = DatumGetNumeric(
+		DirectFunctionCall1(float8_numeric, Float8GetDatum(number)));
+	pushJsonbValue(state, WJB_VALUE, &value);
+}
+
+static void
+measure_begin(Usage *usage)
+{
+	getrusage(RUSAGE_SELF, &usage->cpu);
+	usage->buffers = pgBufferUsage;
+	usage->wal = pgWalUsage;
+}
+
+static double
+seconds(struct timeval from, struct timeval to)
+{
+	return (to.tv_sec - from.tv_sec) + (to.tv_usec - from.tv_usec) / 1e6;
+}
+
+static void
+measure_end(const Usage *usage, OrchTask *task, uint64 rows,
+			MemoryContext context)
+{
+	MemoryContext old = MemoryContextSwitchTo(context);
+	JsonbParseState *state = NULL;
+	JsonbValue *object;
+	struct rusage now;
+
+	getrusage(RUSAGE_SELF, &now);
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	push_number(&state, "rows", rows);
+	push_number(&state, "buffers_hit",
+				pgBufferUsage.shared_blks_hit -
+					usage->buffers.shared_blks_hit);
+	push_number(&state, "buffers_read",
+				pgBufferUsage.shared_blks_read -
+					usage->buffers.shared_blks_read);
+	push_number(&state, "buffers_dirtied",
+				pgBufferUsage.shared_blks_dirtied -
+					usage->buffers.shared_blks_dirtied);
+	push_number(&state, "wal_bytes",
+				pgWalUsage.wal_bytes - usage->wal.wal_bytes);
+	push_number(&state, "cpu_time",
+				seconds(usage->cpu.ru_utime, now.ru_utime) +
+					seconds(usage->cpu.ru_stime, now.ru_stime));
+	object = pushJsonbValue(&state, WJB_END_OBJECT, NULL);
+	task->resources = JsonbPGetDatum(JsonbValueToJsonb(object));
+	task->has_resources = true;
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * An error here, unlike in a step of a batch, has to abort the transaction
+ * that the command itself may have begun.
+ */
+void
+orch_execute_alone(OrchExecutor *executor, OrchTask *task,
+				   MemoryContext context)
+{
+	OrchStep step;
+	Usage usage;
+
+	enter_step(executor, task, &step);
+	measure_begin(&usage);
+	PG_TRY();
+	{
+		begin_user_code(task);
+		run_alone(task);
+		end_user_code();
+		task->outcome = ORCH_OUTCOME_COMPLETED;
+	}
+	PG_CATCH();
+	{
+		ErrorData *error;
+
+		end_user_code();
+		MemoryContextSwitchTo(step_context);
+		error = CopyErrorData();
+		FlushErrorState();
+		AbortCurrentTransaction();
+		(void) judge_error(executor, task, error, context);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	if (orch_track_resources)
+		measure_end(&usage, task, 0, context);
+	leave_step(executor, task);
+}
+
+static void
+run_alone(OrchTask *task)
+{
+	StartTransactionCommand();
+	if (task->definition->kind == ORCH_KIND_UTILITY)
+		orch_handler_run_utility(task);
+	else
+	{
+		PushActiveSnapshot(GetTransactionSnapshot());
+		orch_handler_call_procedure(task);
+		if (ActiveSnapshotSet())
+			PopActiveSnapshot();
+	}
+	CommitTransactionCommand();
+
+	/* its settings are the session's own: as DISCARD ALL does */
+	StartTransactionCommand();
+	clean_after_step();
+	SetPGVariable("session_authorization", NIL, false);
+	ResetAllOptions();
+	CommitTransactionCommand();
+}

@@ -1,0 +1,52 @@
+/*
+ * execute.h
+ *	  Running one step: the third station of the flow.
+ */
+#ifndef ORCHESTRATOR_EXECUTE_H
+#define ORCHESTRATOR_EXECUTE_H
+
+#include "claim.h"
+#include "utils/elog.h"
+
+/* Register the timers and callbacks.  Called once, by the executor. */
+extern void orch_execute_install(void);
+
+/*
+ * Run a function or command step inside the current transaction, in a
+ * subtransaction of its own, and note its outcome in the task.  Errors of the
+ * step end here.  Returns true when it wrote anything (its subtransaction had
+ * a transaction id).
+ */
+extern bool orch_execute_step(OrchExecutor *executor, OrchTask *task,
+							  MemoryContext context);
+
+/*
+ * Run a procedure or utility step, which begins and ends transactions of its
+ * own.  Called outside of a transaction, and returns there.
+ */
+extern void orch_execute_alone(OrchExecutor *executor, OrchTask *task,
+							   MemoryContext context);
+
+/* Whether a step of this task runs outside of the batch's transaction. */
+extern bool orch_execute_is_alone(const OrchTask *task);
+
+/* Note an error as the outcome of a task. */
+extern void orch_execute_fail(OrchTask *task, const char *reason,
+							  const ErrorData *error, MemoryContext context);
+
+/*
+ * Put away what steps left in the session: temporary tables, prepared
+ * statements, cursors, session locks.  Called between transactions.
+ */
+extern void orch_execute_clean_session(void);
+
+/* Whether steps left a temporary table: the transaction should end now. */
+extern bool orch_execute_left_objects(void);
+
+/*
+ * Cancel requests wait while the engine works and are honoured while a step
+ * runs.
+ */
+extern void orch_execute_hold_cancel(void);
+
+#endif

@@ -1,0 +1,640 @@
+/*
+ * executor.c
+ *	  Executors: processes that claim and run the tasks of one role in one
+ *	  database.
+ *
+ * The session is the role's own, from its start to its end, so that nothing a
+ * step does can reach more than the role may (DESIGN, promise 5).  What the
+ * engine does in it goes around the role's rights in two places only: direct
+ * access to the leaves (heap.c) and internal functions called as the owner of
+ * the extension (catalog.c).
+ *
+ * Two commits: claim, commit; then groups of steps, each group settled in the
+ * transaction of its effects.  Fast lane: claim, steps and settle in one.
+ * A transaction that fails as a whole is run again step by step, so that only
+ * the guilty is charged.
+ */
+#include "postgres.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timeout.h"
+
+#include "claim.h"
+#include "compat.h"
+#include "event.h"
+#include "execute.h"
+#include "executor.h"
+#include "guc.h"
+#include "lane.h"
+#include "note.h"
+#include "settle.h"
+
+/*
+ * Steps that wrote, in one transaction: PGPROC keeps 64 subtransactions, and
+ * a transaction with more slows every other session's snapshots.
+ */
+#define WRITTEN_STEPS 50
+
+/* A step that runs longer lets the tasks claimed behind it go. */
+#define WATCH_MS 50
+
+/* When a row was locked by somebody else, look again after this. */
+#define RECHECK_MS 100
+
+/* Tries of a step whose settle met a deadlock or a serialization failure. */
+#define SETTLE_TRIES 3
+
+static OrchExecutor *me = NULL;
+static OrchBatch *batch = NULL;
+static int solo_left = 0; /* tasks to run one by one */
+static int64 tasks_done = 0;
+static bool recheck = false;
+static TimeoutId watch_timer;
+
+/* Tasks of the batch that share a transaction. */
+typedef struct StepGroup
+{
+	int n;
+	int numbers[ORCH_MAX_CLAIM];
+} StepGroup;
+
+typedef enum GroupResult
+{
+	GROUP_DONE,
+	GROUP_STALE, /* one was not ours any more; nothing happened */
+	GROUP_ERROR	 /* the transaction failed; nothing happened */
+} GroupResult;
+
+static void start_executor(void);
+static void handle_quit(SIGNAL_ARGS);
+static void handle_watch(void);
+static void leave_slot(int code, Datum arg);
+static void discover_lanes(void);
+static int next_lane(void);
+static bool run_batch(void);
+static int claim(int lane);
+static void run_fast(void);
+static void run_claimed(void);
+static void run_each(const StepGroup *group);
+static void run_alone_task(int number);
+static GroupResult try_group(StepGroup *group, int first, int end,
+							 ErrorData **error);
+static int run_steps(StepGroup *group, int first, int end);
+static bool group_is_full(const OrchTask *last, TimestampTz began);
+static void begin_transaction(void);
+static void commit_transaction(bool durable);
+static void finish_group(const StepGroup *group);
+static void charge(int number, ErrorData *error);
+static void announce_start(const OrchTask *task);
+static void end_batch(void);
+static bool wait_for_work(void);
+static bool should_leave(void);
+static void set_state(OrchExecutorState state);
+
+void
+orchestrator_executor_main(Datum main_arg)
+{
+	start_executor();
+
+	for (;;)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+
+		while (!should_leave() && run_batch())
+			CHECK_FOR_INTERRUPTS();
+
+		if (!wait_for_work())
+			break;
+	}
+	proc_exit(0);
+}
+
+static void
+start_executor(void)
+{
+	OrchExecutorArgs args;
+
+	memcpy(&args, MyBgworkerEntry->bgw_extra, sizeof(args));
+	me = &orch_shared->executors[args.slot];
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	pqsignal(SIGINT, StatementCancelHandler);
+	pqsignal(SIGQUIT, handle_quit);
+
+	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
+	if (me->state != ORCH_EXECUTOR_STARTING || me->dboid != args.dboid ||
+		me->roleoid != args.roleoid)
+	{
+		LWLockRelease(orch_shared->lock);
+		proc_exit(0); /* given up by the supervisor meanwhile */
+	}
+	me->pid = MyProcPid;
+	me->procno = orch_my_procno();
+	LWLockRelease(orch_shared->lock);
+	before_shmem_exit(leave_slot, (Datum) 0);
+
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(args.dboid, args.roleoid, 0);
+
+	orch_execute_install();
+	watch_timer = RegisterTimeout(USER_TIMEOUT, handle_watch);
+	batch = MemoryContextAllocZero(TopMemoryContext, sizeof(OrchBatch));
+	batch->context = AllocSetContextCreate(
+		TopMemoryContext, "orchestrator batch", ALLOCSET_DEFAULT_SIZES);
+	discover_lanes();
+	set_state(ORCH_EXECUTOR_BUSY);
+}
+
+/*
+ * Another process died and the server restarts: whatever we run is not why.
+ */
+static void
+handle_quit(SIGNAL_ARGS)
+{
+	orch_note_innocent(me - orch_shared->executors);
+	SignalHandlerForCrashExit(postgres_signal_arg);
+}
+
+/*
+ * A step runs long.  In the fast lane the batch is rolled back for the sake of
+ * the tasks behind it; otherwise the supervisor takes those back.
+ */
+static void
+handle_watch(void)
+{
+	if (me->fast)
+	{
+		me->yield_task = -1;
+		InterruptPending = true;
+		QueryCancelPending = true;
+		SetLatch(MyLatch);
+	}
+	else
+		orch_shmem_signal_supervisor(me->dboid, ORCH_WAKE_WORK);
+}
+
+/*
+ * At exit, after the transaction was aborted.  Claims and the step under way
+ * stay in the slot for the supervisor to hand back; a proper exit is not
+ * evidence against the step.
+ */
+static void
+leave_slot(int code, Datum arg)
+{
+	orch_note_innocent(me - orch_shared->executors);
+	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
+	me->failed_start = me->state == ORCH_EXECUTOR_STARTING;
+	me->state = ORCH_EXECUTOR_DEAD;
+	me->since = GetCurrentTimestamp();
+	me->lane = -1;
+	LWLockRelease(orch_shared->lock);
+	orch_shmem_wake_supervisor(me->dboid, ORCH_WAKE_EXIT);
+}
+
+static void
+set_state(OrchExecutorState state)
+{
+	SpinLockAcquire(&me->mutex);
+	me->state = state;
+	me->since = GetCurrentTimestamp();
+	SpinLockRelease(&me->mutex);
+}
+
+/*
+ * Make a lane of each queue in which our role has ready tasks.
+ */
+static void
+discover_lanes(void)
+{
+	OrchLeaf *live;
+	int32 queue = 0;
+
+	begin_transaction();
+	if (orch_catalog(true) == NULL)
+		proc_exit(0);
+	orch_heap_check_columns();
+	live = orch_heap_open_live();
+	while ((queue = orch_heap_next_queue(live, me->owner, queue)) != 0)
+		(void) orch_lane_find(me->owner_index, queue);
+	orch_heap_close(live);
+	commit_transaction(false);
+}
+
+/*
+ * The next lane that may have work, in turn; -1: none.
+ */
+static int
+next_lane(void)
+{
+	static int last = -1;
+	int first = orch_shared->owners[me->owner_index].first_lane;
+	int lane = last >= 0 ? orch_shared->lanes[last].next : first;
+
+	for (int turn = 0; turn < 2; turn++)
+	{
+		for (; lane >= 0; lane = orch_shared->lanes[lane].next)
+		{
+			if (orch_shared->lanes[lane].ready)
+				return last = lane;
+		}
+		lane = first;
+	}
+	return last = -1;
+}
+
+/*
+ * Claim from one lane and run what was claimed.  False: no lane has work.
+ */
+static bool
+run_batch(void)
+{
+	int lane = next_lane();
+
+	if (lane < 0)
+		return false;
+	MemoryContextReset(batch->context);
+	batch->solo = solo_left > 0;
+	if (claim(lane) > 0)
+	{
+		if (batch->ntasks > 1)
+			enable_timeout_after(watch_timer, WATCH_MS);
+		if (batch->fast)
+			run_fast();
+		else
+			run_claimed();
+		disable_timeout(watch_timer, false);
+	}
+	end_batch();
+	return true;
+}
+
+/*
+ * Claim from a lane.  In the fast lane the transaction stays open; otherwise
+ * it is committed before anything runs, asynchronously: a claim that is lost
+ * is only a task not claimed, and the note file knows what was running.
+ */
+static int
+claim(int lane)
+{
+	int n;
+
+	begin_transaction();
+	PG_TRY();
+	{
+		n = orch_claim_batch(me, lane, batch);
+	}
+	PG_CATCH();
+	{
+		orch_lane_abort(me, lane, batch->from);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	recheck |= batch->left_behind;
+	if (n == 0 || !batch->fast)
+		commit_transaction(false);
+	if (n > 0 && orch_shared->lanes[lane].ready)
+		orch_lane_call(me->owner_index);
+	return n;
+}
+
+static void
+begin_transaction(void)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+
+	/* whatever the role's defaults are */
+	XactIsoLevel = XACT_READ_COMMITTED;
+	XactReadOnly = false;
+	XactDeferrable = false;
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
+/*
+ * Durable means at least flushed here, whatever the role's setting is.
+ */
+static void
+commit_transaction(bool durable)
+{
+	int saved = synchronous_commit;
+
+	if (!durable)
+		synchronous_commit = SYNCHRONOUS_COMMIT_OFF;
+	else if (synchronous_commit == SYNCHRONOUS_COMMIT_OFF)
+		synchronous_commit = SYNCHRONOUS_COMMIT_LOCAL_FLUSH;
+	PG_TRY();
+	{
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+	}
+	PG_FINALLY();
+	{
+		synchronous_commit = saved;
+	}
+	PG_END_TRY();
+	orch_execute_hold_cancel();
+	pgstat_report_stat(false);
+}
+
+/*
+ * One transaction for all.  When it fails, the rows are back as if nothing
+ * had been: they are claimed again the other way and run one by one.
+ */
+static void
+run_fast(void)
+{
+	StepGroup group;
+	ErrorData *error;
+
+	if (try_group(&group, 0, batch->ntasks, &error) == GROUP_DONE)
+		return;
+	orch_lane_abort(me, batch->lane, batch->from);
+	solo_left = batch->ntasks;
+}
+
+static void
+run_claimed(void)
+{
+	int next = 0;
+
+	while (next < batch->ntasks)
+	{
+		StepGroup group;
+		ErrorData *error;
+
+		CHECK_FOR_INTERRUPTS();
+		if (orch_execute_is_alone(&batch->tasks[next]))
+		{
+			run_alone_task(next++);
+			continue;
+		}
+		if (try_group(&group, next, batch->ntasks, &error) != GROUP_DONE)
+			run_each(&group);
+		next = group.n > 0 ? group.numbers[group.n - 1] + 1 : batch->ntasks;
+	}
+}
+
+/*
+ * A group failed as a whole: each by itself, to find the guilty.
+ */
+static void
+run_each(const StepGroup *group)
+{
+	for (int i = 0; i < group->n; i++)
+	{
+		int number = group->numbers[i];
+		OrchTask *task = &batch->tasks[number];
+		StepGroup single;
+		ErrorData *error = NULL;
+		GroupResult result = GROUP_ERROR;
+
+		for (int try = 0; try < SETTLE_TRIES && result == GROUP_ERROR; try++)
+		{
+			if (task->outcome == ORCH_OUTCOME_GONE)
+				break;
+			task->outcome = ORCH_OUTCOME_NONE;
+			result = try_group(&single, number, number + 1, &error);
+			if (result == GROUP_ERROR &&
+				error->sqlerrcode != ERRCODE_T_R_DEADLOCK_DETECTED &&
+				error->sqlerrcode != ERRCODE_T_R_SERIALIZATION_FAILURE)
+				break;
+		}
+		if (result == GROUP_ERROR && task->outcome != ORCH_OUTCOME_GONE)
+			charge(number, error);
+		orch_claim_free(me, number);
+	}
+}
+
+/*
+ * Run tasks first..end-1, or as many of them as fit, in one transaction and
+ * settle them.  In the fast lane the transaction of the claim is open.
+ */
+static GroupResult
+try_group(StepGroup *group, int first, int end, ErrorData **error)
+{
+	volatile GroupResult result = GROUP_DONE;
+
+	group->n = 0;
+	PG_TRY();
+	{
+		int next;
+
+		if (!batch->fast)
+			begin_transaction();
+		next = run_steps(group, first, end);
+		if (next < 0 || !orch_settle_tasks(batch, group->numbers, group->n))
+			result = GROUP_STALE;
+		if (result == GROUP_DONE && batch->fast)
+		{
+			for (; next < end; next++)
+				orch_settle_give_back(batch, next);
+		}
+		if (result == GROUP_DONE)
+		{
+			commit_transaction(true);
+			finish_group(group);
+		}
+		else
+			AbortCurrentTransaction();
+	}
+	PG_CATCH();
+	{
+		orch_execute_hold_cancel();
+		MemoryContextSwitchTo(batch->context);
+		*error = CopyErrorData();
+		FlushErrorState();
+		AbortCurrentTransaction();
+		result = GROUP_ERROR;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(batch->context);
+	orch_execute_clean_session();
+	return result;
+}
+
+/*
+ * Returns the number of the first task not run; -1: somebody wants a row of a
+ * batch in the fast lane, which must be rolled back.
+ */
+static int
+run_steps(StepGroup *group, int first, int end)
+{
+	TimestampTz began = orch_clock();
+
+	for (int i = first; i < end; i++)
+	{
+		OrchTask *task = &batch->tasks[i];
+
+		if (batch->fast && me->yield_task != 0)
+			return -1;
+		if (orch_execute_is_alone(task) && i > first)
+			return i;
+		if (!orch_claim_start(me, i))
+		{
+			task->outcome = ORCH_OUTCOME_GONE;
+			continue;
+		}
+		announce_start(task);
+		group->numbers[group->n++] = i;
+		orch_execute_step(me, task, batch->context);
+		if (task->outcome == ORCH_OUTCOME_NONE)
+			return -1;
+		if (group_is_full(task, began))
+			return i + 1;
+	}
+	return end;
+}
+
+static bool
+group_is_full(const OrchTask *last, TimestampTz began)
+{
+	int64 limit = orch_batch_time * INT64CONST(1000) * (batch->fast ? 5 : 1);
+
+	return batch->solo || last->finished_at - began > limit ||
+		   MyProc->subxidStatus.count >= WRITTEN_STEPS ||
+		   orch_execute_left_objects();
+}
+
+static void
+announce_start(const OrchTask *task)
+{
+	OrchEvent event = {
+		.task = ORCH_INT64(&task->row, ORCH_TASK_ID),
+		.progress = -1,
+		.attempt = ORCH_INT32(&task->row, ORCH_TASK_ATTEMPT),
+		.event = ORCH_EVENT_STARTED,
+		.state = ORCH_STATE_RUNNING,
+	};
+
+	if (!orch_event_heard() ||
+		(task->definition != NULL && !task->definition->notify))
+		return;
+	event.root = task->row.nulls[ORCH_TASK_ROOT_ID]
+					 ? event.task
+					 : ORCH_INT64(&task->row, ORCH_TASK_ROOT_ID);
+	event.parent = task->row.nulls[ORCH_TASK_PARENT_ID]
+					   ? 0
+					   : ORCH_INT64(&task->row, ORCH_TASK_PARENT_ID);
+	orch_event_push(&event);
+}
+
+/*
+ * After the commit.
+ */
+static void
+finish_group(const StepGroup *group)
+{
+	orch_settle_announce(batch, group->numbers, group->n);
+	for (int i = 0; i < group->n; i++)
+		orch_claim_free(me, group->numbers[i]);
+	tasks_done += group->n;
+	if (solo_left > 0)
+		solo_left -= group->n;
+}
+
+/*
+ * A step that succeeded but could not be committed by itself: a deferred
+ * constraint, say.  The error is its own.
+ */
+static void
+charge(int number, ErrorData *error)
+{
+	StepGroup group = {.n = 1, .numbers = {number}};
+
+	orch_execute_fail(&batch->tasks[number], "error", error, batch->context);
+	begin_transaction();
+	(void) orch_settle_tasks(batch, group.numbers, group.n);
+	commit_transaction(true);
+	finish_group(&group);
+}
+
+/*
+ * A procedure or a utility command: effects and settle are two commits, so it
+ * runs at least once.
+ */
+static void
+run_alone_task(int number)
+{
+	StepGroup group = {.n = 1, .numbers = {number}};
+
+	if (!orch_claim_start(me, number))
+		return;
+	announce_start(&batch->tasks[number]);
+	orch_execute_alone(me, &batch->tasks[number], batch->context);
+	begin_transaction();
+	(void) orch_settle_tasks(batch, group.numbers, group.n);
+	commit_transaction(true);
+	finish_group(&group);
+	orch_execute_clean_session();
+}
+
+static void
+end_batch(void)
+{
+	SpinLockAcquire(&me->mutex);
+	me->fast = false;
+	me->yield_task = 0;
+	me->interrupt_task = 0;
+	SpinLockRelease(&me->mutex);
+	pg_atomic_write_u32(&me->nclaims, 0);
+	QueryCancelPending = false;
+}
+
+static bool
+should_leave(void)
+{
+	return me->leave || !orch_enabled || tasks_done >= orch_executor_max_tasks;
+}
+
+/*
+ * Sleep until there is work.  False: leave.  We say that we are idle before
+ * we look a last time, whoever makes a lane ready looks for idle executors
+ * after: nobody is missed (lane.c).
+ */
+static bool
+wait_for_work(void)
+{
+	int events;
+
+	if (should_leave())
+		return false;
+	pgstat_report_activity(STATE_IDLE, NULL);
+	pgstat_report_stat(true);
+	set_state(ORCH_EXECUTOR_IDLE);
+	pg_memory_barrier();
+	if (next_lane() < 0)
+	{
+		events = WaitLatch(
+			MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+			recheck ? RECHECK_MS : orch_executor_idle_timeout * 1000L,
+			PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		if ((events & WL_TIMEOUT) && !recheck)
+			return false;
+		if (recheck)
+			orch_lane_recheck(me->owner_index);
+		recheck = false;
+	}
+	set_state(ORCH_EXECUTOR_BUSY);
+	return true;
+}

@@ -1,0 +1,34 @@
+/*
+ * guc.h
+ *	  Settings of orchestrator (orchestrator.*).
+ */
+#ifndef ORCHESTRATOR_GUC_H
+#define ORCHESTRATOR_GUC_H
+
+extern int orch_batch_size;
+extern int orch_batch_time;
+extern int orch_executor_idle_timeout;
+extern int orch_executor_max_tasks;
+extern int orch_executors_per_role;
+extern int orch_fast_lane_limit;
+extern int orch_max_executors;
+extern int orch_max_input_size;
+extern int orch_node_id;
+extern int orch_priority_step;
+extern int orch_test_clock_offset;
+extern bool orch_enabled;
+extern bool orch_fast_lane;
+extern bool orch_superuser_tasks;
+extern bool orch_trace_notices;
+extern bool orch_track_resources;
+
+/*
+ * Whether the library was loaded by shared_preload_libraries: shared memory
+ * and workers exist only then.
+ */
+extern bool orch_preloaded;
+
+/* Define the settings.  Called once, by _PG_init. */
+extern void orch_guc_define(void);
+
+#endif

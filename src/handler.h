@@ -1,0 +1,28 @@
+/*
+ * handler.h
+ *	  What a definition's handler is: functions by OID, commands by plan.
+ */
+#ifndef ORCHESTRATOR_HANDLER_H
+#define ORCHESTRATOR_HANDLER_H
+
+#include "claim.h"
+
+/* Call once, by the executor. */
+extern void orch_handler_install(void);
+
+/*
+ * Call the handler of a function or sql task with its input; the result is
+ * allocated in the current memory context.  False: it returned nothing.
+ * rows is what a command processed, or 0.  Raises what the step raises, and
+ * insufficient_privilege when the current role may not execute it.
+ */
+extern bool orch_handler_call(const OrchTask *task, Datum *output,
+							  uint64 *rows);
+
+/* CALL a procedure with its input, in a non-atomic context. */
+extern void orch_handler_call_procedure(const OrchTask *task);
+
+/* Run a utility command at the top level. */
+extern void orch_handler_run_utility(const OrchTask *task);
+
+#endif

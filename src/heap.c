@@ -1,0 +1,617 @@
+/*
+ * heap.c
+ *	  Direct access to the leaves of orchestrator.task: the hot path.
+ *
+ * Two tuples of the same id never live at once: the settle deletes the live
+ * row in the transaction that writes the finished one.  An update or delete
+ * never waits and never follows a chain of versions: whatever is not TM_Ok is
+ * "skip" to a claim and "go the SQL way" to a settle.
+ *
+ * The indexes of task_live are known by name, so that only the ones whose
+ * predicate holds are opened and written.  Any other index (a DBA's own) is
+ * maintained the general way.
+ */
+#include "postgres.h"
+
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/relscan.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/index.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "utils/datum.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "catalog.h"
+#include "compat.h"
+#include "heap.h"
+
+#define MAX_LEAF_INDEXES 32
+
+/* When an index has an entry for a row. */
+typedef enum IndexRule
+{
+	RULE_ALWAYS,
+	RULE_PENDING,
+	RULE_SCHEDULED,
+	RULE_RUNNING,
+	RULE_EXPIRES,
+	RULE_HAS_PARENT,
+	RULE_GENERAL /* ask its predicate */
+} IndexRule;
+
+typedef struct LeafIndex
+{
+	Oid oid;
+	IndexRule rule;
+	Relation rel;	 /* NULL until needed */
+	IndexInfo *info; /* of RULE_GENERAL, and a stand-in for others */
+	ExprState *predicate;
+} LeafIndex;
+
+struct OrchLeaf
+{
+	Relation rel;
+	bool live;
+	int nindexes;
+	LeafIndex indexes[MAX_LEAF_INDEXES];
+	TupleTableSlot *slot;
+	EState *estate; /* made for RULE_GENERAL only */
+	CommandId cid;
+};
+
+struct OrchReadyScan
+{
+	OrchLeaf *live;
+	Relation index;
+	IndexScanDesc scan;
+	Snapshot snapshot;
+	TupleTableSlot *slot;
+};
+
+static const char *const column_names[ORCH_TASK_COLUMNS] = {
+	"id",		"sort_key",	  "created_at",	  "started_at", "finished_at",
+	"run_at",	"expire_at",  "deadline",	  "parent_id",	"root_id",
+	"state",	"held_state", "owner",		  "definition", "queue",
+	"priority", "attempt",	  "max_attempts", "epoch",		"worker",
+	"live",		"name",		  "key",		  "command",	"traceparent",
+	"input",	"output",	  "error",		  "metadata",	"resources"};
+
+static OrchLeaf *open_leaf(Oid relid, bool live);
+static IndexRule rule_of(Oid index, bool live);
+static bool index_applies(LeafIndex *index, const OrchRow *row);
+static void open_index(OrchLeaf *leaf, LeafIndex *index);
+static void insert_indexes(OrchLeaf *leaf, const OrchRow *row, ItemPointer tid,
+						   bool is_update);
+static void insert_general(OrchLeaf *leaf, LeafIndex *index,
+						   const OrchRow *row, ItemPointer tid);
+static int32 first_ready(OrchLeaf *live, ScanKey keys, int nkeys,
+						 OrchColumn column);
+static void store_row(TupleTableSlot *slot, const OrchRow *row);
+static bool read_leaf(Oid relid, Oid index, int64 task, OrchTaskView *view);
+static Oid unique_index_on_id(Oid relid);
+
+void
+orch_row_set(OrchRow *row, OrchColumn column, Datum value)
+{
+	row->values[column] = value;
+	row->nulls[column] = false;
+}
+
+void
+orch_row_set_null(OrchRow *row, OrchColumn column)
+{
+	row->values[column] = (Datum) 0;
+	row->nulls[column] = true;
+}
+
+void
+orch_row_copy(OrchRow *to, const OrchRow *from)
+{
+	*to = *from;
+	for (int i = ORCH_TASK_NAME; i < ORCH_TASK_COLUMNS; i++)
+	{
+		if (!to->nulls[i])
+			to->values[i] = datumCopy(from->values[i], false, -1);
+	}
+}
+
+void
+orch_heap_check_columns(void)
+{
+	Relation rel = table_open(orch_catalog(false)->task_live, AccessShareLock);
+	TupleDesc desc = RelationGetDescr(rel);
+
+	for (int i = 0; i < ORCH_TASK_COLUMNS; i++)
+	{
+		if (desc->natts != ORCH_TASK_COLUMNS ||
+			strcmp(NameStr(TupleDescAttr(desc, i)->attname),
+				   column_names[i]) != 0)
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg(
+					 "table orchestrator.task does not fit the loaded library"),
+				 errhint(
+					 "Run ALTER EXTENSION orchestrator UPDATE, or restart the server to load the matching library.")));
+	}
+	table_close(rel, AccessShareLock);
+}
+
+OrchLeaf *
+orch_heap_open_live(void)
+{
+	return open_leaf(orch_catalog(false)->task_live, true);
+}
+
+OrchLeaf *
+orch_heap_open_finished(int64 id)
+{
+	return open_leaf(orch_catalog_finished(id), false);
+}
+
+static OrchLeaf *
+open_leaf(Oid relid, bool live)
+{
+	OrchLeaf *leaf = palloc0(sizeof(OrchLeaf));
+	List *list;
+	ListCell *cell;
+
+	leaf->rel = table_open(relid, RowExclusiveLock);
+	leaf->live = live;
+	leaf->slot =
+		MakeSingleTupleTableSlot(RelationGetDescr(leaf->rel), &TTSOpsVirtual);
+	list = RelationGetIndexList(leaf->rel);
+	if (list_length(list) > MAX_LEAF_INDEXES)
+		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+						errmsg("table \"%s\" has too many indexes",
+							   RelationGetRelationName(leaf->rel))));
+	foreach(cell, list)
+	{
+		LeafIndex *index = &leaf->indexes[leaf->nindexes++];
+
+		index->oid = lfirst_oid(cell);
+		index->rule = rule_of(index->oid, live);
+	}
+	list_free(list);
+	return leaf;
+}
+
+static IndexRule
+rule_of(Oid index, bool live)
+{
+	const OrchCatalog *known = orch_catalog(false);
+
+	if (!live)
+		return RULE_GENERAL;
+	if (index == known->live_id)
+		return RULE_ALWAYS;
+	if (index == known->live_ready)
+		return RULE_PENDING;
+	if (index == known->live_due)
+		return RULE_SCHEDULED;
+	if (index == known->live_running)
+		return RULE_RUNNING;
+	if (index == known->live_expire)
+		return RULE_EXPIRES;
+	if (index == known->live_parent)
+		return RULE_HAS_PARENT;
+	return RULE_GENERAL;
+}
+
+void
+orch_heap_close(OrchLeaf *leaf)
+{
+	for (int i = 0; i < leaf->nindexes; i++)
+	{
+		if (leaf->indexes[i].rel != NULL)
+			index_close(leaf->indexes[i].rel, NoLock);
+	}
+	if (leaf->estate != NULL)
+		FreeExecutorState(leaf->estate);
+	ExecDropSingleTupleTableSlot(leaf->slot);
+	table_close(leaf->rel, NoLock);
+	pfree(leaf);
+}
+
+static bool
+index_applies(LeafIndex *index, const OrchRow *row)
+{
+	Oid state = DatumGetObjectId(row->values[ORCH_TASK_STATE]);
+	const Oid *states = orch_catalog(false)->states;
+
+	switch (index->rule)
+	{
+		case RULE_ALWAYS:
+		case RULE_GENERAL:
+			return true;
+		case RULE_PENDING:
+			return state == states[ORCH_STATE_PENDING];
+		case RULE_SCHEDULED:
+			return state == states[ORCH_STATE_SCHEDULED];
+		case RULE_RUNNING:
+			return state == states[ORCH_STATE_RUNNING];
+		case RULE_EXPIRES:
+			return !row->nulls[ORCH_TASK_EXPIRE_AT];
+		case RULE_HAS_PARENT:
+			return !row->nulls[ORCH_TASK_PARENT_ID];
+	}
+	return true;
+}
+
+static void
+open_index(OrchLeaf *leaf, LeafIndex *index)
+{
+	index->rel = index_open(index->oid, RowExclusiveLock);
+
+	/* a finished leaf's index on id alone needs no executor either */
+	if (!leaf->live && index->rel->rd_index->indisunique &&
+		index->rel->rd_index->indnatts == 1 &&
+		index->rel->rd_index->indkey.values[0] == ORCH_TASK_ID + 1)
+		index->rule = RULE_ALWAYS;
+
+	if (index->rule != RULE_GENERAL)
+	{
+		index->info = makeNode(IndexInfo);
+		index->info->ii_NumIndexAttrs = index->rel->rd_index->indnatts;
+		return;
+	}
+	index->info = BuildIndexInfo(index->rel);
+	if (leaf->estate == NULL)
+		leaf->estate = CreateExecutorState();
+	if (index->info->ii_Predicate != NIL)
+		index->predicate =
+			ExecPrepareQual(index->info->ii_Predicate, leaf->estate);
+}
+
+/*
+ * Entries of one row in every index that has one for it.  An update keeps the
+ * id, so its uniqueness was checked when the row was inserted.
+ */
+static void
+insert_indexes(OrchLeaf *leaf, const OrchRow *row, ItemPointer tid,
+			   bool is_update)
+{
+	for (int i = 0; i < leaf->nindexes; i++)
+	{
+		LeafIndex *index = &leaf->indexes[i];
+		Datum values[INDEX_MAX_KEYS];
+		bool nulls[INDEX_MAX_KEYS];
+		Form_pg_index form;
+
+		if (!index_applies(index, row))
+			continue;
+		if (index->rel == NULL)
+			open_index(leaf, index);
+		if (index->rule == RULE_GENERAL)
+		{
+			insert_general(leaf, index, row, tid);
+			continue;
+		}
+		form = index->rel->rd_index;
+		for (int j = 0; j < form->indnatts; j++)
+		{
+			values[j] = row->values[form->indkey.values[j] - 1];
+			nulls[j] = row->nulls[form->indkey.values[j] - 1];
+		}
+		index_insert(index->rel, values, nulls, tid, leaf->rel,
+					 form->indisunique && !is_update ? UNIQUE_CHECK_YES
+													 : UNIQUE_CHECK_NO,
+					 false, index->info);
+	}
+}
+
+static void
+insert_general(OrchLeaf *leaf, LeafIndex *index, const OrchRow *row,
+			   ItemPointer tid)
+{
+	ExprContext *context = GetPerTupleExprContext(leaf->estate);
+	Datum values[INDEX_MAX_KEYS];
+	bool nulls[INDEX_MAX_KEYS];
+
+	store_row(leaf->slot, row);
+	context->ecxt_scantuple = leaf->slot;
+	if (ExecQual(index->predicate, context))
+	{
+		FormIndexDatum(index->info, leaf->slot, leaf->estate, values, nulls);
+		index_insert(index->rel, values, nulls, tid, leaf->rel,
+					 index->rel->rd_index->indisunique ? UNIQUE_CHECK_YES
+													   : UNIQUE_CHECK_NO,
+					 false, index->info);
+	}
+	ResetPerTupleExprContext(leaf->estate);
+}
+
+static void
+store_row(TupleTableSlot *slot, const OrchRow *row)
+{
+	ExecClearTuple(slot);
+	memcpy(slot->tts_values, row->values, sizeof(row->values));
+	memcpy(slot->tts_isnull, row->nulls, sizeof(row->nulls));
+	ExecStoreVirtualTuple(slot);
+}
+
+/*
+ * What the constraints of the table would say.
+ */
+static void
+assert_row(const OrchLeaf *leaf, const OrchRow *row)
+{
+	Assert(leaf->live == DatumGetBool(row->values[ORCH_TASK_LIVE]));
+	Assert(!row->nulls[ORCH_TASK_ID] && !row->nulls[ORCH_TASK_CREATED_AT]);
+	Assert(!row->nulls[ORCH_TASK_STATE] && !row->nulls[ORCH_TASK_OWNER]);
+	Assert(!row->nulls[ORCH_TASK_INPUT] && !row->nulls[ORCH_TASK_EPOCH]);
+	Assert(!row->nulls[ORCH_TASK_QUEUE] && !row->nulls[ORCH_TASK_DEFINITION]);
+	(void) leaf;
+	(void) row;
+}
+
+void
+orch_heap_insert(OrchLeaf *leaf, const OrchRow *row)
+{
+	assert_row(leaf, row);
+	store_row(leaf->slot, row);
+	table_tuple_insert(leaf->rel, leaf->slot, GetCurrentCommandId(true), 0,
+					   NULL);
+	insert_indexes(leaf, row, &leaf->slot->tts_tid, false);
+}
+
+void
+orch_heap_insert_many(OrchLeaf *leaf, OrchRow *const *rows, int n)
+{
+	TupleTableSlot **slots = palloc(n * sizeof(TupleTableSlot *));
+
+	for (int i = 0; i < n; i++)
+	{
+		assert_row(leaf, rows[i]);
+		slots[i] = MakeSingleTupleTableSlot(RelationGetDescr(leaf->rel),
+											&TTSOpsVirtual);
+		store_row(slots[i], rows[i]);
+	}
+	table_multi_insert(leaf->rel, slots, n, GetCurrentCommandId(true), 0,
+					   NULL);
+	for (int i = 0; i < n; i++)
+	{
+		insert_indexes(leaf, rows[i], &slots[i]->tts_tid, false);
+		ExecDropSingleTupleTableSlot(slots[i]);
+	}
+	pfree(slots);
+}
+
+OrchReadyScan *
+orch_heap_ready_begin(OrchLeaf *live, int32 owner, int32 queue, int64 from)
+{
+	OrchReadyScan *scan = palloc(sizeof(OrchReadyScan));
+	ScanKeyData keys[3];
+
+	scan->live = live;
+	scan->index = index_open(orch_catalog(false)->live_ready, AccessShareLock);
+	scan->snapshot = RegisterSnapshot(GetLatestSnapshot());
+	scan->slot = table_slot_create(live->rel, NULL);
+	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_INT4EQ,
+				Int32GetDatum(owner));
+	ScanKeyInit(&keys[1], 2, BTEqualStrategyNumber, F_INT4EQ,
+				Int32GetDatum(queue));
+	ScanKeyInit(&keys[2], 3, BTGreaterEqualStrategyNumber, F_INT8GE,
+				Int64GetDatum(from));
+	scan->scan =
+		orch_index_beginscan(live->rel, scan->index, scan->snapshot, 3);
+	index_rescan(scan->scan, keys, 3, NULL, 0);
+	return scan;
+}
+
+bool
+orch_heap_ready_next(OrchReadyScan *scan, OrchRow *row, ItemPointer tid)
+{
+	CHECK_FOR_INTERRUPTS();
+	if (!index_getnext_slot(scan->scan, ForwardScanDirection, scan->slot))
+		return false;
+	slot_getallattrs(scan->slot);
+	memcpy(row->values, scan->slot->tts_values, sizeof(row->values));
+	memcpy(row->nulls, scan->slot->tts_isnull, sizeof(row->nulls));
+	*tid = scan->slot->tts_tid;
+	return true;
+}
+
+void
+orch_heap_ready_end(OrchReadyScan *scan)
+{
+	index_endscan(scan->scan);
+	ExecDropSingleTupleTableSlot(scan->slot);
+	UnregisterSnapshot(scan->snapshot);
+	index_close(scan->index, AccessShareLock);
+	pfree(scan);
+}
+
+int32
+orch_heap_next_queue(OrchLeaf *live, int32 owner, int32 queue)
+{
+	ScanKeyData keys[2];
+
+	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_INT4EQ,
+				Int32GetDatum(owner));
+	ScanKeyInit(&keys[1], 2, BTGreaterStrategyNumber, F_INT4GT,
+				Int32GetDatum(queue));
+	return first_ready(live, keys, 2, ORCH_TASK_QUEUE);
+}
+
+int32
+orch_heap_next_owner(OrchLeaf *live, int32 owner)
+{
+	ScanKeyData key;
+
+	ScanKeyInit(&key, 1, BTGreaterStrategyNumber, F_INT4GT,
+				Int32GetDatum(owner));
+	return first_ready(live, &key, 1, ORCH_TASK_OWNER);
+}
+
+/*
+ * A column of the first ready row that fits the keys; 0: there is none.
+ */
+static int32
+first_ready(OrchLeaf *live, ScanKey keys, int nkeys, OrchColumn column)
+{
+	Relation index =
+		index_open(orch_catalog(false)->live_ready, AccessShareLock);
+	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
+	TupleTableSlot *slot = table_slot_create(live->rel, NULL);
+	IndexScanDesc scan =
+		orch_index_beginscan(live->rel, index, snapshot, nkeys);
+	int32 value = 0;
+
+	index_rescan(scan, keys, nkeys, NULL, 0);
+	if (index_getnext_slot(scan, ForwardScanDirection, slot))
+	{
+		bool isnull;
+
+		value = DatumGetInt32(slot_getattr(slot, column + 1, &isnull));
+	}
+	index_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	UnregisterSnapshot(snapshot);
+	index_close(index, AccessShareLock);
+	return value;
+}
+
+bool
+orch_heap_update(OrchLeaf *live, ItemPointer tid, const OrchRow *row)
+{
+	TM_Result result;
+	bool indexes;
+
+	assert_row(live, row);
+	store_row(live->slot, row);
+	result = orch_table_tuple_update(live->rel, tid, live->slot,
+									 GetCurrentCommandId(true), &indexes);
+	if (result != TM_Ok)
+		return false;
+	*tid = live->slot->tts_tid;
+	if (indexes)
+		insert_indexes(live, row, tid, true);
+	return true;
+}
+
+bool
+orch_heap_delete(OrchLeaf *live, ItemPointer tid)
+{
+	TM_FailureData failure;
+
+	return table_tuple_delete(live->rel, tid, GetCurrentCommandId(true),
+							  GetActiveSnapshot(), InvalidSnapshot, false,
+							  &failure, false) == TM_Ok;
+}
+
+bool
+orch_heap_is_running(OrchLeaf *live, ItemPointer tid, int64 id, int32 epoch)
+{
+	TupleTableSlot *slot = table_slot_create(live->rel, NULL);
+	bool isnull;
+	bool same = false;
+
+	if (table_tuple_fetch_row_version(live->rel, tid, SnapshotAny, slot))
+		same = DatumGetInt64(slot_getattr(slot, ORCH_TASK_ID + 1, &isnull)) ==
+				   id &&
+			   DatumGetInt32(slot_getattr(slot, ORCH_TASK_EPOCH + 1,
+										  &isnull)) == epoch &&
+			   DatumGetObjectId(
+				   slot_getattr(slot, ORCH_TASK_STATE + 1, &isnull)) ==
+				   orch_catalog(false)->states[ORCH_STATE_RUNNING];
+	ExecDropSingleTupleTableSlot(slot);
+	return same;
+}
+
+static Oid
+unique_index_on_id(Oid relid)
+{
+	Relation rel = table_open(relid, AccessShareLock);
+	List *list = RelationGetIndexList(rel);
+	ListCell *cell;
+	Oid found = InvalidOid;
+
+	foreach(cell, list)
+	{
+		Relation index = index_open(lfirst_oid(cell), AccessShareLock);
+
+		if (index->rd_index->indisunique && index->rd_index->indisvalid &&
+			index->rd_index->indkey.values[0] == ORCH_TASK_ID + 1)
+			found = lfirst_oid(cell);
+		index_close(index, AccessShareLock);
+	}
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+static bool
+read_leaf(Oid relid, Oid index, int64 task, OrchTaskView *view)
+{
+	Relation rel = table_open(relid, AccessShareLock);
+	Relation irel = index_open(index, AccessShareLock);
+	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	IndexScanDesc scan = orch_index_beginscan(rel, irel, snapshot, 1);
+	ScanKeyData key;
+	bool found;
+
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(task));
+	index_rescan(scan, &key, 1, NULL, 0);
+	found = index_getnext_slot(scan, ForwardScanDirection, slot);
+	if (found)
+	{
+		bool isnull;
+		Datum xmin;
+
+		slot_getallattrs(slot);
+		xmin = slot_getsysattr(slot, MinTransactionIdAttributeNumber, &isnull);
+		view->own_uncommitted =
+			TransactionIdIsCurrentTransactionId(DatumGetTransactionId(xmin));
+		view->state = orch_catalog_state(
+			DatumGetObjectId(slot->tts_values[ORCH_TASK_STATE]));
+		view->owner = DatumGetInt32(slot->tts_values[ORCH_TASK_OWNER]);
+		view->has_output = !slot->tts_isnull[ORCH_TASK_OUTPUT];
+		view->has_error = !slot->tts_isnull[ORCH_TASK_ERROR];
+		if (view->has_output)
+			view->output = PointerGetDatum(
+				PG_DETOAST_DATUM_COPY(slot->tts_values[ORCH_TASK_OUTPUT]));
+		if (view->has_error)
+			view->error = PointerGetDatum(
+				PG_DETOAST_DATUM_COPY(slot->tts_values[ORCH_TASK_ERROR]));
+	}
+	index_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	UnregisterSnapshot(snapshot);
+	index_close(irel, AccessShareLock);
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+/*
+ * A row that moves between our two looks is seen in neither snapshot's leaf
+ * when it was live at the first and had left before the second took its
+ * snapshot of the finished leaf: that cannot be, since it moved by then.  The
+ * other way (retry) can, so the live leaf is asked again.
+ */
+bool
+orch_heap_read_result(int64 task, OrchTaskView *view)
+{
+	const OrchCatalog *known = orch_catalog(false);
+	char name[NAMEDATALEN];
+	Oid finished;
+
+	memset(view, 0, sizeof(*view));
+	if (read_leaf(known->task_live, known->live_id, task, view))
+		return true;
+	snprintf(name, sizeof(name), "task_finished_" INT64_FORMAT,
+			 task / INT64CONST(1000000));
+	finished = get_relname_relid(name, known->schema);
+	if (OidIsValid(finished) &&
+		read_leaf(finished, unique_index_on_id(finished), task, view))
+		return true;
+	return read_leaf(known->task_live, known->live_id, task, view);
+}

@@ -1,0 +1,306 @@
+/*
+ * lane.c
+ *	  Where the ready rows of an owner's queue begin, and who is woken for
+ *	  them.
+ *
+ * A held snapshot keeps the dead index entries of every row that was claimed
+ * meanwhile, and a claim that starts at the first entry walks over all of
+ * them.  So each lane has a mark: no pending row that a new snapshot sees has
+ * a smaller sort key.  Three rules keep that true.
+ *
+ *	- Whoever commits a row that is ready lowers the mark after the row became
+ *	  visible, and lowers `lane_low` of every claim under way in the lane.
+ *	- A claim reads the mark before it takes its snapshot, and at its end
+ *	  raises the mark to the first row it may have left behind (the next after
+ *	  its last, or one that somebody else had locked), but not above its
+ *	  lane_low.
+ *	- A claim that is rolled back lowers the mark to where it began.
+ *
+ * What these do not see (a prepared transaction that commits elsewhere) is
+ * found by looking at the lane from its beginning again, at most once a
+ * minute (supervisor.c).
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "utils/timestamp.h"
+
+#include "lane.h"
+
+static int find_owner(Oid dboid, int32 owner);
+static int find_lane(int owner_index, int32 queue);
+static void lower(int lane, int64 sort_key);
+static void lower_claims(int lane, int64 sort_key);
+static bool wake_executor(int owner_index);
+
+/*
+ * Caller holds shared->lock.
+ */
+static int
+find_owner(Oid dboid, int32 owner)
+{
+	int n = pg_atomic_read_u32(&orch_shared->nowners);
+
+	for (int i = 0; i < n; i++)
+	{
+		if (orch_shared->owners[i].owner == owner &&
+			orch_shared->owners[i].dboid == dboid)
+			return i;
+	}
+	return -1;
+}
+
+/*
+ * Caller holds shared->lock.
+ */
+static int
+find_lane(int owner_index, int32 queue)
+{
+	int lane = orch_shared->owners[owner_index].first_lane;
+
+	while (lane >= 0 && orch_shared->lanes[lane].queue != queue)
+		lane = orch_shared->lanes[lane].next;
+	return lane;
+}
+
+int
+orch_lane_owner(Oid dboid, int32 owner, Oid roleoid)
+{
+	int index;
+	OrchOwner *entry;
+
+	LWLockAcquire(orch_shared->lock, LW_SHARED);
+	index = find_owner(dboid, owner);
+	LWLockRelease(orch_shared->lock);
+	if (index >= 0)
+	{
+		if (OidIsValid(roleoid))
+			orch_shared->owners[index].roleoid = roleoid;
+		return index;
+	}
+
+	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
+	index = find_owner(dboid, owner);
+	for (int i = 0; index < 0 && i < ORCH_MAX_OWNERS; i++)
+	{
+		if (!OidIsValid(orch_shared->owners[i].dboid))
+			index = i;
+	}
+	if (index >= 0)
+	{
+		entry = &orch_shared->owners[index];
+		if (entry->dboid != dboid || entry->owner != owner)
+		{
+			memset(entry, 0, sizeof(OrchOwner));
+			entry->owner = owner;
+			entry->roleoid = roleoid;
+			entry->first_lane = -1;
+			entry->dboid = dboid;
+			if (index >= (int) pg_atomic_read_u32(&orch_shared->nowners))
+				pg_atomic_write_u32(&orch_shared->nowners, index + 1);
+		}
+	}
+	else
+		orch_shared->lanes_full = true;
+	LWLockRelease(orch_shared->lock);
+	return index;
+}
+
+int
+orch_lane_find(int owner_index, int32 queue)
+{
+	int lane;
+
+	LWLockAcquire(orch_shared->lock, LW_SHARED);
+	lane = find_lane(owner_index, queue);
+	LWLockRelease(orch_shared->lock);
+	if (lane >= 0)
+		return lane;
+
+	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
+	lane = find_lane(owner_index, queue);
+	for (int i = 0; lane < 0 && i < ORCH_MAX_LANES; i++)
+	{
+		OrchLane *entry = &orch_shared->lanes[i];
+
+		if (entry->queue != 0)
+			continue;
+		entry->queue = queue;
+		entry->owner = owner_index;
+		entry->mark = ORCH_MARK_LOWEST;
+		entry->ready = true;
+		entry->next = orch_shared->owners[owner_index].first_lane;
+		orch_shared->owners[owner_index].first_lane = i;
+		if (i >= (int) pg_atomic_read_u32(&orch_shared->nlanes))
+			pg_atomic_write_u32(&orch_shared->nlanes, i + 1);
+		lane = i;
+	}
+	if (lane < 0)
+		orch_shared->lanes_full = true;
+	LWLockRelease(orch_shared->lock);
+	return lane;
+}
+
+/*
+ * Caller holds the lane's mutex.
+ */
+static void
+lower_claims(int lane, int64 sort_key)
+{
+	for (int i = 0; i < orch_shared->nexecutors; i++)
+	{
+		OrchExecutor *executor = &orch_shared->executors[i];
+
+		if (executor->lane == lane && sort_key < executor->lane_low)
+			executor->lane_low = sort_key;
+	}
+}
+
+static void
+lower(int lane, int64 sort_key)
+{
+	OrchLane *entry = &orch_shared->lanes[lane];
+
+	SpinLockAcquire(&entry->mutex);
+	if (sort_key < entry->mark)
+		entry->mark = sort_key;
+	lower_claims(lane, sort_key);
+	entry->ready = true;
+	SpinLockRelease(&entry->mutex);
+	orch_shared->owners[entry->owner].ready = true;
+}
+
+void
+orch_lane_ready(Oid dboid, int32 owner, Oid roleoid, int32 queue,
+				int64 sort_key)
+{
+	int index = orch_lane_owner(dboid, owner, roleoid);
+	int lane = index >= 0 ? orch_lane_find(index, queue) : -1;
+
+	if (lane >= 0)
+		lower(lane, sort_key);
+	else if (index >= 0)
+		orch_shared->owners[index].ready = true;
+
+	if (index >= 0)
+		orch_lane_call(index);
+	else
+		orch_shmem_wake_supervisor(dboid, ORCH_WAKE_LOOK);
+}
+
+void
+orch_lane_reset(Oid dboid)
+{
+	int n;
+
+	LWLockAcquire(orch_shared->lock, LW_SHARED);
+	n = pg_atomic_read_u32(&orch_shared->nlanes);
+	for (int i = 0; i < n; i++)
+	{
+		if (orch_shared->lanes[i].queue != 0 &&
+			orch_shared->owners[orch_shared->lanes[i].owner].dboid == dboid)
+			lower(i, ORCH_MARK_LOWEST);
+	}
+	LWLockRelease(orch_shared->lock);
+}
+
+void
+orch_lane_recheck(int owner_index)
+{
+	int lane = orch_shared->owners[owner_index].first_lane;
+
+	for (; lane >= 0; lane = orch_shared->lanes[lane].next)
+		orch_shared->lanes[lane].ready = true;
+}
+
+void
+orch_lane_forget(Oid dboid)
+{
+	Assert(LWLockHeldByMeInMode(orch_shared->lock, LW_EXCLUSIVE));
+	for (int i = 0; i < ORCH_MAX_LANES; i++)
+	{
+		if (orch_shared->lanes[i].queue != 0 &&
+			orch_shared->owners[orch_shared->lanes[i].owner].dboid == dboid)
+			orch_shared->lanes[i].queue = 0;
+	}
+	for (int i = 0; i < ORCH_MAX_OWNERS; i++)
+	{
+		if (orch_shared->owners[i].dboid == dboid)
+			orch_shared->owners[i].dboid = InvalidOid;
+	}
+}
+
+int64
+orch_lane_begin(OrchExecutor *executor, int lane)
+{
+	OrchLane *entry = &orch_shared->lanes[lane];
+	int64 mark;
+
+	SpinLockAcquire(&entry->mutex);
+	executor->lane = lane;
+	executor->lane_low = PG_INT64_MAX;
+	entry->ready = false;
+	mark = entry->mark;
+	SpinLockRelease(&entry->mutex);
+	return mark;
+}
+
+void
+orch_lane_end(OrchExecutor *executor, int64 upto, bool more)
+{
+	OrchLane *entry = &orch_shared->lanes[executor->lane];
+
+	SpinLockAcquire(&entry->mutex);
+	upto = Min(upto, executor->lane_low);
+	if (upto > entry->mark)
+		entry->mark = upto;
+	if (more)
+		entry->ready = true;
+	executor->lane = -1;
+	SpinLockRelease(&entry->mutex);
+	if (more)
+		orch_shared->owners[entry->owner].ready = true;
+}
+
+void
+orch_lane_abort(OrchExecutor *executor, int lane, int64 from)
+{
+	SpinLockAcquire(&orch_shared->lanes[lane].mutex);
+	executor->lane = -1;
+	SpinLockRelease(&orch_shared->lanes[lane].mutex);
+	lower(lane, from);
+}
+
+/*
+ * An executor that goes idle says so before it looks at the lanes a last
+ * time; we changed the lane before we look at the executors: one of the two
+ * sees the other.
+ */
+static bool
+wake_executor(int owner_index)
+{
+	pg_memory_barrier();
+	for (int i = 0; i < orch_shared->nexecutors; i++)
+	{
+		OrchExecutor *executor = &orch_shared->executors[i];
+
+		if (executor->state == ORCH_EXECUTOR_IDLE &&
+			executor->owner_index == owner_index && !executor->leave)
+		{
+			orch_shmem_set_latch(executor->procno);
+			return true;
+		}
+	}
+	return false;
+}
+
+void
+orch_lane_call(int owner_index)
+{
+	OrchOwner *owner = &orch_shared->owners[owner_index];
+
+	if (wake_executor(owner_index) || owner->asked)
+		return;
+	owner->asked = true;
+	orch_shmem_wake_supervisor(owner->dboid, ORCH_WAKE_WORK);
+}

@@ -1,0 +1,57 @@
+/*
+ * lane.h
+ *	  Where the ready rows of an owner's queue begin, and who is woken for
+ *	  them.
+ */
+#ifndef ORCHESTRATOR_LANE_H
+#define ORCHESTRATOR_LANE_H
+
+#include "shmem.h"
+
+/*
+ * A row became visible with this sort key: lower the mark of its lane and of
+ * every claim under way in it, and wake an executor of the role or, when none
+ * is idle, the supervisor.  Called after commit.  roleoid may be InvalidOid
+ * when the caller does not know it (the supervisor will look it up).
+ */
+extern void orch_lane_ready(Oid dboid, int32 owner, Oid roleoid, int32 queue,
+							int64 sort_key);
+
+/* Look at all lanes of a database from their beginning again. */
+extern void orch_lane_reset(Oid dboid);
+
+/* Look at an owner's lanes again, from their marks. */
+extern void orch_lane_recheck(int owner_index);
+
+/* Forget a database's owners and lanes. Caller holds shared->lock exclusively. */
+extern void orch_lane_forget(Oid dboid);
+
+/* Index of an owner, made if missing; -1: no room. */
+extern int orch_lane_owner(Oid dboid, int32 owner, Oid roleoid);
+
+/* Index of the lane of a queue, made if missing; -1: no room. */
+extern int orch_lane_find(int owner_index, int32 queue);
+
+/*
+ * A claim begins in a lane: clear its ready flag and return the mark to scan
+ * from.  Must come before the claim's snapshot is taken.
+ */
+extern int64 orch_lane_begin(OrchExecutor *executor, int lane);
+
+/*
+ * The claim's scan is over: raise the mark to `upto` (the first key that may
+ * hold a pending row for all this scan saw), unless something became ready
+ * below it meanwhile.  more: there is work left, wake another executor.
+ */
+extern void orch_lane_end(OrchExecutor *executor, int64 upto, bool more);
+
+/* The claim was rolled back: lower the mark to where it began. */
+extern void orch_lane_abort(OrchExecutor *executor, int lane, int64 from);
+
+/*
+ * An owner has more work than its awake executors can see to: wake an idle
+ * one or, when there is none, ask the supervisor for another, once.
+ */
+extern void orch_lane_call(int owner_index);
+
+#endif

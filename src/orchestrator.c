@@ -1,0 +1,37 @@
+/*
+ * orchestrator.c
+ *	  The door: what the server calls when it loads the library.
+ */
+#include "postgres.h"
+
+#include "fmgr.h"
+#include "miscadmin.h"
+
+#include "database.h"
+#include "event.h"
+#include "guc.h"
+#include "launcher.h"
+#include "note.h"
+#include "shmem.h"
+
+#ifdef PG_MODULE_MAGIC_EXT
+PG_MODULE_MAGIC_EXT(.name = "orchestrator", .version = ORCHESTRATOR_VERSION);
+#else
+PG_MODULE_MAGIC;
+#endif
+
+extern PGDLLEXPORT void _PG_init(void);
+
+void
+_PG_init(void)
+{
+	orch_guc_define();
+	orch_event_install();
+
+	if (!process_shared_preload_libraries_in_progress)
+		return;
+	orch_preloaded = true;
+	orch_shmem_install(orch_note_load);
+	orch_database_install();
+	orch_launcher_register();
+}

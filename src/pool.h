@@ -1,0 +1,23 @@
+/*
+ * pool.h
+ *	  The executors of a database: starting them where work waits, making room
+ *	  for roles that have none.
+ */
+#ifndef ORCHESTRATOR_POOL_H
+#define ORCHESTRATOR_POOL_H
+
+#include "shmem.h"
+
+/*
+ * Start executors for owners with ready tasks, wake idle ones.  Called by the
+ * supervisor outside of a transaction.  may_fire: this database may run tasks.
+ */
+extern void orch_pool_manage(bool may_fire);
+
+/* When to call it again even if nobody asks; DT_NOEND: never. */
+extern TimestampTz orch_pool_retry_at(void);
+
+/* The slot of a dead executor was recovered: it is free again. */
+extern void orch_pool_free(OrchExecutor *executor);
+
+#endif

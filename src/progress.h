@@ -1,0 +1,41 @@
+/*
+ * progress.h
+ *	  The step that runs in this session, and what it tells of itself.
+ */
+#ifndef ORCHESTRATOR_PROGRESS_H
+#define ORCHESTRATOR_PROGRESS_H
+
+#include "datatype/timestamp.h"
+
+#include "shmem.h"
+
+typedef struct OrchStep
+{
+	int64 id;
+	int64 parent; /* 0: none */
+	int64 root;	  /* 0: the task itself */
+	const char *definition;
+	const char *key;	  /* NULL: none */
+	Datum metadata;		  /* jsonb; 0: none */
+	TimestampTz deadline; /* 0: none */
+	int attempt;
+	int max_attempts;
+	int epoch;
+	bool notify; /* listeners hear of its progress */
+} OrchStep;
+
+/* The step under way, or NULL. */
+extern const OrchStep *orch_step;
+
+/*
+ * A step begins and ends: sets orch_step and shows it in the executor's
+ * slot.  The step must live until the end.  On the hot path, and never
+ * raises.
+ */
+extern void orch_progress_enter(OrchExecutor *slot, const OrchStep *step);
+extern void orch_progress_leave(void);
+
+/* Whether the caller runs inside a step of the engine. */
+extern bool orch_in_step(void);
+
+#endif

@@ -1,0 +1,27 @@
+/*
+ * settle.h
+ *	  Writing what became of steps: the fourth station of the flow.
+ */
+#ifndef ORCHESTRATOR_SETTLE_H
+#define ORCHESTRATOR_SETTLE_H
+
+#include "claim.h"
+
+/*
+ * Settle the tasks of a batch with the given numbers in the current
+ * transaction, the one that holds the effects of their steps.  False: one of
+ * them turned out not to be ours any more (it is marked GONE), so that this
+ * transaction must not commit.
+ */
+extern bool orch_settle_tasks(OrchBatch *batch, const int *numbers, int n);
+
+/* Give back a task of the fast lane that was not started. */
+extern void orch_settle_give_back(OrchBatch *batch, int number);
+
+/*
+ * After the commit: tell waiters and listeners.
+ */
+extern void orch_settle_announce(const OrchBatch *batch, const int *numbers,
+								 int n);
+
+#endif

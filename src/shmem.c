@@ -1,0 +1,262 @@
+/*
+ * shmem.c
+ *	  Shared memory: its size, its start, and the small calls everybody needs.
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "storage/shmem.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "guc.h"
+#include "shmem.h"
+
+#define TRANCHE_NAME "orchestrator"
+
+OrchShared *orch_shared = NULL;
+
+static shmem_request_hook_type previous_request_hook = NULL;
+static shmem_startup_hook_type previous_startup_hook = NULL;
+
+static void (*when_started)(void) = NULL;
+
+static void request_memory(void);
+static void start_memory(void);
+static void initialize_memory(void);
+static Size executors_size(void);
+
+void
+orch_shmem_install(void (*started)(void))
+{
+	when_started = started;
+	previous_request_hook = shmem_request_hook;
+	shmem_request_hook = request_memory;
+	previous_startup_hook = shmem_startup_hook;
+	shmem_startup_hook = start_memory;
+}
+
+static Size
+executors_size(void)
+{
+	return add_size(offsetof(OrchShared, executors),
+					mul_size(orch_max_executors, sizeof(OrchExecutor)));
+}
+
+static void
+request_memory(void)
+{
+	if (previous_request_hook)
+		previous_request_hook();
+
+	RequestAddinShmemSpace(
+		add_size(executors_size(), mul_size(MaxBackends, sizeof(OrchWaiter))));
+	RequestNamedLWLockTranche(TRANCHE_NAME, 1);
+}
+
+/*
+ * Runs in the postmaster at start and after every crash.
+ */
+static void
+start_memory(void)
+{
+	bool found;
+	OrchWaiter *waiters;
+
+	if (previous_startup_hook)
+		previous_startup_hook();
+
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	orch_shared = ShmemInitStruct("orchestrator", executors_size(), &found);
+	waiters =
+		ShmemInitStruct("orchestrator waiters",
+						mul_size(MaxBackends, sizeof(OrchWaiter)), &found);
+	if (!found)
+	{
+		memset(orch_shared, 0, executors_size());
+		memset(waiters, 0, mul_size(MaxBackends, sizeof(OrchWaiter)));
+		orch_shared->waiters = waiters;
+		initialize_memory();
+		when_started();
+	}
+	LWLockRelease(AddinShmemInitLock);
+}
+
+static void
+initialize_memory(void)
+{
+	orch_shared->lock = &GetNamedLWLockTranche(TRANCHE_NAME)->lock;
+	orch_shared->launcher_procno = -1;
+	orch_shared->nexecutors = orch_max_executors;
+	orch_shared->nwaiters = MaxBackends;
+	pg_atomic_init_u32(&orch_shared->starved, 0);
+	pg_atomic_init_u32(&orch_shared->nowners, 0);
+	pg_atomic_init_u32(&orch_shared->nlanes, 0);
+
+	for (int i = 0; i < ORCH_WAIT_BUCKETS; i++)
+		pg_atomic_init_u32(&orch_shared->wait_buckets[i], 0);
+	for (int i = 0; i < orch_shared->nwaiters; i++)
+	{
+		pg_atomic_init_u64(&orch_shared->waiters[i].task, 0);
+		pg_atomic_init_u32(&orch_shared->waiters[i].done, 0);
+	}
+	for (int i = 0; i < ORCH_MAX_DATABASES; i++)
+	{
+		OrchDatabase *database = &orch_shared->databases[i];
+
+		database->supervisor_procno = -1;
+		pg_atomic_init_u32(&database->wake, 0);
+		pg_atomic_init_u64(&database->next_due, PG_INT64_MAX);
+		pg_atomic_init_u32(&database->listeners, 0);
+		SpinLockInit(&database->ring_mutex);
+	}
+	for (int i = 0; i < ORCH_MAX_LANES; i++)
+		SpinLockInit(&orch_shared->lanes[i].mutex);
+	for (int i = 0; i < orch_shared->nexecutors; i++)
+	{
+		OrchExecutor *executor = &orch_shared->executors[i];
+
+		executor->procno = -1;
+		executor->lane = -1;
+		executor->progress = -1;
+		SpinLockInit(&executor->mutex);
+		pg_atomic_init_u32(&executor->nclaims, 0);
+		for (int j = 0; j < ORCH_MAX_CLAIM; j++)
+			pg_atomic_init_u32(&executor->claims[j].state, ORCH_CLAIM_FREE);
+	}
+}
+
+OrchDatabase *
+orch_shmem_database(Oid dboid, bool create)
+{
+	OrchDatabase *unused = NULL;
+
+	for (int i = 0; i < ORCH_MAX_DATABASES; i++)
+	{
+		OrchDatabase *database = &orch_shared->databases[i];
+
+		if (database->dboid == dboid)
+			return database;
+		if (!OidIsValid(database->dboid) && unused == NULL)
+			unused = database;
+	}
+	if (!create || unused == NULL)
+		return NULL;
+
+	Assert(LWLockHeldByMeInMode(orch_shared->lock, LW_EXCLUSIVE));
+	unused->supervisor_pid = 0;
+	unused->supervisor_procno = -1;
+	unused->wanted = false;
+	unused->absent = false;
+	unused->blocked_by = 0;
+	unused->failures = 0;
+	unused->retry_at = 0;
+	pg_atomic_write_u32(&unused->wake, 0);
+	pg_atomic_write_u64(&unused->next_due, PG_INT64_MAX);
+	unused->ring_head = unused->ring_tail = 0;
+	unused->ring_lost = false;
+	unused->dboid = dboid;
+	return unused;
+}
+
+void
+orch_shmem_set_latch(int procno)
+{
+	if (procno >= 0)
+		SetLatch(&GetPGProcByNumber(procno)->procLatch);
+}
+
+void
+orch_shmem_wake_supervisor(Oid dboid, uint32 why)
+{
+	OrchDatabase *database;
+	int procno = -1;
+	bool launcher = false;
+
+	LWLockAcquire(orch_shared->lock, LW_SHARED);
+	database = orch_shmem_database(dboid, false);
+	if (database != NULL)
+	{
+		pg_atomic_fetch_or_u32(&database->wake, why);
+		procno = database->supervisor_procno;
+	}
+	LWLockRelease(orch_shared->lock);
+
+	if (procno < 0)
+	{
+		LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
+		database = orch_shmem_database(dboid, true);
+		if (database != NULL && !(database->wanted && !database->absent))
+		{
+			database->wanted = true;
+			database->absent = false;
+			launcher = true;
+		}
+		LWLockRelease(orch_shared->lock);
+	}
+
+	if (procno >= 0)
+		orch_shmem_set_latch(procno);
+	else if (launcher)
+		orch_shmem_wake_launcher(false);
+}
+
+void
+orch_shmem_signal_supervisor(Oid dboid, uint32 why)
+{
+	for (int i = 0; i < ORCH_MAX_DATABASES; i++)
+	{
+		OrchDatabase *database = &orch_shared->databases[i];
+
+		if (database->dboid == dboid)
+		{
+			pg_atomic_fetch_or_u32(&database->wake, why);
+			orch_shmem_set_latch(database->supervisor_procno);
+			return;
+		}
+	}
+}
+
+void
+orch_shmem_wake_launcher(bool look)
+{
+	if (look)
+		orch_shared->launcher_look = true;
+	orch_shmem_set_latch(orch_shared->launcher_procno);
+}
+
+void
+orch_shmem_lower_due(Oid dboid, TimestampTz at)
+{
+	OrchDatabase *database;
+	bool lowered = false;
+
+	LWLockAcquire(orch_shared->lock, LW_SHARED);
+	database = orch_shmem_database(dboid, false);
+	if (database != NULL)
+	{
+		uint64 due = pg_atomic_read_u64(&database->next_due);
+
+		while (at < (TimestampTz) due)
+		{
+			lowered = true;
+			if (pg_atomic_compare_exchange_u64(&database->next_due, &due,
+											   (uint64) at))
+				break;
+		}
+	}
+	LWLockRelease(orch_shared->lock);
+
+	if (lowered || database == NULL)
+		orch_shmem_wake_supervisor(dboid, ORCH_WAKE_DUE);
+}
+
+TimestampTz
+orch_clock(void)
+{
+	return GetCurrentTimestamp() +
+		   (TimestampTz) orch_test_clock_offset * USECS_PER_SEC;
+}

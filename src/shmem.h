@@ -1,0 +1,272 @@
+/*
+ * shmem.h
+ *	  Shared memory: databases, executors, owners and lanes, events, waiters.
+ *
+ * Everything here can be rebuilt from the tables: after a restart the memory
+ * is zeroed and the supervisors look at what they find.
+ *
+ * Locks, outermost first: shared->lock (LWLock: who exists), a lane's, an
+ * executor's or a ring's spinlock (what it does now).  Nothing is allocated,
+ * logged or waited for under a spinlock.
+ */
+#ifndef ORCHESTRATOR_SHMEM_H
+#define ORCHESTRATOR_SHMEM_H
+
+#include "datatype/timestamp.h"
+#include "port/atomics.h"
+#include "storage/lwlock.h"
+#include "storage/s_lock.h"
+#include "storage/spin.h"
+
+#define ORCH_MAX_DATABASES 64
+#define ORCH_MAX_OWNERS	   1024
+#define ORCH_MAX_LANES	   4096
+#define ORCH_MAX_CLAIM	   200
+#define ORCH_RING_SIZE	   2048 /* events a database may be behind */
+#define ORCH_MAX_LISTENERS 256
+#define ORCH_MAX_GUILTY	   256
+
+#define ORCH_MARK_LOWEST PG_INT64_MIN
+
+/* What a supervisor is asked to look at; bits of OrchDatabase.wake. */
+#define ORCH_WAKE_WORK	  0x01 /* an owner has work and no idle executor */
+#define ORCH_WAKE_DUE	  0x02 /* next_due was lowered */
+#define ORCH_WAKE_EVENTS  0x04 /* the ring has events */
+#define ORCH_WAKE_EXIT	  0x08 /* an executor left or died */
+#define ORCH_WAKE_CATALOG 0x10 /* extension made, dropped or updated */
+#define ORCH_WAKE_LOOK	  0x20 /* look at all lanes again */
+
+typedef struct OrchEvent
+{
+	int64 task;
+	int64 root;
+	int64 parent;	 /* 0: none */
+	double progress; /* 0..1; negative: not told */
+	int32 attempt;
+	uint8 event; /* OrchEventKind */
+	uint8 state; /* OrchState */
+} OrchEvent;
+
+/*
+ * One database that has, or may have, the extension.
+ */
+typedef struct OrchDatabase
+{
+	Oid dboid;			  /* InvalidOid: free */
+	pid_t supervisor_pid; /* 0: none runs */
+	int supervisor_procno;
+	bool wanted;			   /* a supervisor should run */
+	bool absent;			   /* the last one found no extension */
+	pid_t blocked_by;		   /* backend that drops, renames or copies it */
+	int failures;			   /* starts in a row that ended in an error */
+	TimestampTz retry_at;	   /* not started again before */
+	pg_atomic_uint32 wake;	   /* ORCH_WAKE_* */
+	pg_atomic_uint64 next_due; /* TimestampTz; PG_INT64_MAX: nothing due */
+	pg_atomic_uint32
+		listeners; /* sessions that LISTEN to any of our channels */
+
+	/* events not yet notified */
+	slock_t ring_mutex;
+	uint32 ring_head; /* next to write */
+	uint32 ring_tail; /* next to read */
+	bool ring_lost;	  /* overflowed: listeners get a resync */
+	OrchEvent ring[ORCH_RING_SIZE];
+} OrchDatabase;
+
+/*
+ * A role's work in one database.
+ */
+typedef struct OrchOwner
+{
+	Oid dboid;	 /* InvalidOid: free */
+	int32 owner; /* orchestrator.owner.id */
+	Oid roleoid;
+	int first_lane; /* -1: none */
+	bool ready;		/* may have pending tasks */
+	bool asked;		/* the supervisor knows that more executors would help */
+	int failures;	/* executors in a row that could not start */
+	TimestampTz retry_at;
+} OrchOwner;
+
+/*
+ * One queue of one owner: where its ready rows begin.  No pending row that a
+ * new snapshot sees has a smaller sort key than mark (lane.c).
+ */
+typedef struct OrchLane
+{
+	int32 queue;
+	int owner; /* index into owners */
+	int next;  /* next lane of the same owner; -1: last */
+	slock_t mutex;
+	int64 mark;
+	bool ready; /* may have pending tasks */
+} OrchLane;
+
+typedef enum OrchClaimState
+{
+	ORCH_CLAIM_FREE,	/* given back or settled */
+	ORCH_CLAIM_WAITING, /* claimed, not started; next: STARTED, TAKEN */
+	ORCH_CLAIM_STARTED, /* its step runs or ran; next: FREE */
+	ORCH_CLAIM_TAKEN	/* taken back by the supervisor; next: FREE */
+} OrchClaimState;
+
+typedef struct OrchClaim
+{
+	int64 task;
+	int32 epoch;
+	pg_atomic_uint32 state; /* OrchClaimState; compare-and-swap */
+} OrchClaim;
+
+typedef enum OrchExecutorState
+{
+	ORCH_EXECUTOR_FREE,		/* slot unused; next: STARTING */
+	ORCH_EXECUTOR_STARTING, /* registered; next: IDLE, FREE */
+	ORCH_EXECUTOR_IDLE,		/* sleeps; next: BUSY, DEAD */
+	ORCH_EXECUTOR_BUSY,		/* claims or runs; next: IDLE, DEAD */
+	ORCH_EXECUTOR_DEAD		/* gone, claims to hand back; next: FREE */
+} OrchExecutorState;
+
+#define ORCH_MESSAGE_SIZE 256
+#define ORCH_STAGE_SIZE	  64
+
+typedef struct OrchExecutor
+{
+	/* who: changed under shared->lock held exclusively */
+	OrchExecutorState state; /* IDLE <-> BUSY by its owner, under mutex */
+	Oid dboid;
+	Oid roleoid;
+	int32 owner;
+	int owner_index; /* into owners */
+	pid_t pid;
+	int procno;
+	TimestampTz since; /* of state */
+	bool leave;		   /* asked to go when its batch is done */
+	bool failed_start; /* went before it was connected */
+
+	slock_t mutex; /* guards all that follows but claims */
+
+	/* the claim under way (lane.c) */
+	int lane;		/* index; -1: none */
+	int64 lane_low; /* least key that became ready since it began */
+
+	/* the step under way */
+	int64 task; /* 0: none */
+	int64 root;
+	int64 parent;
+	int32 epoch;
+	int32 attempt;
+	bool notify;	   /* progress is told to listeners */
+	bool progress_new; /* not told yet */
+	TimestampTz step_started;
+	double progress; /* negative: not told */
+	char message[ORCH_MESSAGE_SIZE];
+	char stage[ORCH_STAGE_SIZE];
+
+	/* asked of it */
+	int64 interrupt_task;  /* stop this step ... */
+	int32 interrupt_epoch; /* ... if it still has this epoch */
+	int64 yield_task;	   /* fast lane: roll back, somebody wants the row */
+
+	TimestampTz signaled_at; /* when either was asked last */
+
+	/* what it holds; a batch in the fast lane is not claimed in the table */
+	bool fast;
+	pg_atomic_uint32 nclaims;
+	OrchClaim claims[ORCH_MAX_CLAIM];
+} OrchExecutor;
+
+/*
+ * One session in wait(), by its process number.
+ */
+typedef struct OrchWaiter
+{
+	Oid dboid;
+	pg_atomic_uint64 task; /* 0: not waiting */
+	pg_atomic_uint32 done; /* the task reached a final state */
+} OrchWaiter;
+
+#define ORCH_WAIT_BUCKETS 1024
+
+/* A session that listens to one of our channels. */
+typedef struct OrchListener
+{
+	int procno;
+	Oid dboid;	/* InvalidOid: free */
+	int64 root; /* 0: channel orchestrator */
+} OrchListener;
+
+/* A step whose process died by a signal and took the server down. */
+typedef struct OrchGuilty
+{
+	Oid dboid; /* InvalidOid: used up */
+	int64 task;
+	int32 epoch;
+	int32 attempt;
+} OrchGuilty;
+
+typedef struct OrchShared
+{
+	LWLock *lock; /* who exists */
+	pid_t launcher_pid;
+	int launcher_procno;
+	bool launcher_look;		   /* look at pg_database again */
+	pg_atomic_uint32 starved;  /* a worker could not be registered */
+	TimestampTz breaker_until; /* no executors before: crashes came too fast */
+	int nexecutors;			   /* slots */
+
+	int nguilty;
+	OrchGuilty guilty[ORCH_MAX_GUILTY];
+
+	OrchDatabase databases[ORCH_MAX_DATABASES];
+	OrchOwner owners[ORCH_MAX_OWNERS];
+	OrchLane lanes[ORCH_MAX_LANES];
+	pg_atomic_uint32 nowners; /* high-water marks of the arrays */
+	pg_atomic_uint32 nlanes;
+	bool lanes_full; /* some work has no lane: look without marks */
+
+	OrchListener listeners[ORCH_MAX_LISTENERS];
+	bool listeners_full; /* more listen than we can name */
+
+	pg_atomic_uint32 wait_buckets[ORCH_WAIT_BUCKETS]; /* waiters by hash */
+	int nwaiters;									  /* size of waiters */
+	OrchWaiter *waiters;
+
+	OrchExecutor executors[FLEXIBLE_ARRAY_MEMBER];
+} OrchShared;
+
+extern OrchShared *orch_shared;
+
+/*
+ * Ask for the memory and set it up.  Called once, by _PG_init, while
+ * preloading.  started is called in the postmaster whenever the memory was set
+ * up anew, at start and after a crash, before any other process runs.
+ */
+extern void orch_shmem_install(void (*started)(void));
+
+/*
+ * The slot of a database, or NULL.  Caller holds shared->lock; with create,
+ * exclusively: then NULL means that ORCH_MAX_DATABASES are in use.
+ */
+extern OrchDatabase *orch_shmem_database(Oid dboid, bool create);
+
+/* Set the latch of a process; its number may be -1 (none) or outdated. */
+extern void orch_shmem_set_latch(int procno);
+
+/* Ask the supervisor of a database to look at something (ORCH_WAKE_*); the
+ * launcher is asked to start one when there is none. */
+extern void orch_shmem_wake_supervisor(Oid dboid, uint32 why);
+
+/* The same for a signal handler: no lock, and only a supervisor that runs. */
+extern void orch_shmem_signal_supervisor(Oid dboid, uint32 why);
+
+/* Wake the launcher; with look, to read pg_database again. */
+extern void orch_shmem_wake_launcher(bool look);
+
+/* Tell the supervisor's timer that something is due at the given time. */
+extern void orch_shmem_lower_due(Oid dboid, TimestampTz at);
+
+/* The clock of the engine: the server's, plus
+ * orchestrator.test_clock_offset. */
+extern TimestampTz orch_clock(void);
+
+#endif

@@ -1,0 +1,670 @@
+/*
+ * supervisor.c
+ *	  The supervisor: one per database that has the extension.
+ *
+ * Starts executors where work waits, hands back what dead ones held, moves
+ * due tasks, notifies listeners, makes partitions ahead.  It runs as the
+ * superuser of the cluster and therefore no user code, ever: only direct
+ * access (heap.c) and the extension's internal functions.
+ *
+ * It sleeps until somebody sets its latch or something is due.  A database in
+ * which nothing happens sees no SQL from it.
+ */
+#include "postgres.h"
+
+#include <unistd.h>
+
+#include "access/twophase.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "commands/sequence.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/fd.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "tcop/tcopprot.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/pidfile.h"
+#include "utils/snapmgr.h"
+
+#include "catalog.h"
+#include "compat.h"
+#include "event.h"
+#include "guc.h"
+#include "heap.h"
+#include "lane.h"
+#include "notify.h"
+#include "pool.h"
+#include "shmem.h"
+#include "supervisor.h"
+
+/* A step that runs longer lets the tasks claimed behind it go. */
+#define LONG_STEP (50 * INT64CONST(1000))
+
+/* All lanes are looked at from their beginning again this long after work. */
+#define LOOK_INTERVAL (60 * USECS_PER_SEC)
+
+/* Rows moved by one statement. */
+#define DUE_ROWS 1000
+
+/* Partitions are made when the newest id is within this many of the next. */
+#define IDS_AHEAD INT64CONST(500000)
+
+/* The second look at what a committed command did to the extension. */
+#define CATALOG_PAUSE (100 * INT64CONST(1000))
+
+/* Wait after an error of our own. */
+#define ERROR_PAUSE USECS_PER_SEC
+
+static OrchDatabase *database = NULL;
+static MemoryContext turn_context = NULL;
+static TimestampTz next_look = DT_NOEND;
+static TimestampTz next_partitions = 0;
+static TimestampTz next_progress = DT_NOEND;
+static TimestampTz retry_at = DT_NOEND;
+static bool may_fire = false;
+static bool catalog_again = false;
+
+typedef void (*Duty)(void);
+
+static void start_supervisor(Oid dboid);
+static void leave_slot(int code, Datum arg);
+static void check_extension(void);
+static bool perform(Duty duty);
+static void recover_all(void);
+static void charge_guilty(void);
+static ArrayType *live_workers(void);
+static void find_work(void);
+static void look_again(void);
+static void turn(uint32 wake);
+static void recover_dead(void);
+static void recover_executor(OrchExecutor *executor);
+static bool server_is_stopping(void);
+static void take_back_waiting(void);
+static void take_back_from(OrchExecutor *executor);
+static int collect_waiting(OrchExecutor *executor, Datum *tasks,
+						   Datum *epochs);
+static void hand_back(Datum *tasks, Datum *epochs, int n, int64 charged);
+static void move_due(void);
+static int64 newest_id(void);
+static void make_partitions(void);
+static void tell_listeners(void);
+static void dismiss_executors(void);
+static void sleep_until_needed(void);
+
+void
+orchestrator_supervisor_main(Datum main_arg)
+{
+	start_supervisor(DatumGetObjectId(main_arg));
+	perform(recover_all);
+	perform(find_work);
+
+	for (;;)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+		turn(pg_atomic_exchange_u32(&database->wake, 0));
+		MemoryContextReset(turn_context);
+		sleep_until_needed();
+	}
+}
+
+static void
+start_supervisor(Oid dboid)
+{
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(dboid, InvalidOid, 0);
+
+	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
+	database = orch_shmem_database(dboid, false);
+	LWLockRelease(orch_shared->lock);
+	if (database == NULL)
+		proc_exit(0);
+	check_extension();
+
+	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
+	if (database->supervisor_pid != 0 && database->supervisor_pid != MyProcPid)
+	{
+		LWLockRelease(orch_shared->lock);
+		proc_exit(0); /* there is one already */
+	}
+	database->supervisor_pid = MyProcPid;
+	database->supervisor_procno = orch_my_procno();
+	LWLockRelease(orch_shared->lock);
+	before_shmem_exit(leave_slot, (Datum) 0);
+	orch_shmem_wake_launcher(false);
+
+	turn_context =
+		AllocSetContextCreate(TopMemoryContext, "orchestrator supervisor turn",
+							  ALLOCSET_DEFAULT_SIZES);
+	pg_atomic_fetch_or_u32(&database->wake, ORCH_WAKE_EVENTS | ORCH_WAKE_EXIT |
+												ORCH_WAKE_DUE |
+												ORCH_WAKE_WORK);
+}
+
+static void
+leave_slot(int code, Datum arg)
+{
+	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
+	if (database->supervisor_pid == MyProcPid)
+	{
+		database->supervisor_pid = 0;
+		database->supervisor_procno = -1;
+	}
+	LWLockRelease(orch_shared->lock);
+	orch_shmem_wake_launcher(false);
+}
+
+/*
+ * Leave when the extension is not, or no longer, in this database.
+ */
+static void
+check_extension(void)
+{
+	bool present;
+
+	StartTransactionCommand();
+	present = OidIsValid(get_extension_oid("orchestrator", true)) &&
+			  orch_catalog(true) != NULL;
+	CommitTransactionCommand();
+	if (present)
+		return;
+
+	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
+	database->absent = true;
+	database->wanted = false;
+	orch_lane_forget(database->dboid);
+	LWLockRelease(orch_shared->lock);
+	dismiss_executors();
+	proc_exit(0);
+}
+
+/*
+ * Do something in a transaction of its own.  An error is logged and tried
+ * again a little later: it must not end the supervisor.
+ */
+static bool
+perform(Duty duty)
+{
+	volatile bool done = true;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	pgstat_report_activity(STATE_RUNNING, "orchestrator supervisor");
+	PG_TRY();
+	{
+		duty();
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(turn_context);
+		EmitErrorReport();
+		FlushErrorState();
+		AbortCurrentTransaction();
+		retry_at = GetCurrentTimestamp() + ERROR_PAUSE;
+		done = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(turn_context);
+	pgstat_report_stat(false);
+	pgstat_report_activity(STATE_IDLE, NULL);
+	return done;
+}
+
+/*
+ * At start: what was running in a server that is gone, or was left by
+ * executors that died while no supervisor looked.
+ */
+static void
+recover_all(void)
+{
+	NullableDatum args[2];
+	Datum guilty[ORCH_MAX_GUILTY];
+	int n = 0;
+
+	may_fire =
+		DatumGetBool(orch_catalog_call(ORCH_FN_MAY_FIRE, 0, NULL, NULL));
+	if (!may_fire)
+		return;
+	LWLockAcquire(orch_shared->lock, LW_SHARED);
+	for (int i = 0; i < orch_shared->nguilty; i++)
+	{
+		if (orch_shared->guilty[i].dboid == MyDatabaseId)
+			guilty[n++] = Int64GetDatum(orch_shared->guilty[i].task);
+	}
+	LWLockRelease(orch_shared->lock);
+
+	args[0].value =
+		PointerGetDatum(construct_array(guilty, n, INT8OID, 8, true, 'd'));
+	args[0].isnull = false;
+	args[1].value = PointerGetDatum(live_workers());
+	args[1].isnull = false;
+	orch_catalog_call(ORCH_FN_RECOVER_ALL, 2, args, NULL);
+	charge_guilty();
+}
+
+/*
+ * A claim that was lost in the crash, or made in the fast lane, left no trace
+ * in the table: the note file is the evidence of the attempt.
+ */
+static void
+charge_guilty(void)
+{
+	for (int i = 0; i < orch_shared->nguilty; i++)
+	{
+		OrchGuilty *guilty = &orch_shared->guilty[i];
+		NullableDatum args[2] = {{Int64GetDatum(guilty->task), false},
+								 {Int32GetDatum(guilty->attempt), false}};
+		bool isnull;
+
+		if (guilty->dboid != MyDatabaseId)
+			continue;
+		orch_catalog_call(ORCH_FN_CHARGE, 2, args, &isnull);
+	}
+}
+
+static ArrayType *
+live_workers(void)
+{
+	Datum *pids = palloc(orch_shared->nexecutors * sizeof(Datum));
+	int n = 0;
+
+	LWLockAcquire(orch_shared->lock, LW_SHARED);
+	for (int i = 0; i < orch_shared->nexecutors; i++)
+	{
+		OrchExecutor *executor = &orch_shared->executors[i];
+
+		if (executor->state == ORCH_EXECUTOR_IDLE ||
+			executor->state == ORCH_EXECUTOR_BUSY)
+			pids[n++] = Int32GetDatum(executor->pid);
+	}
+	LWLockRelease(orch_shared->lock);
+	return construct_array(pids, n, INT4OID, 4, true, 'i');
+}
+
+/*
+ * Which owners have ready tasks, and when the next one is due.
+ */
+static void
+find_work(void)
+{
+	OrchLeaf *live;
+	int32 owner = 0;
+	bool isnull;
+	Datum due;
+
+	may_fire =
+		DatumGetBool(orch_catalog_call(ORCH_FN_MAY_FIRE, 0, NULL, NULL));
+	live = orch_heap_open_live();
+	while ((owner = orch_heap_next_owner(live, owner)) != 0)
+	{
+		int index = orch_lane_owner(MyDatabaseId, owner, InvalidOid);
+
+		if (index >= 0)
+			orch_shared->owners[index].ready = true;
+	}
+	orch_heap_close(live);
+
+	due = orch_catalog_call(ORCH_FN_NEXT_DUE, 0, NULL, &isnull);
+	if (!isnull)
+		orch_shmem_lower_due(MyDatabaseId, DatumGetTimestampTz(due));
+	for (int i = 0; i < orch_shared->nguilty; i++)
+	{
+		if (orch_shared->guilty[i].dboid == MyDatabaseId)
+			orch_shared->guilty[i].dboid = InvalidOid;
+	}
+}
+
+/*
+ * Look at everything from its beginning again: what no mark knew of.
+ */
+static void
+look_again(void)
+{
+	orch_lane_reset(MyDatabaseId);
+	find_work();
+}
+
+/*
+ * One look at everything that there may be to do.
+ */
+static void
+turn(uint32 wake)
+{
+	TimestampTz now = orch_clock();
+
+	if (wake & ORCH_WAKE_CATALOG)
+	{
+		/* we were woken before the invalidations were sent: look twice */
+		check_extension();
+		dismiss_executors();
+		wake |= ORCH_WAKE_LOOK;
+		retry_at = Min(retry_at, now + CATALOG_PAUSE);
+		catalog_again = !catalog_again;
+	}
+	if (retry_at <= now)
+	{
+		retry_at = DT_NOEND;
+		if (catalog_again)
+			pg_atomic_fetch_or_u32(&database->wake, ORCH_WAKE_CATALOG);
+		wake |= ORCH_WAKE_LOOK | ORCH_WAKE_EXIT | ORCH_WAKE_DUE;
+	}
+	if (wake & ORCH_WAKE_EXIT)
+		recover_dead();
+	take_back_waiting();
+	if (now >= (TimestampTz) pg_atomic_read_u64(&database->next_due))
+		perform(move_due);
+	if ((wake & ORCH_WAKE_LOOK) || now >= next_look)
+	{
+		next_look = max_prepared_xacts > 0 ? now + LOOK_INTERVAL : DT_NOEND;
+		perform(look_again);
+	}
+	else if (wake != 0 && next_look == DT_NOEND)
+		next_look = now + LOOK_INTERVAL;
+	if (wake != 0 && may_fire && now >= next_partitions)
+	{
+		next_partitions = now + USECS_PER_SEC;
+		perform(make_partitions);
+	}
+	if (!may_fire && (wake & ORCH_WAKE_WORK))
+		perform(find_work);
+	orch_pool_manage(may_fire);
+	if (wake & ORCH_WAKE_EVENTS || now >= next_progress)
+		tell_listeners();
+}
+
+static void
+tell_listeners(void)
+{
+	next_progress =
+		orch_notify_progress()
+			? orch_clock() + ORCH_PROGRESS_INTERVAL_MS * INT64CONST(1000)
+			: DT_NOEND;
+	while (orch_notify_drain() > 0)
+		CHECK_FOR_INTERRUPTS();
+}
+
+/*
+ * Executors that are gone: hand back what they held and free their slots.
+ */
+static void
+recover_dead(void)
+{
+	for (int i = 0; i < orch_shared->nexecutors; i++)
+	{
+		OrchExecutor *executor = &orch_shared->executors[i];
+
+		if (executor->state == ORCH_EXECUTOR_DEAD &&
+			executor->dboid == MyDatabaseId)
+			recover_executor(executor);
+	}
+}
+
+/* The slot that a duty works on; duties take no argument. */
+static OrchExecutor *current = NULL;
+
+static void
+recover_slot(void)
+{
+	Datum tasks[ORCH_MAX_CLAIM];
+	Datum epochs[ORCH_MAX_CLAIM];
+	int nclaims = pg_atomic_read_u32(&current->nclaims);
+	int n = 0;
+
+	for (int i = 0; i < nclaims && !current->fast; i++)
+	{
+		uint32 state = pg_atomic_read_u32(&current->claims[i].state);
+
+		if (state != ORCH_CLAIM_WAITING && state != ORCH_CLAIM_STARTED)
+			continue;
+		tasks[n] = Int64GetDatum(current->claims[i].task);
+		epochs[n++] = Int32GetDatum(current->claims[i].epoch);
+	}
+	if (n > 0)
+		hand_back(tasks, epochs, n, current->task);
+	if (current->fast && current->task != 0)
+	{
+		NullableDatum args[2] = {{Int64GetDatum(current->task), false},
+								 {Int32GetDatum(current->attempt), false}};
+		bool isnull;
+
+		orch_catalog_call(ORCH_FN_CHARGE, 2, args, &isnull);
+	}
+}
+
+/*
+ * The step that was running has spent its attempt: it, or somebody who ended
+ * its process, is why it did not finish.  When the server stops nobody is
+ * charged, and nothing is done: the next start hands everything back.
+ */
+static void
+recover_executor(OrchExecutor *executor)
+{
+	if (server_is_stopping())
+		return;
+	current = executor;
+	if (!perform(recover_slot))
+		return;
+	if (executor->fast)
+		orch_lane_reset(MyDatabaseId);
+	orch_pool_free(executor);
+}
+
+/*
+ * The postmaster writes its state into its lock file before it signals us.
+ */
+static bool
+server_is_stopping(void)
+{
+	char line[MAXPGPATH];
+	FILE *file = AllocateFile("postmaster.pid", "r");
+	bool stopping = false;
+
+	if (file == NULL)
+		return true;
+	for (int i = 1; fgets(line, sizeof(line), file) != NULL; i++)
+	{
+		if (i == LOCK_FILE_LINE_PM_STATUS)
+			stopping = strncmp(line, PM_STATUS_STOPPING,
+							   strlen(PM_STATUS_STOPPING)) == 0;
+	}
+	FreeFile(file);
+	return stopping;
+}
+
+/*
+ * Give unstarted tasks of an executor whose step runs long to others.  The
+ * executor makes the same swap before it starts one: each task goes to one of
+ * us.
+ */
+static void
+take_back_waiting(void)
+{
+	TimestampTz now = orch_clock();
+
+	for (int i = 0; i < orch_shared->nexecutors; i++)
+	{
+		OrchExecutor *executor = &orch_shared->executors[i];
+		bool overdue;
+
+		if (executor->dboid != MyDatabaseId || executor->fast ||
+			executor->state != ORCH_EXECUTOR_BUSY)
+			continue;
+		SpinLockAcquire(&executor->mutex);
+		overdue =
+			executor->task != 0 && now - executor->step_started >= LONG_STEP;
+		SpinLockRelease(&executor->mutex);
+		if (overdue)
+			take_back_from(executor);
+	}
+}
+
+static void
+hand_back_collected(void)
+{
+	Datum tasks[ORCH_MAX_CLAIM];
+	Datum epochs[ORCH_MAX_CLAIM];
+	int n = collect_waiting(current, tasks, epochs);
+
+	if (n > 0)
+		hand_back(tasks, epochs, n, 0);
+}
+
+static void
+take_back_from(OrchExecutor *executor)
+{
+	int nclaims = pg_atomic_read_u32(&executor->nclaims);
+	bool waiting = false;
+
+	for (int i = 0; i < nclaims && !waiting; i++)
+		waiting = pg_atomic_read_u32(&executor->claims[i].state) ==
+				  ORCH_CLAIM_WAITING;
+	if (!waiting)
+		return;
+	current = executor;
+	perform(hand_back_collected);
+}
+
+static int
+collect_waiting(OrchExecutor *executor, Datum *tasks, Datum *epochs)
+{
+	int nclaims = pg_atomic_read_u32(&executor->nclaims);
+	int n = 0;
+
+	for (int i = 0; i < nclaims; i++)
+	{
+		OrchClaim *held = &executor->claims[i];
+		uint32 state = ORCH_CLAIM_WAITING;
+
+		if (!pg_atomic_compare_exchange_u32(&held->state, &state,
+											ORCH_CLAIM_TAKEN))
+			continue;
+		tasks[n] = Int64GetDatum(held->task);
+		epochs[n++] = Int32GetDatum(held->epoch);
+	}
+	return n;
+}
+
+/*
+ * Hand back running tasks; the charged one (0: none) has spent its attempt.
+ */
+static void
+hand_back(Datum *tasks, Datum *epochs, int n, int64 charged)
+{
+	NullableDatum args[3];
+	Datum guilty = Int64GetDatum(charged);
+
+	args[0].value =
+		PointerGetDatum(construct_array(tasks, n, INT8OID, 8, true, 'd'));
+	args[1].value =
+		PointerGetDatum(construct_array(epochs, n, INT4OID, 4, true, 'i'));
+	args[2].value = PointerGetDatum(
+		construct_array(&guilty, charged != 0, INT8OID, 8, true, 'd'));
+	args[0].isnull = args[1].isnull = args[2].isnull = false;
+	orch_catalog_call(ORCH_FN_RECOVER, 3, args, NULL);
+}
+
+/*
+ * Tasks whose time has come, and those whose time has run out.
+ */
+static void
+move_due(void)
+{
+	NullableDatum rows = {Int32GetDatum(DUE_ROWS), false};
+	bool isnull;
+	Datum due;
+
+	/* whatever becomes due from here on lowers it again */
+	pg_atomic_write_u64(&database->next_due, PG_INT64_MAX);
+	orch_catalog_call(ORCH_FN_PROMOTE_DUE, 1, &rows, NULL);
+	orch_catalog_call(ORCH_FN_EXPIRE, 1, &rows, NULL);
+	due = orch_catalog_call(ORCH_FN_NEXT_DUE, 0, NULL, &isnull);
+	if (!isnull)
+		orch_shmem_lower_due(MyDatabaseId, DatumGetTimestampTz(due));
+}
+
+/*
+ * The last number given out by the sequence of ids; 0: none yet.
+ */
+static int64
+newest_id(void)
+{
+	LOCAL_FCINFO(fcinfo, 1);
+	Datum last;
+
+	InitFunctionCallInfoData(*fcinfo, NULL, 1, InvalidOid, NULL, NULL);
+	fcinfo->args[0].value = ObjectIdGetDatum(orch_catalog(false)->task_id_seq);
+	fcinfo->args[0].isnull = false;
+	last = pg_sequence_last_value(fcinfo);
+	return fcinfo->isnull ? 0 : DatumGetInt64(last);
+}
+
+/*
+ * The partition of the newest id, and the next one in time.
+ */
+static void
+make_partitions(void)
+{
+	int64 last = newest_id();
+	int64 node = (int64) orch_node_id << 42;
+
+	set_config_option("lock_timeout", "50ms", PGC_USERSET, PGC_S_SESSION,
+					  GUC_ACTION_LOCAL, true, 0, false);
+	(void) orch_catalog_finished(node | last);
+	(void) orch_catalog_finished(node | (last + IDS_AHEAD));
+}
+
+/*
+ * All executors of this database leave when their batch is done.
+ */
+static void
+dismiss_executors(void)
+{
+	for (int i = 0; i < orch_shared->nexecutors; i++)
+	{
+		OrchExecutor *executor = &orch_shared->executors[i];
+
+		if (executor->dboid == MyDatabaseId &&
+			executor->state != ORCH_EXECUTOR_FREE)
+		{
+			executor->leave = true;
+			orch_shmem_set_latch(executor->procno);
+		}
+	}
+}
+
+static void
+sleep_until_needed(void)
+{
+	TimestampTz now = orch_clock();
+	TimestampTz until = (TimestampTz) pg_atomic_read_u64(&database->next_due);
+	long timeout = -1;
+	int events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
+
+	until = Min(until, Min(next_look, Min(next_progress, retry_at)));
+	until = Min(until, orch_pool_retry_at());
+	if (until < DT_NOEND)
+	{
+		timeout = Max(0, Min((until - now + 999) / 1000, 3600 * 1000L));
+		events |= WL_TIMEOUT;
+	}
+	WaitLatch(MyLatch, events, timeout, orch_wait_event(ORCH_WAIT_SUPERVISOR));
+	ResetLatch(MyLatch);
+}
