@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# The demo itself, as the user that runs the server, in a copy of the tree:
+# run.sh BASE.  Called by start.sh.
+set -eu
+base=$1
+bin=$("$PG_CONFIG" --bindir)
+major=$("$PG_CONFIG" --version | sed 's/^PostgreSQL \([0-9]*\).*/\1/')
+export PATH="$bin:$PATH" LC_ALL=C.UTF-8
+unset LANG PGSERVICE PGPASSWORD PGOPTIONS PGDATA
+export PGHOST=$base PGPORT=54321 PGDATABASE=demo
+
+section() { printf '\n== %s\n\n' "$1"; }
+admin() { psql -X -q -v ON_ERROR_STOP=1 "$@"; }
+app() { psql -X -q -v ON_ERROR_STOP=1 -U demo_app "$@"; }
+
+# Show a number of tasks or a fraction on one line that moves; without a
+# terminal, on one line each time it has changed.
+progress_line() {
+	if [ -t 1 ]; then
+		printf '\r\033[K%s' "$1"
+	elif [ "$1" != "${shown:-}" ]; then
+		printf '%s\n' "$1"
+	fi
+	shown=$1
+}
+
+# Follow a query that answers "state of things|number of unfinished tasks".
+follow() {
+	local answer deadline=$((SECONDS + 300))
+	while :; do
+		answer=$(app -At -c "$1")
+		progress_line "${answer%|*}"
+		[ "${answer##*|}" != 0 ] || break
+		if [ $SECONDS -gt $deadline ]; then
+			printf '\nnot finished after five minutes\n' >&2
+			return 1
+		fi
+		sleep 0.25
+	done
+	[ ! -t 1 ] || echo
+}
+
+section "Build, into $base"
+make --no-print-directory -j"$(nproc)" PG_CONFIG="$PG_CONFIG" private-install >"$base/build.log" 2>&1 || {
+	tail -n 20 "$base/build.log"
+	exit 1
+}
+grep -E '^(extension_|dynamic_)' tmp_install/server.conf
+
+section "A server of its own: Unix socket only, preloading pg_cron and orchestrator"
+initdb -D "$base/data" -U postgres -A trust --encoding=UTF8 --no-locale >"$base/initdb.log" 2>&1 || {
+	cat "$base/initdb.log"
+	exit 1
+}
+{
+	grep -E '^(extension_|dynamic_)' tmp_install/server.conf
+	cat <<CONF
+shared_preload_libraries = 'pg_cron, orchestrator'
+cron.database_name = 'demo'
+cron.use_background_workers = on
+listen_addresses = ''
+unix_socket_directories = '$base'
+port = $PGPORT
+max_worker_processes = 16
+CONF
+} >>"$base/data/postgresql.conf"
+pg_ctl -D "$base/data" -l "$base/server.log" -w start >/dev/null
+psql -X -q -U postgres -d postgres -c 'CREATE DATABASE demo'
+admin -U postgres -At -c "SELECT version()"
+
+section "The corpus: the PostgreSQL manual"
+html=/usr/share/doc/postgresql-doc-$major/html
+# Images for containers leave out the files of documentation packages.
+if [ ! -e "$html/index.html" ]; then
+	(mkdir -p "$base/doc" && cd "$base/doc" && apt-get -qq download "postgresql-doc-$major" && dpkg-deb -x ./*.deb .)
+	html=$base/doc$html
+fi
+admin -U postgres -v html="$html" -f test/demo/corpus.sql
+app -At -c "SELECT count(*) || ' pages, ' || pg_size_pretty(sum(length(html))) FROM demo.page"
+
+section "One task per page, enqueued by role demo_app in one transaction"
+app -f test/demo/tasks.sql
+follow "SELECT format('%s of %s pages indexed, %s waiting for a retry, %s failed', completed, total, scheduled, failed),
+  total - completed - failed
+FROM (SELECT count(*) AS total,
+        count(*) FILTER (WHERE state = 'completed') AS completed,
+        count(*) FILTER (WHERE state = 'scheduled') AS scheduled,
+        count(*) FILTER (WHERE state = 'failed') AS failed
+      FROM orchestrator.task_status WHERE definition = 'index_page') AS t"
+
+section "One long task: rank the pages by their links, with progress from inside its open transaction"
+task=$(app -At -c "SELECT orchestrator.enqueue('rank_pages', '{\"rounds\": 150}')")
+follow "SELECT format('[%s] %s%% %s', rpad(repeat('#', (40 * fraction)::int), 40), round(100 * fraction::numeric), message),
+  (state IN ('scheduled', 'pending', 'running'))::int
+FROM (SELECT coalesce(progress, 0) AS fraction, message, state
+      FROM orchestrator.task_status WHERE task_id = $task) AS t"
+
+app -f test/demo/report.sql
+
+section "The server is still running"
+echo "  psql -h $PGHOST -p $PGPORT -U demo_app demo"
+echo
+echo "make demo-stop ends it."
