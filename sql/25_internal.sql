@@ -13,7 +13,7 @@
 --   invalid_parameter_value, program_limit_exceeded, ...
 
 -- Provided by the library (src/event.c, src/enqueue.c, src/catalog.c,
--- src/observe.c). What they tell others is told after commit.
+-- src/progress.c). What they tell others is told after commit.
 
 CREATE FUNCTION orchestrator._now() RETURNS timestamptz
   LANGUAGE C VOLATILE PARALLEL SAFE AS 'MODULE_PATHNAME', 'orchestrator_now';
@@ -258,6 +258,17 @@ CREATE FUNCTION orchestrator._trace(t orchestrator.task, at timestamptz, attempt
 BEGIN
   INSERT INTO orchestrator.trace_log (task_id, at, owner, attempt, epoch, event, detail)
     VALUES (t.id, coalesce($2, orchestrator._now()), t.owner, $3, t.epoch, $4, $5);
+END
+$$;
+
+-- Something that a running step said, or that was noticed about it.
+CREATE FUNCTION orchestrator._note(task bigint, owner int, attempt int, epoch int, at timestamptz, event text,
+    detail jsonb) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM orchestrator._ensure_partition($1);
+  INSERT INTO orchestrator.trace_log (task_id, at, owner, attempt, epoch, event, detail)
+    VALUES ($1, $5, $2, $3, $4, $6, $7);
 END
 $$;
 

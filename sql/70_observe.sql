@@ -1,4 +1,4 @@
--- Observe: wait, progress, current_task (src/observe.c).
+-- Observe: wait, progress, current_task (src/wait.c, src/progress.c).
 
 CREATE FUNCTION orchestrator.wait(task bigint, timeout interval DEFAULT NULL) RETURNS orchestrator.task_result
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_wait';

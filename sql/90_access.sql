@@ -202,3 +202,12 @@ SELECT pg_catalog.pg_extension_config_dump('orchestrator.task_live', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.task_key', '');
 
 SELECT orchestrator._announce();
+
+DO $$
+BEGIN
+  IF NOT orchestrator._preloaded() THEN
+    RAISE WARNING 'orchestrator is not preloaded: tasks can be enqueued, but no step runs in this server'
+      USING HINT = 'Add shared_preload_libraries = ''orchestrator'' to postgresql.conf and restart the server.';
+  END IF;
+END
+$$;

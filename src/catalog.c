@@ -34,7 +34,7 @@
 #include "guc.h"
 
 #define IDS_PER_PARTITION INT64CONST(1000000)
-#define MAX_FUNCTION_ARGS 6
+#define MAX_FUNCTION_ARGS 7
 
 /* Names and argument types of the internal functions, by OrchFunction. */
 static const struct
@@ -65,6 +65,9 @@ static const struct
 	{"_next_due", 0, {0}},
 	{"_may_fire", 0, {0}},
 	{"_fail_unrunnable", 2, {INT4OID, TEXTOID}},
+	{"_note",
+	 7,
+	 {INT8OID, INT4OID, INT4OID, INT4OID, TIMESTAMPTZOID, TEXTOID, JSONBOID}},
 	{"_visible_owners_of", 1, {OIDOID}},
 };
 

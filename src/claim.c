@@ -141,6 +141,7 @@ take(OrchLeaf *live, OrchBatch *batch, OrchTask *task, OrchRow *row,
 	task->outcome = ORCH_OUTCOME_NONE;
 	task->has_output = false;
 	task->has_resources = false;
+	task->notices = NIL;
 	if (batch->fast)
 		taken = orch_heap_delete(live, &task->tid);
 	else

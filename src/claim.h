@@ -6,6 +6,7 @@
 #define ORCHESTRATOR_CLAIM_H
 
 #include "datatype/timestamp.h"
+#include "nodes/pg_list.h"
 
 #include "catalog.h"
 #include "heap.h"
@@ -34,6 +35,7 @@ typedef struct OrchTask
 	Datum resources;
 	TimestampTz started_at; /* of the step itself */
 	TimestampTz finished_at;
+	List *notices; /* OrchNotice *, raised by the step */
 } OrchTask;
 
 /* What an executor took at once. */

@@ -35,11 +35,13 @@
 #include "execute.h"
 #include "guc.h"
 #include "handler.h"
+#include "json.h"
 #include "note.h"
+#include "notice.h"
 #include "progress.h"
 
-/* Bytes kept of each text of an error. */
-#define ERROR_TEXT_SIZE 1024
+/* A step that caught the cancel of its time limit is cancelled again. */
+#define TIMEOUT_AGAIN_MS 1000
 
 /* Why a step was interrupted. */
 typedef enum Interruption
@@ -78,10 +80,6 @@ static Interruption judge_interruption(OrchExecutor *executor,
 									   const OrchTask *task);
 static void clean_after_step(void);
 static void check_output(Datum output);
-static void push_text(JsonbParseState **state, const char *key,
-					  const char *value);
-static void push_number(JsonbParseState **state, const char *key,
-						double value);
 static void measure_begin(Usage *usage);
 static void measure_end(const Usage *usage, OrchTask *task, uint64 rows,
 						MemoryContext context);
@@ -93,6 +91,7 @@ orch_execute_install(void)
 	step_timer = RegisterTimeout(USER_TIMEOUT, handle_step_timeout);
 	step_context = AllocSetContextCreate(TopMemoryContext, "orchestrator step",
 										 ALLOCSET_DEFAULT_SIZES);
+	orch_notice_install();
 	orch_handler_install();
 	orch_execute_hold_cancel();
 }
@@ -174,6 +173,7 @@ leave_step(OrchExecutor *executor, OrchTask *task)
 	orch_note_end(executor - orch_shared->executors);
 	orch_progress_leave();
 	task->finished_at = orch_clock();
+	task->notices = orch_notice_take();
 	if (task->definition != NULL)
 		orch_claim_measured(task->definition->id,
 							task->finished_at - task->started_at);
@@ -215,14 +215,19 @@ begin_user_code(const OrchTask *task)
 	step_timed_out = false;
 	QueryCancelPending = false;
 	QueryCancelHoldoffCount = 0;
+	orch_notice_begin();
 	if (limit > 0)
-		enable_timeout_after(step_timer, (int) limit);
+		enable_timeout_every(
+			step_timer,
+			TimestampTzPlusMilliseconds(GetCurrentTimestamp(), limit),
+			TIMEOUT_AGAIN_MS);
 }
 
 static void
 end_user_code(void)
 {
 	orch_execute_hold_cancel();
+	orch_notice_end();
 	if (get_timeout_active(step_timer))
 		disable_timeout(step_timer, false);
 }
@@ -419,59 +424,17 @@ orch_execute_fail(OrchTask *task, const char *reason, const ErrorData *error,
 {
 	MemoryContext old = MemoryContextSwitchTo(context);
 	JsonbParseState *state = NULL;
-	JsonbValue *object;
 
-	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	push_text(&state, "sqlstate", unpack_sql_state(error->sqlerrcode));
-	push_text(&state, "message", error->message);
-	push_text(&state, "detail", error->detail);
-	push_text(&state, "hint", error->hint);
-	push_text(&state, "context", error->context);
-	object = pushJsonbValue(&state, WJB_END_OBJECT, NULL);
-	task->error = JsonbPGetDatum(JsonbValueToJsonb(object));
+	orch_json_begin(&state);
+	orch_json_text(&state, "sqlstate", unpack_sql_state(error->sqlerrcode));
+	orch_json_text(&state, "message", error->message);
+	orch_json_text(&state, "detail", error->detail);
+	orch_json_text(&state, "hint", error->hint);
+	orch_json_text(&state, "context", error->context);
+	task->error = orch_json_end(&state);
 	task->outcome = ORCH_OUTCOME_FAILED;
 	task->reason = reason;
 	MemoryContextSwitchTo(old);
-}
-
-static void
-push_key(JsonbParseState **state, const char *key)
-{
-	JsonbValue value;
-
-	value.type = jbvString;
-	value.val.string.val = pstrdup(key);
-	value.val.string.len = strlen(key);
-	pushJsonbValue(state, WJB_KEY, &value);
-}
-
-static void
-push_text(JsonbParseState **state, const char *key, const char *text)
-{
-	JsonbValue value;
-
-	push_key(state, key);
-	value.type = jbvNull;
-	if (text != NULL)
-	{
-		value.type = jbvString;
-		value.val.string.len =
-			pg_mbcliplen(text, strlen(text), ERROR_TEXT_SIZE);
-		value.val.string.val = pnstrdup(text, value.val.string.len);
-	}
-	pushJsonbValue(state, WJB_VALUE, &value);
-}
-
-static void
-push_number(JsonbParseState **state, const char *key, double number)
-{
-	JsonbValue value;
-
-	push_key(state, key);
-	value.type = jbvNumeric;
-	value.val.numeric = DatumGetNumeric(
-		DirectFunctionCall1(float8_numeric, Float8GetDatum(number)));
-	pushJsonbValue(state, WJB_VALUE, &value);
 }
 
 static void
@@ -494,28 +457,26 @@ measure_end(const Usage *usage, OrchTask *task, uint64 rows,
 {
 	MemoryContext old = MemoryContextSwitchTo(context);
 	JsonbParseState *state = NULL;
-	JsonbValue *object;
 	struct rusage now;
 
 	getrusage(RUSAGE_SELF, &now);
-	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	push_number(&state, "rows", rows);
-	push_number(&state, "buffers_hit",
-				pgBufferUsage.shared_blks_hit -
-					usage->buffers.shared_blks_hit);
-	push_number(&state, "buffers_read",
-				pgBufferUsage.shared_blks_read -
-					usage->buffers.shared_blks_read);
-	push_number(&state, "buffers_dirtied",
-				pgBufferUsage.shared_blks_dirtied -
-					usage->buffers.shared_blks_dirtied);
-	push_number(&state, "wal_bytes",
-				pgWalUsage.wal_bytes - usage->wal.wal_bytes);
-	push_number(&state, "cpu_time",
-				seconds(usage->cpu.ru_utime, now.ru_utime) +
-					seconds(usage->cpu.ru_stime, now.ru_stime));
-	object = pushJsonbValue(&state, WJB_END_OBJECT, NULL);
-	task->resources = JsonbPGetDatum(JsonbValueToJsonb(object));
+	orch_json_begin(&state);
+	orch_json_number(&state, "rows", rows);
+	orch_json_number(&state, "buffers_hit",
+					 pgBufferUsage.shared_blks_hit -
+						 usage->buffers.shared_blks_hit);
+	orch_json_number(&state, "buffers_read",
+					 pgBufferUsage.shared_blks_read -
+						 usage->buffers.shared_blks_read);
+	orch_json_number(&state, "buffers_dirtied",
+					 pgBufferUsage.shared_blks_dirtied -
+						 usage->buffers.shared_blks_dirtied);
+	orch_json_number(&state, "wal_bytes",
+					 pgWalUsage.wal_bytes - usage->wal.wal_bytes);
+	orch_json_number(&state, "cpu_time",
+					 seconds(usage->cpu.ru_utime, now.ru_utime) +
+						 seconds(usage->cpu.ru_stime, now.ru_stime));
+	task->resources = orch_json_end(&state);
 	task->has_resources = true;
 	MemoryContextSwitchTo(old);
 }

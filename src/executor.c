@@ -626,7 +626,7 @@ wait_for_work(void)
 		events = WaitLatch(
 			MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 			recheck ? RECHECK_MS : orch_executor_idle_timeout * 1000L,
-			PG_WAIT_EXTENSION);
+			orch_wait_event(ORCH_WAIT_EXECUTOR));
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 		if ((events & WL_TIMEOUT) && !recheck)

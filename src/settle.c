@@ -17,10 +17,15 @@
 
 #include "catalog.h"
 #include "event.h"
+#include "json.h"
+#include "notice.h"
 #include "settle.h"
 
 #define IDS_PER_PARTITION INT64CONST(1000000)
 
+static void write_notes(const OrchTask *task);
+static void write_note(const OrchTask *task, TimestampTz at, const char *event,
+					   Datum detail);
 static bool settle_completed(OrchLeaf *live, OrchBatch *batch, OrchTask *task,
 							 OrchRow **rows, int *nrows);
 static bool settle_completed_by_sql(OrchTask *task);
@@ -42,6 +47,7 @@ orch_settle_tasks(OrchBatch *batch, const int *numbers, int n)
 		OrchTask *task = &batch->tasks[numbers[i]];
 
 		CHECK_FOR_INTERRUPTS();
+		write_notes(task);
 		if (task->outcome == ORCH_OUTCOME_COMPLETED)
 			ours &= settle_completed(live, batch, task, rows, &nrows);
 		else if (task->outcome == ORCH_OUTCOME_FAILED)
@@ -53,6 +59,54 @@ orch_settle_tasks(OrchBatch *batch, const int *numbers, int n)
 	orch_heap_close(live);
 	pfree(rows);
 	return ours;
+}
+
+/*
+ * What the step said, and that it took longer than its definition would have
+ * it where that is only told (timeout_policy alert).
+ */
+static void
+write_notes(const OrchTask *task)
+{
+	const OrchDefinition *definition = task->definition;
+	ListCell *cell;
+
+	foreach(cell, task->notices)
+	{
+		const OrchNotice *notice = lfirst(cell);
+
+		write_note(task, notice->at, "notice", notice->detail);
+	}
+	if (definition != NULL && definition->timeout_alerts &&
+		definition->timeout > 0 &&
+		(task->finished_at - task->started_at) / 1000 >= definition->timeout)
+	{
+		JsonbParseState *state;
+
+		orch_json_begin(&state);
+		orch_json_number(&state, "timeout_ms", (double) definition->timeout);
+		orch_json_number(&state, "duration_ms",
+						 (task->finished_at - task->started_at) / 1000.0);
+		write_note(task, task->finished_at, "timeout", orch_json_end(&state));
+	}
+}
+
+static void
+write_note(const OrchTask *task, TimestampTz at, const char *event,
+		   Datum detail)
+{
+	NullableDatum args[7] = {
+		{task->row.values[ORCH_TASK_ID], false},
+		{task->row.values[ORCH_TASK_OWNER], false},
+		{task->row.values[ORCH_TASK_ATTEMPT], false},
+		{task->row.values[ORCH_TASK_EPOCH], false},
+		{TimestampTzGetDatum(at), false},
+		{CStringGetTextDatum(event), false},
+		{detail, false},
+	};
+	bool isnull;
+
+	orch_catalog_call(ORCH_FN_NOTE, 7, args, &isnull);
 }
 
 static bool

@@ -27,7 +27,7 @@ FROM orchestrator.task_status t
 WHERE t.name LIKE 'a page that%'
 ORDER BY t.task_id DESC;
 SELECT t.name, to_char(tr.at, 'HH24:MI:SS.MS') AS at, tr.event, tr.attempt,
-  tr.detail #>> '{error,message}' AS message
+  tr.detail ->> 'message' AS message
 FROM orchestrator.trace tr
   JOIN orchestrator.task_status t USING (task_id)
 WHERE t.name LIKE 'a page that%'

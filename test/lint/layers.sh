@@ -5,6 +5,7 @@ set -eu
 order="
 compat
 guc
+json
 shmem
 note
 lane
@@ -15,6 +16,7 @@ heap
 progress
 wait
 enqueue
+notice
 claim
 handler
 execute
