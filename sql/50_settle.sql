@@ -38,6 +38,7 @@ BEGIN
   t.state := 'completed';
   t.held_state := NULL;
   t.output := $3;
+  t.error := NULL;   -- of an attempt before; the trace keeps it
   t.started_at := coalesce($4, t.started_at);
   t.resources := coalesce($5, t.resources);
   PERFORM orchestrator._finish(t);
@@ -204,6 +205,7 @@ BEGIN
   t.live := false;
   t.finished_at := orchestrator._now();
   t.sort_key := NULL;
+  t.expire_at := NULL;
   INSERT INTO orchestrator.task_finished SELECT t.*;
 END
 $$;

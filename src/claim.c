@@ -42,25 +42,28 @@ static int64 expected(const OrchDefinition *definition);
 static const OrchDefinition *copy_definition(OrchBatch *batch, int32 id);
 static bool take(OrchLeaf *live, OrchBatch *batch, OrchTask *task,
 				 OrchRow *row, ItemPointer tid);
-static void scan_lane(OrchExecutor *executor, OrchLeaf *live,
+static void scan_lane(OrchExecutor *executor, OrchLeaf *live, int32 queue,
 					  OrchBatch *batch);
 static void mark_running(OrchRow *row);
 
 int
 orch_claim_batch(OrchExecutor *executor, int lane, OrchBatch *batch)
 {
-	int32 queue = orch_shared->lanes[lane].queue;
-	OrchLeaf *live = orch_heap_open_live();
+	OrchLeaf *live;
+	int32 queue;
 
 	batch->lane = lane;
+	batch->from = PG_INT64_MAX;
 	batch->fast = false;
 	batch->left_behind = false;
 	batch->ntasks = 0;
-	batch->from = orch_lane_begin(executor, lane);
+	if (!orch_lane_begin(executor, lane, &queue, &batch->from))
+		return 0;
+	live = orch_heap_open_live();
 	if (orch_catalog_queue_paused(queue))
 		orch_lane_end(executor, ORCH_MARK_LOWEST, false);
 	else
-		scan_lane(executor, live, batch);
+		scan_lane(executor, live, queue, batch);
 	orch_heap_close(live);
 	return batch->ntasks;
 }
@@ -70,11 +73,11 @@ orch_claim_batch(OrchExecutor *executor, int lane, OrchBatch *batch)
  * locked by others are left behind, and the mark with them.
  */
 static void
-scan_lane(OrchExecutor *executor, OrchLeaf *live, OrchBatch *batch)
+scan_lane(OrchExecutor *executor, OrchLeaf *live, int32 queue,
+		  OrchBatch *batch)
 {
-	OrchLane *lane = &orch_shared->lanes[batch->lane];
 	OrchReadyScan *scan =
-		orch_heap_ready_begin(live, executor->owner, lane->queue, batch->from);
+		orch_heap_ready_begin(live, executor->owner, queue, batch->from);
 	TimestampTz now = orch_clock();
 	int64 upto = batch->from;
 	int64 left_behind = PG_INT64_MAX;

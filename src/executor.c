@@ -253,7 +253,8 @@ next_lane(void)
 	{
 		for (; lane >= 0; lane = orch_shared->lanes[lane].next)
 		{
-			if (orch_shared->lanes[lane].ready)
+			if (orch_shared->lanes[lane].ready &&
+				orch_shared->lanes[lane].owner == me->owner_index)
 				return last = lane;
 		}
 		lane = first;

@@ -29,6 +29,11 @@
 
 static int find_owner(Oid dboid, int32 owner);
 static int find_lane(int owner_index, int32 queue);
+static int make_owner(Oid dboid, int32 owner);
+static bool owner_is_idle(int index);
+static void forget_owner(int index);
+static int make_lane(int owner_index, int32 queue);
+static bool evict_lane(int lane);
 static void lower(int lane, int64 sort_key);
 static void lower_claims(int lane, int64 sort_key);
 static bool wake_executor(int owner_index);
@@ -67,43 +72,95 @@ int
 orch_lane_owner(Oid dboid, int32 owner, Oid roleoid)
 {
 	int index;
-	OrchOwner *entry;
 
 	LWLockAcquire(orch_shared->lock, LW_SHARED);
 	index = find_owner(dboid, owner);
 	LWLockRelease(orch_shared->lock);
-	if (index >= 0)
+	if (index < 0)
 	{
-		if (OidIsValid(roleoid))
-			orch_shared->owners[index].roleoid = roleoid;
-		return index;
+		LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
+		index = find_owner(dboid, owner);
+		if (index < 0)
+			index = make_owner(dboid, owner);
+		LWLockRelease(orch_shared->lock);
 	}
+	if (index >= 0 && OidIsValid(roleoid))
+		orch_shared->owners[index].roleoid = roleoid;
+	return index;
+}
 
-	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
-	index = find_owner(dboid, owner);
+/*
+ * Caller holds shared->lock exclusively.  When all entries are in use, one
+ * without work makes room: all it knows can be found again.
+ */
+static int
+make_owner(Oid dboid, int32 owner)
+{
+	OrchOwner *entry;
+	int index = -1;
+
 	for (int i = 0; index < 0 && i < ORCH_MAX_OWNERS; i++)
 	{
 		if (!OidIsValid(orch_shared->owners[i].dboid))
 			index = i;
 	}
-	if (index >= 0)
+	for (int i = 0; index < 0 && i < ORCH_MAX_OWNERS; i++)
 	{
-		entry = &orch_shared->owners[index];
-		if (entry->dboid != dboid || entry->owner != owner)
+		if (owner_is_idle(i))
 		{
-			memset(entry, 0, sizeof(OrchOwner));
-			entry->owner = owner;
-			entry->roleoid = roleoid;
-			entry->first_lane = -1;
-			entry->dboid = dboid;
-			if (index >= (int) pg_atomic_read_u32(&orch_shared->nowners))
-				pg_atomic_write_u32(&orch_shared->nowners, index + 1);
+			forget_owner(i);
+			index = i;
 		}
 	}
-	else
-		orch_shared->lanes_full = true;
-	LWLockRelease(orch_shared->lock);
+	if (index < 0)
+		return -1;
+
+	entry = &orch_shared->owners[index];
+	memset(entry, 0, sizeof(OrchOwner));
+	entry->owner = owner;
+	entry->first_lane = -1;
+	entry->dboid = dboid;
+	if (index >= (int) pg_atomic_read_u32(&orch_shared->nowners))
+		pg_atomic_write_u32(&orch_shared->nowners, index + 1);
 	return index;
+}
+
+/*
+ * Whether nothing is to be done for an owner and nobody works for it.
+ */
+static bool
+owner_is_idle(int index)
+{
+	if (orch_shared->owners[index].ready)
+		return false;
+	for (int i = 0; i < orch_shared->nexecutors; i++)
+	{
+		if (orch_shared->executors[i].state != ORCH_EXECUTOR_FREE &&
+			orch_shared->executors[i].owner_index == index)
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Free an owner and its lanes.  Caller holds shared->lock exclusively.
+ */
+static void
+forget_owner(int index)
+{
+	int lane = orch_shared->owners[index].first_lane;
+
+	while (lane >= 0)
+	{
+		int next = orch_shared->lanes[lane].next;
+
+		SpinLockAcquire(&orch_shared->lanes[lane].mutex);
+		orch_shared->lanes[lane].queue = 0;
+		orch_shared->lanes[lane].ready = false;
+		SpinLockRelease(&orch_shared->lanes[lane].mutex);
+		lane = next;
+	}
+	orch_shared->owners[index].dboid = InvalidOid;
 }
 
 int
@@ -119,26 +176,73 @@ orch_lane_find(int owner_index, int32 queue)
 
 	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
 	lane = find_lane(owner_index, queue);
-	for (int i = 0; lane < 0 && i < ORCH_MAX_LANES; i++)
-	{
-		OrchLane *entry = &orch_shared->lanes[i];
-
-		if (entry->queue != 0)
-			continue;
-		entry->queue = queue;
-		entry->owner = owner_index;
-		entry->mark = ORCH_MARK_LOWEST;
-		entry->ready = true;
-		entry->next = orch_shared->owners[owner_index].first_lane;
-		orch_shared->owners[owner_index].first_lane = i;
-		if (i >= (int) pg_atomic_read_u32(&orch_shared->nlanes))
-			pg_atomic_write_u32(&orch_shared->nlanes, i + 1);
-		lane = i;
-	}
 	if (lane < 0)
-		orch_shared->lanes_full = true;
+		lane = make_lane(owner_index, queue);
 	LWLockRelease(orch_shared->lock);
 	return lane;
+}
+
+/*
+ * Caller holds shared->lock exclusively.
+ */
+static int
+make_lane(int owner_index, int32 queue)
+{
+	OrchOwner *owner = &orch_shared->owners[owner_index];
+	int lane = -1;
+	OrchLane *entry;
+
+	for (int i = 0; lane < 0 && i < ORCH_MAX_LANES; i++)
+	{
+		if (orch_shared->lanes[i].queue == 0)
+			lane = i;
+	}
+	for (int i = 0; lane < 0 && i < ORCH_MAX_LANES; i++)
+	{
+		if (evict_lane(i))
+			lane = i;
+	}
+	if (lane < 0)
+		return -1;
+
+	entry = &orch_shared->lanes[lane];
+	SpinLockAcquire(&entry->mutex);
+	entry->owner = owner_index;
+	entry->mark = ORCH_MARK_LOWEST;
+	entry->ready = true;
+	entry->next = owner->first_lane;
+	entry->queue = queue;
+	SpinLockRelease(&entry->mutex);
+	owner->first_lane = lane;
+	if (lane >= (int) pg_atomic_read_u32(&orch_shared->nlanes))
+		pg_atomic_write_u32(&orch_shared->nlanes, lane + 1);
+	return lane;
+}
+
+/*
+ * Take a lane from its owner when nothing is to be done in it: its mark is
+ * all that is lost.  Caller holds shared->lock exclusively.
+ */
+static bool
+evict_lane(int lane)
+{
+	OrchLane *entry = &orch_shared->lanes[lane];
+	int *link = &orch_shared->owners[entry->owner].first_lane;
+	bool busy;
+
+	SpinLockAcquire(&entry->mutex);
+	busy = entry->ready;
+	for (int i = 0; i < orch_shared->nexecutors; i++)
+		busy |= orch_shared->executors[i].lane == lane;
+	if (!busy)
+		entry->queue = 0;
+	SpinLockRelease(&entry->mutex);
+	if (busy)
+		return false;
+	while (*link != lane)
+		link = &orch_shared->lanes[*link].next;
+	*link = entry->next;
+	return true;
 }
 
 /*
@@ -217,32 +321,31 @@ void
 orch_lane_forget(Oid dboid)
 {
 	Assert(LWLockHeldByMeInMode(orch_shared->lock, LW_EXCLUSIVE));
-	for (int i = 0; i < ORCH_MAX_LANES; i++)
-	{
-		if (orch_shared->lanes[i].queue != 0 &&
-			orch_shared->owners[orch_shared->lanes[i].owner].dboid == dboid)
-			orch_shared->lanes[i].queue = 0;
-	}
 	for (int i = 0; i < ORCH_MAX_OWNERS; i++)
 	{
 		if (orch_shared->owners[i].dboid == dboid)
-			orch_shared->owners[i].dboid = InvalidOid;
+			forget_owner(i);
 	}
 }
 
-int64
-orch_lane_begin(OrchExecutor *executor, int lane)
+bool
+orch_lane_begin(OrchExecutor *executor, int lane, int32 *queue, int64 *mark)
 {
 	OrchLane *entry = &orch_shared->lanes[lane];
-	int64 mark;
+	bool ours;
 
 	SpinLockAcquire(&entry->mutex);
-	executor->lane = lane;
-	executor->lane_low = PG_INT64_MAX;
-	entry->ready = false;
-	mark = entry->mark;
+	ours = entry->queue != 0 && entry->owner == executor->owner_index;
+	if (ours)
+	{
+		executor->lane = lane;
+		executor->lane_low = PG_INT64_MAX;
+		entry->ready = false;
+		*queue = entry->queue;
+		*mark = entry->mark;
+	}
 	SpinLockRelease(&entry->mutex);
-	return mark;
+	return ours;
 }
 
 void

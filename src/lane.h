@@ -33,10 +33,12 @@ extern int orch_lane_owner(Oid dboid, int32 owner, Oid roleoid);
 extern int orch_lane_find(int owner_index, int32 queue);
 
 /*
- * A claim begins in a lane: clear its ready flag and return the mark to scan
- * from.  Must come before the claim's snapshot is taken.
+ * A claim begins in a lane: clear its ready flag and tell its queue and the
+ * mark to scan from.  Must come before the claim's snapshot is taken.  False:
+ * the lane is no longer the executor's owner's.
  */
-extern int64 orch_lane_begin(OrchExecutor *executor, int lane);
+extern bool orch_lane_begin(OrchExecutor *executor, int lane, int32 *queue,
+							int64 *mark);
 
 /*
  * The claim's scan is over: raise the mark to `upto` (the first key that may

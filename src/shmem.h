@@ -222,7 +222,6 @@ typedef struct OrchShared
 	OrchLane lanes[ORCH_MAX_LANES];
 	pg_atomic_uint32 nowners; /* high-water marks of the arrays */
 	pg_atomic_uint32 nlanes;
-	bool lanes_full; /* some work has no lane: look without marks */
 
 	OrchListener listeners[ORCH_MAX_LISTENERS];
 	bool listeners_full; /* more listen than we can name */
