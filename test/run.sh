@@ -264,8 +264,8 @@ inner() {
 
 	rm -rf out
 	rm -rf tmp_check
-	rm -rf tmp_check
 	mkdir -p out tmp tmp_check
+	case $what in
 		test | ubsan) run_tests ;;
 		bench | chaos) build && "test/$what/run" ;;
 		*) echo "run.sh: unknown: $what" >&2; return 1 ;;
