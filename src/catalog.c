@@ -660,6 +660,26 @@ column_text(HeapTuple row, TupleDesc desc, const char *column)
 						 : MemoryContextStrdup(definition_context, value);
 }
 
+/*
+ * An interval as milliseconds, at least one; 0 when it is null.
+ */
+static int64
+column_milliseconds(HeapTuple row, TupleDesc desc, const char *column)
+{
+	bool isnull;
+	Datum value = heap_getattr(row, SPI_fnumber(desc, column), desc, &isnull);
+	Interval *span;
+
+	if (isnull)
+		return 0;
+	span = DatumGetIntervalP(value);
+	return Max(
+		(span->time +
+		 ((int64) span->month * DAYS_PER_MONTH + span->day) * USECS_PER_DAY) /
+			1000,
+		1);
+}
+
 static void
 fill_definition(OrchDefinition *definition, HeapTuple row, TupleDesc desc)
 {
@@ -668,9 +688,6 @@ fill_definition(OrchDefinition *definition, HeapTuple row, TupleDesc desc)
 	char *kind = column_text(row, desc, "kind");
 	char *policy = column_text(row, desc, "timeout_policy");
 	char *notify = column_text(row, desc, "notify");
-	bool isnull;
-	Datum timeout =
-		heap_getattr(row, SPI_fnumber(desc, "timeout"), desc, &isnull);
 
 	definition->kind = ORCH_KIND_FUNCTION;
 	for (int i = 0; i < lengthof(kinds); i++)
@@ -681,19 +698,12 @@ fill_definition(OrchDefinition *definition, HeapTuple row, TupleDesc desc)
 	definition->name = column_text(row, desc, "name");
 	definition->handler = column_text(row, desc, "handler");
 	definition->handler_owner = column_text(row, desc, "handler_owner");
+	definition->timeout = column_milliseconds(row, desc, "timeout");
+	definition->response_timeout =
+		column_milliseconds(row, desc, "response_timeout");
 	definition->timeout_alerts = strcmp(policy, "alert") == 0;
 	definition->notify = strcmp(notify, "off") != 0;
-	definition->timeout = 0;
-	if (!isnull)
-	{
-		Interval *span = DatumGetIntervalP(timeout);
-
-		definition->timeout =
-			(span->time + ((int64) span->month * DAYS_PER_MONTH + span->day) *
-							  USECS_PER_DAY) /
-			1000;
-		definition->timeout = Max(definition->timeout, 1);
-	}
+	definition->notify_all = strcmp(notify, "all") == 0;
 }
 
 /*

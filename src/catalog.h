@@ -90,9 +90,11 @@ typedef struct OrchDefinition
 	char *name;
 	char *handler; /* NULL: the task brings its command */
 	char *handler_owner;
-	int64 timeout;		 /* milliseconds; 0: none */
-	bool timeout_alerts; /* timeout_policy = alert: told, not stopped */
+	int64 timeout;			/* milliseconds; 0: none */
+	int64 response_timeout; /* likewise */
+	bool timeout_alerts;	/* timeout_policy = alert: told, not stopped */
 	bool notify;
+	bool notify_all; /* of progress, too */
 	bool valid;
 } OrchDefinition;
 

@@ -90,6 +90,7 @@ static Oid find_database(const char *name, bool as_template);
 static void block_database(Oid dboid);
 static void unblock_databases(bool look);
 static void stop_workers(Oid dboid);
+static bool is_executor_starting(Oid dboid);
 static bool is_our_worker(PGPROC *proc, pid_t pid);
 static void end_prepared(void);
 static void see_object(ObjectAccessType access, Oid classId, Oid objectId,
@@ -317,10 +318,15 @@ static void
 stop_workers(Oid dboid)
 {
 	TimestampTz start = GetCurrentTimestamp();
-	int naps = 0;
 
-	while (orch_database_workers(dboid, naps % STOP_NAPS_A_SIGNAL == 0) > 0)
+	for (int naps = 0;; naps++)
 	{
+		/* In this order: when it is not starting any more, it is there. */
+		bool starting = is_executor_starting(dboid);
+		bool signal = naps % STOP_NAPS_A_SIGNAL == 0;
+
+		if (orch_database_workers(dboid, signal) == 0 && !starting)
+			return;
 		if (TimestampDifferenceExceeds(start, GetCurrentTimestamp(),
 									   STOP_TIMEOUT_MS))
 			return;
@@ -329,8 +335,30 @@ stop_workers(Oid dboid)
 						 STOP_NAP_MS, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
-		naps++;
 	}
+}
+
+/*
+ * Whether the supervisor that just left has asked for an executor that is no
+ * process yet.  It comes within moments or never.
+ */
+static bool
+is_executor_starting(Oid dboid)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	bool starting = false;
+
+	LWLockAcquire(orch_shared->lock, LW_SHARED);
+	for (int i = 0; i < orch_shared->nexecutors && !starting; i++)
+	{
+		OrchExecutor *executor = &orch_shared->executors[i];
+
+		starting = executor->state == ORCH_EXECUTOR_STARTING &&
+				   executor->dboid == dboid &&
+				   now - executor->since < USECS_PER_SEC;
+	}
+	LWLockRelease(orch_shared->lock);
+	return starting;
 }
 
 /*

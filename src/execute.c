@@ -43,6 +43,9 @@
 /* A step that caught the cancel of its time limit is cancelled again. */
 #define TIMEOUT_AGAIN_MS 1000
 
+/* OR004, listed in sql/25_internal.sql. */
+#define ORCH_ERRCODE_TIMEOUT MAKE_SQLSTATE('O', 'R', '0', '0', '4')
+
 /* Why a step was interrupted. */
 typedef enum Interruption
 {
@@ -62,10 +65,16 @@ typedef struct Usage
 } Usage;
 
 static TimeoutId step_timer;
+static TimeoutId silence_timer;
 static volatile sig_atomic_t step_timed_out = false;
+static volatile sig_atomic_t step_was_silent = false;
+static int64 step_limit;   /* of the step under way, in milliseconds */
+static int64 step_silence; /* that it may keep, likewise; 0: for ever */
 static MemoryContext step_context = NULL;
 
 static void handle_step_timeout(void);
+static void handle_silence(void);
+static void cancel_step(void);
 static void enter_step(OrchExecutor *executor, OrchTask *task, OrchStep *step);
 static void leave_step(OrchExecutor *executor, OrchTask *task);
 static void begin_user_code(const OrchTask *task);
@@ -89,6 +98,7 @@ void
 orch_execute_install(void)
 {
 	step_timer = RegisterTimeout(USER_TIMEOUT, handle_step_timeout);
+	silence_timer = RegisterTimeout(USER_TIMEOUT, handle_silence);
 	step_context = AllocSetContextCreate(TopMemoryContext, "orchestrator step",
 										 ALLOCSET_DEFAULT_SIZES);
 	orch_notice_install();
@@ -100,6 +110,24 @@ static void
 handle_step_timeout(void)
 {
 	step_timed_out = true;
+	cancel_step();
+}
+
+/*
+ * Ticks while a step runs that must report now and then (response_timeout).
+ */
+static void
+handle_silence(void)
+{
+	if (GetCurrentTimestamp() - orch_last_report < step_silence * 1000)
+		return;
+	step_was_silent = true;
+	cancel_step();
+}
+
+static void
+cancel_step(void)
+{
 	InterruptPending = true;
 	QueryCancelPending = true;
 	SetLatch(MyLatch);
@@ -157,6 +185,9 @@ enter_step(OrchExecutor *executor, OrchTask *task, OrchStep *step)
 	step->max_attempts = ORCH_INT32(row, ORCH_TASK_MAX_ATTEMPTS);
 	step->epoch = ORCH_INT32(row, ORCH_TASK_EPOCH);
 	step->notify = task->definition == NULL || task->definition->notify;
+	step->notify_all =
+		task->definition != NULL && task->definition->notify_all;
+	orch_last_report = GetCurrentTimestamp();
 
 	snprintf(activity, sizeof(activity), "task " INT64_FORMAT " %s", step->id,
 			 step->definition);
@@ -210,17 +241,25 @@ time_limit(const OrchTask *task)
 static void
 begin_user_code(const OrchTask *task)
 {
-	int64 limit = time_limit(task);
+	const OrchDefinition *definition = task->definition;
+	TimestampTz now = GetCurrentTimestamp();
 
-	step_timed_out = false;
+	step_limit = time_limit(task);
+	step_silence = definition == NULL || definition->timeout_alerts
+					   ? 0
+					   : definition->response_timeout;
+	step_timed_out = step_was_silent = false;
 	QueryCancelPending = false;
 	QueryCancelHoldoffCount = 0;
 	orch_notice_begin();
-	if (limit > 0)
-		enable_timeout_every(
-			step_timer,
-			TimestampTzPlusMilliseconds(GetCurrentTimestamp(), limit),
-			TIMEOUT_AGAIN_MS);
+	if (step_limit > 0)
+		enable_timeout_every(step_timer,
+							 TimestampTzPlusMilliseconds(now, step_limit),
+							 TIMEOUT_AGAIN_MS);
+	if (step_silence > 0)
+		enable_timeout_every(silence_timer,
+							 TimestampTzPlusMilliseconds(now, step_silence),
+							 Max(step_silence / 4, 10));
 }
 
 static void
@@ -228,8 +267,10 @@ end_user_code(void)
 {
 	orch_execute_hold_cancel();
 	orch_notice_end();
-	if (get_timeout_active(step_timer))
+	if (step_limit > 0)
 		disable_timeout(step_timer, false);
+	if (step_silence > 0)
+		disable_timeout(silence_timer, false);
 }
 
 /*
@@ -376,8 +417,12 @@ judge_error(OrchExecutor *executor, OrchTask *task, ErrorData *error,
 			task->outcome = ORCH_OUTCOME_NONE;
 			return true;
 		case INTERRUPTED_BY_TIMEOUT:
-			error->message = psprintf("step ran longer than %lld ms",
-									  (long long) time_limit(task));
+			error->sqlerrcode = ORCH_ERRCODE_TIMEOUT;
+			error->message =
+				step_was_silent ? psprintf("step reported nothing for %lld ms",
+										   (long long) step_silence)
+								: psprintf("step ran longer than %lld ms",
+										   (long long) step_limit);
 			orch_execute_fail(task, "timeout", error, context);
 			return true;
 		case INTERRUPTED_BY_USER:
@@ -408,7 +453,7 @@ judge_interruption(OrchExecutor *executor, const OrchTask *task)
 		return INTERRUPTED_BY_CANCEL;
 	if (yield_task != 0)
 		return INTERRUPTED_BY_YIELD;
-	if (step_timed_out)
+	if (step_timed_out || step_was_silent)
 		return INTERRUPTED_BY_TIMEOUT;
 
 	/* a signal of ours that comes late was for the step before */

@@ -459,7 +459,10 @@ end_supervisor(OrchDatabase *database, Watch *watch)
 		MemoryContextSwitchTo(context);
 		/* Unless the extension was made just after it had looked. */
 		if (pg_atomic_read_u32(&database->wake) & ORCH_WAKE_CATALOG)
+		{
+			database->wanted = true;
 			database->absent = false;
+		}
 		return;
 	}
 	if (database->blocked_by != 0 || watch->standing != STANDING_OPEN)
@@ -614,7 +617,7 @@ should_start(OrchDatabase *database, const Watch *watch)
 	missing = OidIsValid(database->dboid) && database->wanted &&
 			  !database->absent && database->blocked_by == 0 &&
 			  database->supervisor_pid == 0 && watch->handle == NULL &&
-			  watch->standing == STANDING_OPEN;
+			  watch->standing == STANDING_OPEN && !orch_shared->launcher_look;
 	retry_at = database->retry_at;
 	LWLockRelease(orch_shared->lock);
 

@@ -504,7 +504,7 @@ queue_has_room(void)
 static void
 notify_event(const Audience *audience, const OrchEvent *event)
 {
-	bool lifecycle = event->event != ORCH_EVENT_PROGRESS &&
+	bool lifecycle = (event->event != ORCH_EVENT_PROGRESS || event->to_all) &&
 					 (audience->lifecycle || audience->everything);
 	bool own = audience->everything || hears_root(audience, event->root);
 	char *payload;
@@ -585,6 +585,7 @@ take_progress(OrchExecutor *executor, OrchEvent *event)
 		event->progress = executor->progress;
 		event->attempt = executor->attempt;
 		event->event = ORCH_EVENT_PROGRESS;
+		event->to_all = executor->notify_all;
 		event->state = ORCH_STATE_RUNNING;
 	}
 	SpinLockRelease(&executor->mutex);

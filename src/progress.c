@@ -74,6 +74,7 @@ StaticAssertDecl(lengthof(state_names) == ORCH_EXECUTOR_DEAD + 1,
 				 "state_names must match OrchExecutorState");
 
 const OrchStep *orch_step = NULL;
+volatile TimestampTz orch_last_report = 0;
 static OrchExecutor *step_slot = NULL;
 
 PG_FUNCTION_INFO_V1(orchestrator_current_task);
@@ -101,6 +102,7 @@ orch_progress_enter(OrchExecutor *slot, const OrchStep *step)
 	slot->epoch = step->epoch;
 	slot->attempt = step->attempt;
 	slot->notify = step->notify;
+	slot->notify_all = step->notify_all;
 	slot->progress_new = false;
 	slot->step_started = now;
 	slot->progress = -1;
@@ -208,6 +210,7 @@ orchestrator_progress(PG_FUNCTION_ARGS)
 	step_slot->progress_new = true;
 	SpinLockRelease(&step_slot->mutex);
 
+	orch_last_report = GetCurrentTimestamp();
 	if (orch_step->notify && orch_event_heard())
 		wake_supervisor();
 	PG_RETURN_VOID();

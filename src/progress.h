@@ -21,8 +21,12 @@ typedef struct OrchStep
 	int attempt;
 	int max_attempts;
 	int epoch;
-	bool notify; /* listeners hear of its progress */
+	bool notify;	 /* listeners to its root hear of its progress */
+	bool notify_all; /* and listeners to everything */
 } OrchStep;
+
+/* When the step under way began or last reported. */
+extern volatile TimestampTz orch_last_report;
 
 /* The step under way, or NULL. */
 extern const OrchStep *orch_step;

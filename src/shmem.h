@@ -45,6 +45,7 @@ typedef struct OrchEvent
 	int32 attempt;
 	uint8 event; /* OrchEventKind */
 	uint8 state; /* OrchState */
+	bool to_all; /* progress that listeners to everything hear */
 } OrchEvent;
 
 /*
@@ -155,7 +156,8 @@ typedef struct OrchExecutor
 	int64 parent;
 	int32 epoch;
 	int32 attempt;
-	bool notify;	   /* progress is told to listeners */
+	bool notify;	   /* progress is told to listeners of the root */
+	bool notify_all;   /* and to those of everything */
 	bool progress_new; /* not told yet */
 	TimestampTz step_started;
 	double progress; /* negative: not told */
