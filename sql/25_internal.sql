@@ -256,6 +256,7 @@ $$;
 CREATE FUNCTION orchestrator._trace(t orchestrator.task, at timestamptz, attempt int, event text, detail jsonb) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+  PERFORM orchestrator._ensure_partition(t.id);
   INSERT INTO orchestrator.trace_log (task_id, at, owner, attempt, epoch, event, detail)
     VALUES (t.id, coalesce($2, orchestrator._now()), t.owner, $3, t.epoch, $4, $5);
 END

@@ -260,7 +260,11 @@ BEGIN
   LOOP
     SELECT d.name INTO v_name FROM orchestrator.definition d
       WHERE d.handler = v_handler AND d.kind IN ('function', 'procedure')
-        AND EXISTS (SELECT FROM orchestrator.task_live l WHERE l.definition = d.id) LIMIT 1;
+        AND EXISTS (SELECT FROM orchestrator.task_live l WHERE l.definition = d.id)
+        -- a stranger who may only call the function does not keep its owner from dropping it
+        AND EXISTS (SELECT FROM orchestrator.owner o, pg_authid a
+                    WHERE o.id = d.owner AND a.rolname = d.handler_owner AND pg_has_role(o.role, a.oid, 'USAGE'))
+      LIMIT 1;
     IF FOUND THEN
       RAISE EXCEPTION 'cannot drop %: unfinished tasks of definition "%" use it', v_handler, v_name
         USING ERRCODE = 'dependent_objects_still_exist',
@@ -270,7 +274,7 @@ BEGIN
       WHERE d.handler = v_handler AND d.kind IN ('function', 'procedure') AND d.is_current LIMIT 1;
     IF FOUND THEN
       RAISE WARNING 'dropped %, the handler of definition "%"', v_handler, v_name
-        USING ERRCODE = 'warning', HINT = 'Its tasks will fail until it is made again or orchestrator.define() names another.';
+        USING ERRCODE = '01000', HINT = 'Its tasks will fail until it is made again or orchestrator.define() names another.';
     END IF;
   END LOOP;
 END

@@ -92,10 +92,12 @@ $$;
 
 CREATE FUNCTION orchestrator._pause_queue(caller oid, queue text, owner text) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_id int;
 BEGIN
   PERFORM orchestrator._initialize();
-  UPDATE orchestrator.queue q SET paused = true, paused_at = orchestrator._now()
-    WHERE q.id = orchestrator._own_queue($1, $2, $3) AND NOT q.paused;
+  v_id := orchestrator._own_queue($1, $2, $3);
+  UPDATE orchestrator.queue q SET paused = true, paused_at = orchestrator._now() WHERE q.id = v_id AND NOT q.paused;
   PERFORM orchestrator._invalidate();
 END
 $$;
@@ -148,10 +150,10 @@ $$;
 CREATE FUNCTION orchestrator._unshare_definition(caller oid, name text, role text, owner text) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  v_owner int := orchestrator._owner_for($1, $4);
+  v_owner   int := orchestrator._owner_for($1, $4);
+  v_grantee int := orchestrator._grantee($3);
 BEGIN
-  DELETE FROM orchestrator.definition_share s
-    WHERE s.owner = v_owner AND s.name = $2 AND s.grantee = orchestrator._grantee($3);
+  DELETE FROM orchestrator.definition_share s WHERE s.owner = v_owner AND s.name = $2 AND s.grantee = v_grantee;
   PERFORM orchestrator._invalidate();
 END
 $$;
@@ -169,9 +171,11 @@ $$;
 
 CREATE FUNCTION orchestrator._unshare_queue(caller oid, name text, role text, owner text) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_id      int := orchestrator._own_queue($1, $2, $4);
+  v_grantee int := orchestrator._grantee($3);
 BEGIN
-  DELETE FROM orchestrator.queue_share s
-    WHERE s.queue = orchestrator._own_queue($1, $2, $4) AND s.grantee = orchestrator._grantee($3);
+  DELETE FROM orchestrator.queue_share s WHERE s.queue = v_id AND s.grantee = v_grantee;
   PERFORM orchestrator._invalidate();
 END
 $$;

@@ -32,7 +32,9 @@ BEGIN
 END
 $$;
 
--- Make ready what was scheduled for now or earlier; returns how many.
+-- Make ready what was scheduled for now or earlier; returns how many. Tasks due
+-- at the same time get sort keys of their own, as in enqueue_many(): else the
+-- mark of the claims could not pass through them.
 CREATE FUNCTION orchestrator._promote_due(max_rows int) RETURNS int
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
 DECLARE
@@ -40,15 +42,17 @@ DECLARE
   v_count int;
 BEGIN
   WITH due AS MATERIALIZED (
-    SELECT l.id FROM orchestrator.task_live l
+    SELECT l.id, l.owner, l.queue, orchestrator._sort_key(l.run_at, l.priority) AS sort_key FROM orchestrator.task_live l
     WHERE l.state = 'scheduled' AND l.run_at <= v_now
     ORDER BY l.run_at
     LIMIT $1
     FOR UPDATE SKIP LOCKED
+  ), placed AS (
+    SELECT d.id, d.sort_key + row_number() OVER (PARTITION BY d.owner, d.queue, d.sort_key ORDER BY d.id) - 1 AS sort_key FROM due d
   ), promoted AS (
     UPDATE orchestrator.task_live l
-      SET state = 'pending', sort_key = orchestrator._sort_key(l.run_at, l.priority)
-      FROM due WHERE l.id = due.id
+      SET state = 'pending', sort_key = p.sort_key
+      FROM placed p WHERE l.id = p.id
       RETURNING l.owner, l.queue, l.sort_key
   ), lane AS (
     SELECT p.owner, p.queue, min(p.sort_key) AS sort_key, count(*) AS n FROM promoted p GROUP BY 1, 2

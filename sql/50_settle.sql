@@ -90,11 +90,14 @@ CREATE FUNCTION orchestrator._end_attempt(t orchestrator.task, outcome text, err
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   d        orchestrator.definition;
-  v_now    timestamptz := orchestrator._now();
+  v_now    timestamptz;
   v_delay  interval;
   v_reason text;
   v_detail jsonb;
 BEGIN
+  -- when it started is not known after a crash that took the claim with it
+  PERFORM orchestrator._trace(t, coalesce(t.started_at, v_now - interval '1 microsecond'), t.attempt, 'started', NULL);
+  v_now := orchestrator._now();   -- what follows is traced after it
   SELECT x.* INTO d FROM orchestrator.definition x WHERE x.id = t.definition;
   t.error := coalesce($3, '{}') || CASE WHEN $3 ? 'sqlstate' THEN '{}' ELSE CASE $2
     WHEN 'lost' THEN '{"sqlstate": "OR003", "message": "the worker process died while it ran the step"}'::jsonb
@@ -102,7 +105,6 @@ BEGIN
     ELSE '{"sqlstate": "XX000", "message": "unknown error"}'::jsonb END END;
   v_detail := t.error || jsonb_build_object('outcome', $2)
     || jsonb_strip_nulls(jsonb_build_object('duration_ms', round(extract(epoch FROM v_now - t.started_at) * 1000, 3)));
-  PERFORM orchestrator._trace(t, t.started_at, t.attempt, 'started', NULL);
 
   v_delay := orchestrator._retry_delay(d, t.attempt);
   v_reason := CASE
@@ -117,7 +119,7 @@ BEGIN
     RETURN 'failed';
   END IF;
 
-  t.priority := t.priority - d.retry_priority_step;
+  t.priority := greatest(t.priority::bigint - d.retry_priority_step, -1000000);
   IF v_delay > interval '0' THEN
     t.state := 'scheduled';
     t.run_at := v_now + v_delay;

@@ -136,6 +136,7 @@ BEGIN
   t.state := 'cancelled';
   t.held_state := NULL;
   t.sort_key := NULL;
+  t.expire_at := NULL;
   t.live := false;
   t.finished_at := $2;
   t.error := jsonb_strip_nulls(jsonb_build_object('sqlstate', 'OR001', 'message', format('cancelled by "%s"', $3 ->> 'by'),

@@ -16,6 +16,7 @@
 #include "access/tableam.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
 #include "storage/proc.h"
 #include "tcop/pquery.h"
 #include "tcop/tcopprot.h"
@@ -111,12 +112,15 @@ orch_wait_event(OrchWaitEvent which)
 #endif
 }
 
-/* 15 renamed pg_analyze_and_rewrite; the name holds since. */
+/* 15 renamed pg_analyze_and_rewrite; the name holds since.  Parameters are
+ * jsonb, at most one. */
 static inline List *
-orch_analyze_and_rewrite(RawStmt *statement, const char *command)
+orch_analyze_and_rewrite(RawStmt *statement, const char *command, int nparams)
 {
-	return pg_analyze_and_rewrite_fixedparams(statement, command, NULL, 0,
-											  NULL);
+	Oid type = JSONBOID;
+
+	return pg_analyze_and_rewrite_fixedparams(statement, command, &type,
+											  nparams, NULL);
 }
 
 /* 18 dropped the argument run_once. */

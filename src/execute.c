@@ -14,6 +14,7 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "commands/prepare.h"
+#include "commands/trigger.h"
 #include "executor/instrument.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -93,6 +94,7 @@ static void measure_begin(Usage *usage);
 static void measure_end(const Usage *usage, OrchTask *task, uint64 rows,
 						MemoryContext context);
 static void run_alone(OrchTask *task);
+static void clean_after_alone(void);
 
 void
 orch_execute_install(void)
@@ -293,6 +295,14 @@ attempt_step(OrchExecutor *executor, OrchTask *task, MemoryContext context,
 
 		begin_user_code(task);
 		call_handler(task, context);
+
+		/*
+		 * The commit of the step's own transaction, as far as user code is
+		 * concerned: what it deferred runs here, under its time limit and
+		 * its note, and its error or crash is its own.
+		 */
+		AfterTriggerFireDeferred();
+		CHECK_FOR_INTERRUPTS();
 		end_user_code();
 		clean_after_step();
 		AtEOXact_GUC(false, level);
@@ -555,9 +565,11 @@ orch_execute_alone(OrchExecutor *executor, OrchTask *task,
 		error = CopyErrorData();
 		FlushErrorState();
 		AbortCurrentTransaction();
+		PortalErrorCleanup();
 		(void) judge_error(executor, task, error, context);
 	}
 	PG_END_TRY();
+	clean_after_alone();
 	MemoryContextSwitchTo(context);
 	if (orch_track_resources)
 		measure_end(&usage, task, 0, context);
@@ -568,18 +580,21 @@ static void
 run_alone(OrchTask *task)
 {
 	StartTransactionCommand();
+	MemoryContextSwitchTo(step_context);
 	if (task->definition->kind == ORCH_KIND_UTILITY)
 		orch_handler_run_utility(task);
 	else
-	{
-		PushActiveSnapshot(GetTransactionSnapshot());
 		orch_handler_call_procedure(task);
-		if (ActiveSnapshotSet())
-			PopActiveSnapshot();
-	}
 	CommitTransactionCommand();
+}
 
-	/* its settings are the session's own: as DISCARD ALL does */
+/*
+ * What it committed before it ended or failed is the session's own: settings,
+ * role, cursors.  As DISCARD ALL does.
+ */
+static void
+clean_after_alone(void)
+{
 	StartTransactionCommand();
 	clean_after_step();
 	SetPGVariable("session_authorization", NIL, false);

@@ -29,8 +29,10 @@
 #include "storage/proc.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/timeout.h"
 
 #include "claim.h"
@@ -63,6 +65,7 @@ static OrchBatch *batch = NULL;
 static int solo_left = 0; /* tasks to run one by one */
 static int64 tasks_done = 0;
 static bool recheck = false;
+static bool role_changed = false;
 static TimeoutId watch_timer;
 
 /* Tasks of the batch that share a transaction. */
@@ -86,6 +89,8 @@ static void leave_slot(int code, Datum arg);
 static void discover_lanes(void);
 static int next_lane(void);
 static bool run_batch(void);
+static void note_role_change(Datum arg, int cacheid, uint32 hashvalue);
+static bool may_run(void);
 static int claim(int lane);
 static void run_fast(void);
 static void run_claimed(void);
@@ -149,6 +154,7 @@ start_executor(void)
 	}
 	me->pid = MyProcPid;
 	me->procno = orch_my_procno();
+	orch_note_enter(args.slot);
 	LWLockRelease(orch_shared->lock);
 	before_shmem_exit(leave_slot, (Datum) 0);
 
@@ -156,6 +162,8 @@ start_executor(void)
 	BackgroundWorkerInitializeConnectionByOid(args.dboid, args.roleoid, 0);
 
 	orch_execute_install();
+	CacheRegisterSyscacheCallback(AUTHOID, note_role_change, (Datum) 0);
+	CacheRegisterSyscacheCallback(DATABASEOID, note_role_change, (Datum) 0);
 	watch_timer = RegisterTimeout(USER_TIMEOUT, handle_watch);
 	batch = MemoryContextAllocZero(TopMemoryContext, sizeof(OrchBatch));
 	batch->context = AllocSetContextCreate(
@@ -207,6 +215,10 @@ leave_slot(int code, Datum arg)
 	me->since = GetCurrentTimestamp();
 	me->lane = -1;
 	LWLockRelease(orch_shared->lock);
+
+	/* a claim under way was undone: no mark may stay above its rows */
+	if (code != 0)
+		orch_lane_reset(me->dboid);
 	orch_shmem_wake_supervisor(me->dboid, ORCH_WAKE_EXIT);
 }
 
@@ -288,6 +300,28 @@ run_batch(void)
 	return true;
 }
 
+static void
+note_role_change(Datum arg, int cacheid, uint32 hashvalue)
+{
+	role_changed = true;
+}
+
+/*
+ * Our role, or its right to be here, may have changed since we connected.  If
+ * it may run nothing any more we leave, and the supervisor fails its tasks.
+ */
+static bool
+may_run(void)
+{
+	Oid roleoid;
+
+	role_changed = false;
+	if (orch_catalog_cannot_run(me->owner, &roleoid) == NULL)
+		return true;
+	me->leave = true;
+	return false;
+}
+
 /*
  * Claim from a lane.  In the fast lane the transaction stays open; otherwise
  * it is committed before anything runs, asynchronously: a claim that is lost
@@ -299,6 +333,11 @@ claim(int lane)
 	int n;
 
 	begin_transaction();
+	if (role_changed && !may_run())
+	{
+		commit_transaction(false);
+		return 0;
+	}
 	PG_TRY();
 	{
 		n = orch_claim_batch(me, lane, batch);

@@ -24,6 +24,7 @@
 #include "funcapi.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
+#include "nodes/makefuncs.h"
 #include "parser/parse_func.h"
 #include "parser/parser.h"
 #include "tcop/pquery.h"
@@ -79,6 +80,8 @@ static Datum rows_to_jsonb(MemoryContext context);
 static SPIPlanPtr keep_plan(const char *command);
 static char *command_text(const OrchTask *task);
 static void check_executable(const OrchTask *task, Oid function);
+static void check_utility(Node *command);
+static void run_in_portal(const char *command, ParamListInfo params);
 
 void
 orch_handler_install(void)
@@ -411,46 +414,60 @@ rows_to_jsonb(MemoryContext context)
 void
 orch_handler_call_procedure(const OrchTask *task)
 {
-	Oid argument = JSONBOID;
-	Datum input = task->row.values[ORCH_TASK_INPUT];
-	char *command;
-	SPIExecuteOptions options = {0};
+	List *name = function_name(task);
+	ObjectWithArgs *object = makeNode(ObjectWithArgs);
 	ParamListInfo params;
-	int result;
+	Oid procedure;
 
-	if (!task->row.nulls[ORCH_TASK_COMMAND])
-		command = command_text(task);
-	else
-	{
-		List *name = function_name(task);
-		Oid function = LookupFuncName(name, 1, &argument, true);
-
-		check_function(task, function, PROKIND_PROCEDURE);
-		check_executable(task, function);
-		command = psprintf("CALL %s($1)", NameListToQuotedString(name));
-	}
+	/* LookupFuncName() finds no procedures */
+	object->objname = name;
+	object->objargs = list_make1(makeTypeNameFromOid(JSONBOID, -1));
+	procedure = LookupFuncWithArgs(OBJECT_PROCEDURE, object, true);
+	check_function(task, procedure, PROKIND_PROCEDURE);
+	check_executable(task, procedure);
 	params = makeParamList(1);
-	params->params[0].value = input;
+	params->params[0].value = task->row.values[ORCH_TASK_INPUT];
 	params->params[0].isnull = false;
 	params->params[0].pflags = PARAM_FLAG_CONST;
 	params->params[0].ptype = JSONBOID;
-	options.params = params;
-	options.allow_nonatomic = true;
-	SPI_connect_ext(SPI_OPT_NONATOMIC);
-	result = SPI_execute_extended(command, &options);
-	if (result < 0)
-		elog(ERROR, "CALL failed: %s", SPI_result_code_string(result));
-	SPI_finish();
+	run_in_portal(psprintf("CALL %s($1)", NameListToQuotedString(name)),
+				  params);
 }
 
 /*
- * As PostgreSQL's exec_simple_query does for one command, without a client:
- * the only way to run VACUUM or CREATE INDEX CONCURRENTLY.
+ * A command of the task's own, once it was seen to be one that may be run.
  */
 void
 orch_handler_run_utility(const OrchTask *task)
 {
-	char *command = command_text(task);
+	run_in_portal(command_text(task), NULL);
+}
+
+/*
+ * A transaction that a step leaves open would never settle; and without a
+ * client, standard input and output are those of the server: its log.
+ */
+static void
+check_utility(Node *command)
+{
+	if (IsA(command, TransactionStmt) ||
+		(IsA(command, CopyStmt) && ((CopyStmt *) command)->filename == NULL))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("a utility step cannot run %s",
+						GetCommandTagName(CreateCommandTag(command))),
+				 errhint("Transaction commands belong into a procedure; COPY "
+						 "needs a file.")));
+}
+
+/*
+ * As PostgreSQL's exec_simple_query does for one command, without a client:
+ * the only way to run VACUUM, CREATE INDEX CONCURRENTLY or a procedure that
+ * commits.  The current memory context must outlive its transactions.
+ */
+static void
+run_in_portal(const char *command, ParamListInfo params)
+{
 	List *parsed = pg_parse_query(command);
 	RawStmt *statement;
 	List *queries;
@@ -463,8 +480,10 @@ orch_handler_run_utility(const OrchTask *task)
 							   list_length(parsed)),
 						errhint("Use one task for each command.")));
 	statement = linitial_node(RawStmt, parsed);
+	check_utility(statement->stmt);
 	PushActiveSnapshot(GetTransactionSnapshot());
-	queries = orch_analyze_and_rewrite(statement, command);
+	queries =
+		orch_analyze_and_rewrite(statement, command, params == NULL ? 0 : 1);
 	plans = pg_plan_queries(queries, command, CURSOR_OPT_PARALLEL_OK, NULL);
 	PopActiveSnapshot();
 
@@ -472,7 +491,7 @@ orch_handler_run_utility(const OrchTask *task)
 	portal->visible = false;
 	PortalDefineQuery(portal, NULL, command, CreateCommandTag(statement->stmt),
 					  plans, NULL);
-	PortalStart(portal, NULL, 0, InvalidSnapshot);
+	PortalStart(portal, params, 0, InvalidSnapshot);
 	orch_portal_run(portal, None_Receiver);
 	PortalDrop(portal, false);
 }

@@ -109,7 +109,7 @@ static void start_supervisors(void);
 static int count_probes(void);
 static bool should_start(OrchDatabase *database, const Watch *watch);
 static bool start_supervisor(OrchDatabase *database, Watch *watch);
-static void note_starved(bool refused, const char *name);
+static void warn_of_starvation(const char *name);
 static void wake_at(TimestampTz at);
 static void wait_for_news(void);
 
@@ -571,24 +571,30 @@ static void
 start_supervisors(void)
 {
 	int probes = count_probes();
+	bool held = false;
 
-	for (int i = 0; i < ORCH_MAX_DATABASES; i++)
+	for (int i = 0; i < ORCH_MAX_DATABASES && !held; i++)
 	{
 		OrchDatabase *database = &orch_shared->databases[i];
 		Watch *watch = &watches[i];
 
 		if (!should_start(database, watch))
 			continue;
-		if (probes++ >= MAX_PROBES)
-		{
+		held = probes++ >= MAX_PROBES;
+		if (held)
 			wake_at(turn_at + PROBE_INTERVAL);
-			break;
-		}
-		if (!start_supervisor(database, watch))
+		else if (!start_supervisor(database, watch))
 		{
+			held = true;
+			warn_of_starvation(NameStr(watch->name));
 			wake_at(turn_at + RETRY_INTERVAL);
-			break;
 		}
+	}
+	if (starved && !held)
+	{
+		starved = false;
+		ereport(LOG,
+				(errmsg("all orchestrator supervisors can be started again")));
 	}
 }
 
@@ -662,32 +668,29 @@ start_supervisor(OrchDatabase *database, Watch *watch)
 	context = MemoryContextSwitchTo(TopMemoryContext);
 	registered = RegisterDynamicBackgroundWorker(&worker, &watch->handle);
 	MemoryContextSwitchTo(context);
-	note_starved(!registered, NameStr(watch->name));
 	watch->started = turn_at;
 	watch->pid = 0;
 	return registered;
 }
 
 /*
- * Say once that workers are refused, and once that they are not any more.
+ * Once, and again only after every supervisor could be started.
  */
 static void
-note_starved(bool refused, const char *name)
+warn_of_starvation(const char *name)
 {
-	if (refused && !starved)
-		ereport(
-			WARNING,
-			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-			 errmsg(
-				 "could not start the orchestrator supervisor of database \"%s\"",
-				 name),
-			 errdetail(
-				 "The server has no free slot for a background worker; this is tried again every second."),
-			 errhint("You may need to increase max_worker_processes.")));
-	else if (!refused && starved)
-		ereport(LOG,
-				(errmsg("orchestrator supervisors can be started again")));
-	starved = refused;
+	if (starved)
+		return;
+	starved = true;
+	ereport(
+		WARNING,
+		(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+		 errmsg(
+			 "could not start the orchestrator supervisor of database \"%s\"",
+			 name),
+		 errdetail(
+			 "The server has no free slot for a background worker; this is tried again every second."),
+		 errhint("You may need to increase max_worker_processes.")));
 }
 
 static void

@@ -63,6 +63,7 @@ typedef struct NoteEntry
 	int32 attempt;
 	uint32 in_use;
 	uint32 innocent;
+	uint32 present; /* an executor has the slot */
 } NoteEntry;
 
 /* A cache line each: they are written twice for every step. */
@@ -239,18 +240,21 @@ start_over(uint64 inode)
 }
 
 /*
- * Move what the entries say into shared memory.  Returns how many steps are
- * guilty.
+ * Move what the entries say into shared memory.  Returns how many executors
+ * died that are not innocent, with a step or outside of one.
  */
 static int
 take_evidence(void)
 {
 	int count = 0;
+	int died = 0;
 
 	for (int i = 0; i < ORCH_MAX_GUILTY; i++)
 	{
 		NoteEntry *entry = &notes->entries[i].entry;
 
+		if (entry->present && !entry->innocent)
+			died++;
 		if (entry->in_use && !entry->innocent && OidIsValid(entry->dboid))
 		{
 			OrchGuilty *guilty = &orch_shared->guilty[count++];
@@ -263,7 +267,7 @@ take_evidence(void)
 		memset(entry, 0, sizeof(NoteEntry));
 	}
 	orch_shared->nguilty = count;
-	return count;
+	return died;
 }
 
 /*
@@ -326,6 +330,25 @@ set_breaker(TimestampTz now)
 	if (header->breaker_until > now + MOST_BACKOFF)
 		header->breaker_until = 0;
 	orch_shared->breaker_until = header->breaker_until;
+}
+
+/*
+ * An executor takes the slot: from now on its death counts for the breaker.
+ */
+void
+orch_note_enter(int slot)
+{
+	volatile NoteEntry *entry;
+
+	if (notes == NULL)
+		return;
+	Assert(slot >= 0 && slot < ORCH_MAX_GUILTY);
+	entry = &notes->entries[slot].entry;
+
+	entry->in_use = 0;
+	entry->innocent = 0;
+	pg_compiler_barrier();
+	entry->present = 1;
 }
 
 /*

@@ -19,6 +19,9 @@
  */
 extern void orch_note_load(void);
 
+/* An executor takes this slot. */
+extern void orch_note_enter(int slot);
+
 /* The step that executor slot `slot` is about to start, and its end. */
 extern void orch_note_begin(int slot, Oid dboid, int64 task, int32 epoch,
 							int32 attempt);

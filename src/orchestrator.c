@@ -7,6 +7,7 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 
+#include "catalog.h"
 #include "database.h"
 #include "event.h"
 #include "guc.h"
@@ -26,6 +27,7 @@ void
 _PG_init(void)
 {
 	orch_guc_define();
+	orch_catalog_install();
 	orch_event_install();
 
 	if (!process_shared_preload_libraries_in_progress)
