@@ -653,6 +653,7 @@ should_leave(void)
 static bool
 wait_for_work(void)
 {
+	OrchOwner *owner = &orch_shared->owners[me->owner_index];
 	int events;
 
 	if (should_leave())
@@ -660,8 +661,11 @@ wait_for_work(void)
 	pgstat_report_activity(STATE_IDLE, NULL);
 	pgstat_report_stat(true);
 	set_state(ORCH_EXECUTOR_IDLE);
+	owner->ready = false;
 	pg_memory_barrier();
-	if (next_lane() < 0)
+	if (next_lane() >= 0)
+		owner->ready = true;
+	else
 	{
 		events = WaitLatch(
 			MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,

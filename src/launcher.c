@@ -711,6 +711,7 @@ wait_for_news(void)
 		timeout =
 			TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next_turn);
 	}
-	(void) WaitLatch(MyLatch, events, timeout, PG_WAIT_EXTENSION);
+	(void) WaitLatch(MyLatch, events, timeout,
+					 orch_wait_event(ORCH_WAIT_LAUNCHER));
 	ResetLatch(MyLatch);
 }

@@ -185,6 +185,12 @@ check_extension(void)
 		return;
 
 	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
+	if (database->dboid != MyDatabaseId)
+	{
+		/* the slot was given to another database meanwhile */
+		LWLockRelease(orch_shared->lock);
+		proc_exit(0);
+	}
 	database->absent = true;
 	database->wanted = false;
 	orch_lane_forget(database->dboid);
