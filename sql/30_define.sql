@@ -52,7 +52,7 @@ DECLARE
   v_proc  pg_proc;
 BEGIN
   BEGIN
-    v_parts := parse_ident(regexp_replace($3, '\(\s*(pg_catalog\s*\.\s*)?jsonb\s*\)\s*$', ''));
+    v_parts := parse_ident(regexp_replace($3, E'\\(\\s*(pg_catalog\\s*\\.\\s*)?jsonb\\s*\\)\\s*$', ''));
   EXCEPTION WHEN invalid_parameter_value THEN
     v_parts := NULL;
   END;
@@ -68,7 +68,7 @@ BEGIN
             HINT = format('A handler of kind %s is a %1$s with one argument, of type jsonb.', $2);
   END IF;
   signature := format('%I.%I(jsonb)', v_parts[1], v_parts[2]);
-  IF v_parts[1] LIKE 'pg\_temp\_%'
+  IF v_parts[1] LIKE E'pg\\_temp\\_%'
      OR $2 = 'function' AND (v_proc.proretset OR v_proc.prorettype NOT IN ('pg_catalog.jsonb'::regtype, 'pg_catalog.void'::regtype))
      OR $2 = 'procedure' AND v_proc.prorettype <> 'pg_catalog.void'::regtype THEN
     RAISE EXCEPTION '% % cannot be a handler', $2, signature

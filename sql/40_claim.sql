@@ -2,12 +2,13 @@
 --
 -- Statistics of task_live are out of date whenever they matter: it may hold
 -- nothing now and a million rows a second later. So the functions here and in
--- chapters 60 and 65 turn off the plans that would read all of it.
+-- chapters 60 and 65 turn off the plans that would read all of it, and
+-- just-in-time compilation, which the costs of plans turned off call for.
 
 -- Claim the oldest ready tasks of a queue for a worker: those with the least
 -- sort key that nobody else has locked.
 CREATE FUNCTION orchestrator._claim(owner int, queue int, worker int, max_rows int) RETURNS SETOF orchestrator.task
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
 DECLARE
   v_now timestamptz := orchestrator._now();
 BEGIN
@@ -36,7 +37,7 @@ $$;
 -- at the same time get sort keys of their own, as in enqueue_many(): else the
 -- mark of the claims could not pass through them.
 CREATE FUNCTION orchestrator._promote_due(max_rows int) RETURNS int
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
 DECLARE
   v_now   timestamptz := orchestrator._now();
   v_count int;
@@ -65,7 +66,7 @@ $$;
 -- Fail what was not started in time; returns how many. A step that runs is
 -- stopped at its deadline by its executor.
 CREATE FUNCTION orchestrator._expire(max_rows int) RETURNS int
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
 DECLARE
   v_now   timestamptz := orchestrator._now();
   v_count int := 0;
@@ -93,7 +94,7 @@ $$;
 
 -- When _promote_due() or _expire() has something to do next; null: never.
 CREATE FUNCTION orchestrator._next_due() RETURNS timestamptz
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
 BEGIN
   RETURN least((SELECT min(l.run_at) FROM orchestrator.task_live l WHERE l.state = 'scheduled'),
                (SELECT min(l.expire_at) FROM orchestrator.task_live l WHERE l.expire_at IS NOT NULL AND l.state <> 'running'));

@@ -9,27 +9,34 @@ DECLARE
   v_task  bigint;
   v_epoch int;
   v_count int := 0;
+  v_left  int := 0;
 BEGIN
   FOR v_task, v_epoch IN SELECT u.task, u.epoch FROM unnest($1, $2) u(task, epoch) ORDER BY u.task LOOP
+    -- a session may keep the row locked for as long as it likes: never wait for it
+    PERFORM FROM orchestrator.task_live l WHERE l.id = v_task FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND AND EXISTS (SELECT FROM orchestrator.task_live l WHERE l.id = v_task AND l.state = 'running' AND l.epoch = v_epoch) THEN
+      v_left := v_left + 1;
+      CONTINUE;
+    END IF;
     IF orchestrator._settle_failed(v_task, v_epoch, CASE WHEN v_task = ANY ($3) THEN 'lost' ELSE 'released' END,
                                    NULL, NULL, NULL) IS NOT NULL THEN
       v_count := v_count + 1;
     END IF;
   END LOOP;
-  RETURN v_count;
+  RETURN CASE WHEN v_left > 0 THEN -v_left ELSE v_count END;   -- negative: so many are locked, come again
 END
 $$;
 
--- The same for every running task whose worker is not among the given process
--- ids: the supervisor starts, and what died before it looked is gone.
-CREATE FUNCTION orchestrator._recover_all(charged bigint[], live_workers int[]) RETURNS int
+-- The same for every running task that no executor holds: its worker died
+-- before the supervisor looked, or it was taken back and not handed on.
+CREATE FUNCTION orchestrator._recover_all(charged bigint[], held bigint[]) RETURNS int
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_tasks  bigint[];
   v_epochs int[];
 BEGIN
   SELECT array_agg(l.id ORDER BY l.id), array_agg(l.epoch ORDER BY l.id) INTO v_tasks, v_epochs
-    FROM orchestrator.task_live l WHERE l.state = 'running' AND l.worker <> ALL ($2);
+    FROM orchestrator.task_live l WHERE l.state = 'running' AND l.id <> ALL ($2);
   RETURN orchestrator._recover(v_tasks, v_epochs, $1);
 END
 $$;

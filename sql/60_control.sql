@@ -147,7 +147,7 @@ $$;
 
 -- Cancel locked live tasks.
 CREATE FUNCTION orchestrator._cancel_rows(ids bigint[], detail jsonb) RETURNS bigint
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_now   timestamptz := orchestrator._now();
   v_count bigint;
@@ -179,7 +179,7 @@ $$;
 -- Pause locked live tasks. One that runs is marked, or with force stopped; its
 -- attempt is not counted then.
 CREATE FUNCTION orchestrator._pause_rows(ids bigint[], force boolean, detail jsonb) RETURNS bigint
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_now   timestamptz := orchestrator._now();
   v_count bigint;
@@ -219,7 +219,7 @@ $$;
 
 -- Let locked tasks go on that are paused, or marked to be.
 CREATE FUNCTION orchestrator._resume_rows(ids bigint[], detail jsonb) RETURNS bigint
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_now   timestamptz := orchestrator._now();
   v_count bigint;
@@ -274,7 +274,7 @@ $$;
 
 -- Bring locked failed or cancelled tasks back to life.
 CREATE FUNCTION orchestrator._retry_rows(ids bigint[], attempts int, detail jsonb) RETURNS bigint
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_now   timestamptz := orchestrator._now();
   v_count bigint;

@@ -63,7 +63,7 @@ $$;
 -- back first; ids in order, and last: where to go on from (null: no more).
 CREATE FUNCTION orchestrator._next_many(caller oid, definition text, queue text, states orchestrator.task_state[],
     older_than interval, after bigint, max_rows int, OUT ids bigint[], OUT last bigint)
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
 DECLARE
   v_owners      int[] := orchestrator._controlled_owners($1);
   v_definitions int[] := ARRAY(SELECT d.id FROM orchestrator.definition d WHERE d.name = $2);

@@ -103,3 +103,19 @@ CREATE VIEW orchestrator.definition_status WITH (security_invoker = true) AS
   ) c ON c.definition = d.id;
 COMMENT ON VIEW orchestrator.definition_status IS
   'Definitions that the reader may use, by version, and the unfinished tasks of them that it may see';
+
+COMMENT ON COLUMN orchestrator.trace.event IS 'created, started, completed, failed, retrying, cancelled, paused, resumed, released (given back, not counted), notice, timeout';
+COMMENT ON COLUMN orchestrator.trace.attempt IS 'The attempt it belongs to, or the last one before it; 0: none yet';
+COMMENT ON COLUMN orchestrator.task_status.state IS 'As in task; running as soon as an executor runs its step, whatever its row says';
+COMMENT ON COLUMN orchestrator.task_status.progress IS 'From 0 to 1: what the step reported by progress(); 1 when completed';
+COMMENT ON COLUMN orchestrator.task_status.duration IS 'Of the last attempt: of a running task until now, of a finished one altogether';
+COMMENT ON COLUMN orchestrator.task_status.updated_at IS 'The last of created_at, started_at and finished_at, and of what an executor does with it';
+COMMENT ON COLUMN orchestrator.task_status.worker_pid IS 'Process that runs the task, or ran its last attempt';
+COMMENT ON COLUMN orchestrator.task_status.cpu_time IS 'Processor time of the last attempt, with orchestrator.track_resources';
+COMMENT ON COLUMN orchestrator.task_status.expire_at IS 'When the task fails unless it was started: the first of its deadline and the end of queue_timeout';
+COMMENT ON COLUMN orchestrator.task_status.held_state IS 'Of a paused task, the state that resume() returns it to; paused: a running task will be paused';
+COMMENT ON COLUMN orchestrator.queue_status.oldest IS 'When the oldest task that is ready was created';
+COMMENT ON COLUMN orchestrator.queue_status.held IS 'Tasks that were paused one by one, not with their queue';
+COMMENT ON COLUMN orchestrator.worker_status.state IS 'Of an executor: starting, idle, busy or dead; of other workers: running';
+COMMENT ON COLUMN orchestrator.worker_status.since IS 'When it entered this state';
+COMMENT ON COLUMN orchestrator.worker_status.claimed IS 'Tasks that it has claimed and not finished';

@@ -94,7 +94,7 @@ BEGIN
     SELECT p.oid FROM pg_proc p
       JOIN pg_depend m ON m.classid = 'pg_catalog.pg_proc'::regclass AND m.objid = p.oid AND m.deptype = 'e'
       JOIN pg_extension e ON m.refclassid = 'pg_catalog.pg_extension'::regclass AND m.refobjid = e.oid
-    WHERE e.extname = 'orchestrator' AND p.pronamespace = 'orchestrator'::regnamespace AND p.proname NOT LIKE '\_%'
+    WHERE e.extname = 'orchestrator' AND p.pronamespace = 'orchestrator'::regnamespace AND p.proname NOT LIKE E'\\_%'
       AND $2 <> 'viewer' AND (p.proname <> ALL (v_administrative) OR $2 = 'admin')
   LOOP
     EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', v_routine, $1);

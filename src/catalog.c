@@ -58,7 +58,7 @@ static const struct
 	 6,
 	 {INT8OID, INT4OID, TEXTOID, JSONBOID, TIMESTAMPTZOID, JSONBOID}},
 	{"_recover", 3, {INT8ARRAYOID, INT4ARRAYOID, INT8ARRAYOID}},
-	{"_recover_all", 2, {INT8ARRAYOID, INT4ARRAYOID}},
+	{"_recover_all", 2, {INT8ARRAYOID, INT8ARRAYOID}},
 	{"_charge", 2, {INT8OID, INT4OID}},
 	{"_promote_due", 1, {INT4OID}},
 	{"_expire", 1, {INT4OID}},

@@ -116,8 +116,13 @@ scan_lane(OrchExecutor *executor, OrchLeaf *live, int32 queue,
 		executor->claims[batch->ntasks].epoch =
 			ORCH_INT32(&task->row, ORCH_TASK_EPOCH);
 		pg_write_barrier();
+
+		/*
+		 * In the fast lane the row is deleted already: nobody may take the
+		 * claim back.  Otherwise it can be once the claim is committed.
+		 */
 		pg_atomic_write_u32(&executor->claims[batch->ntasks].state,
-							ORCH_CLAIM_WAITING);
+							fast ? ORCH_CLAIM_STARTED : ORCH_CLAIM_HELD);
 		batch->ntasks++;
 		pg_write_barrier();
 		pg_atomic_write_u32(&executor->nclaims, batch->ntasks);
@@ -149,6 +154,14 @@ take(OrchLeaf *live, OrchBatch *batch, OrchTask *task, OrchRow *row,
 		taken = orch_heap_delete(live, &task->tid);
 	else
 		taken = orch_heap_update(live, &task->tid, &task->row);
+	if (!taken)
+	{
+		for (int i = ORCH_TASK_NAME; i < ORCH_TASK_COLUMNS; i++)
+		{
+			if (!task->row.nulls[i])
+				pfree(DatumGetPointer(task->row.values[i]));
+		}
+	}
 	MemoryContextSwitchTo(old);
 	return taken;
 }
@@ -176,6 +189,13 @@ orch_claim_start(OrchExecutor *executor, int number)
 									   ORCH_CLAIM_STARTED))
 		return true;
 	return state == ORCH_CLAIM_STARTED;
+}
+
+void
+orch_claim_committed(OrchExecutor *executor, int n)
+{
+	for (int i = 0; i < n; i++)
+		pg_atomic_write_u32(&executor->claims[i].state, ORCH_CLAIM_WAITING);
 }
 
 void

@@ -63,6 +63,9 @@ extern int orch_claim_batch(OrchExecutor *executor, int lane,
 /* The executor is about to start a claimed task; false: it was taken back. */
 extern bool orch_claim_start(OrchExecutor *executor, int number);
 
+/* The claim was committed: its tasks may be taken back from now on. */
+extern void orch_claim_committed(OrchExecutor *executor, int n);
+
 /* A claimed task was settled or given up. */
 extern void orch_claim_free(OrchExecutor *executor, int number);
 

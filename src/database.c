@@ -43,6 +43,7 @@
 
 #include "compat.h"
 #include "database.h"
+#include "execute.h"
 #include "lane.h"
 #include "notify.h"
 #include "shmem.h"
@@ -178,6 +179,9 @@ examine_command(Node *statement, bool in_block, Command *command)
 									TRANS_STMT_COMMIT_PREPARED ||
 								((TransactionStmt *) statement)->kind ==
 									TRANS_STMT_ROLLBACK_PREPARED;
+			break;
+		case T_ConstraintsSetStmt:
+			orch_execute_note_constraints();
 			break;
 		case T_ListenStmt:
 			command->listens = true;

@@ -827,10 +827,17 @@ ask_holder(int64 task, bool ask)
 		if (holder == HOLDER_SELF || !ask)
 			continue;
 
+		/* its batch may have ended meanwhile */
 		SpinLockAcquire(&executor->mutex);
-		executor->yield_task = task;
-		executor->signaled_at = GetCurrentTimestamp();
+		ask = executor->fast;
+		if (ask)
+		{
+			executor->yield_task = task;
+			executor->signaled_at = GetCurrentTimestamp();
+		}
 		SpinLockRelease(&executor->mutex);
+		if (!ask)
+			continue;
 		kill(executor->pid, SIGINT);
 		orch_shmem_set_latch(executor->procno);
 	}

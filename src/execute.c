@@ -14,6 +14,7 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "commands/prepare.h"
+#include "commands/sequence.h"
 #include "commands/trigger.h"
 #include "executor/instrument.h"
 #include "mb/pg_wchar.h"
@@ -72,6 +73,7 @@ static volatile sig_atomic_t step_was_silent = false;
 static int64 step_limit;   /* of the step under way, in milliseconds */
 static int64 step_silence; /* that it may keep, likewise; 0: for ever */
 static MemoryContext step_context = NULL;
+static bool constraints_set = false;
 
 static void handle_step_timeout(void);
 static void handle_silence(void);
@@ -287,6 +289,7 @@ attempt_step(OrchExecutor *executor, OrchTask *task, MemoryContext context,
 	volatile bool settled = true;
 	volatile bool written = false;
 
+	constraints_set = false;
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(step_context);
 	PG_TRY();
@@ -319,6 +322,7 @@ attempt_step(OrchExecutor *executor, OrchTask *task, MemoryContext context,
 		error = CopyErrorData();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
+		DropAllPreparedStatements();
 		LockReleaseSession(USER_LOCKMETHOD);
 		settled = judge_error(executor, task, error, context);
 	}
@@ -380,17 +384,27 @@ clean_after_step(void)
 {
 	DropAllPreparedStatements();
 	PortalHashTableDeleteAll();
+	ResetSequenceCaches();
 	LockReleaseSession(USER_LOCKMETHOD);
+}
+
+void
+orch_execute_note_constraints(void)
+{
+	constraints_set = true;
+}
+
+bool
+orch_execute_set_constraints(void)
+{
+	return constraints_set;
 }
 
 bool
 orch_execute_left_objects(void)
 {
-	Oid temp;
-	Oid toast;
-
-	GetTempNamespaceState(&temp, &toast);
-	return OidIsValid(temp);
+	/* of this transaction or, between two, of the last */
+	return (MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE) != 0;
 }
 
 void
@@ -453,7 +467,7 @@ judge_interruption(OrchExecutor *executor, const OrchTask *task)
 	SpinLockAcquire(&executor->mutex);
 	interrupt_task = executor->interrupt_task;
 	interrupt_epoch = executor->interrupt_epoch;
-	yield_task = executor->yield_task;
+	yield_task = executor->fast ? executor->yield_task : 0;
 	signaled_at = executor->signaled_at;
 	executor->interrupt_task = 0;
 	SpinLockRelease(&executor->mutex);
@@ -566,7 +580,11 @@ orch_execute_alone(OrchExecutor *executor, OrchTask *task,
 		FlushErrorState();
 		AbortCurrentTransaction();
 		PortalErrorCleanup();
-		(void) judge_error(executor, task, error, context);
+
+		/* part of it may have been committed: an attempt is spent */
+		MemoryContextSwitchTo(step_context);
+		if (!judge_error(executor, task, error, context))
+			orch_execute_fail(task, "error", error, context);
 	}
 	PG_END_TRY();
 	clean_after_alone();
@@ -599,5 +617,8 @@ clean_after_alone(void)
 	clean_after_step();
 	SetPGVariable("session_authorization", NIL, false);
 	ResetAllOptions();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	ResetTempTableNamespace();
+	PopActiveSnapshot();
 	CommitTransactionCommand();
 }

@@ -49,4 +49,11 @@ extern bool orch_execute_left_objects(void);
  */
 extern void orch_execute_hold_cancel(void);
 
+/*
+ * SET CONSTRAINTS lasts to the end of the transaction, across steps: told by
+ * the utility hook, asked by the executor, which then commits.
+ */
+extern void orch_execute_note_constraints(void);
+extern bool orch_execute_set_constraints(void);
+
 #endif

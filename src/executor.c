@@ -51,8 +51,8 @@
  */
 #define WRITTEN_STEPS 50
 
-/* A step that runs longer lets the tasks claimed behind it go. */
-#define WATCH_MS 50
+/* While a batch runs: does a step take so long that the others should go? */
+#define WATCH_MS 51 /* later than the supervisor's LONG_STEP */
 
 /* When a row was locked by somebody else, look again after this. */
 #define RECHECK_MS 100
@@ -142,7 +142,7 @@ start_executor(void)
 	me = &orch_shared->executors[args.slot];
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
-	pqsignal(SIGINT, StatementCancelHandler);
+	pqsignal(SIGINT, SIG_IGN); /* until there is a step to cancel */
 	pqsignal(SIGQUIT, handle_quit);
 
 	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
@@ -162,6 +162,7 @@ start_executor(void)
 	BackgroundWorkerInitializeConnectionByOid(args.dboid, args.roleoid, 0);
 
 	orch_execute_install();
+	pqsignal(SIGINT, StatementCancelHandler);
 	CacheRegisterSyscacheCallback(AUTHOID, note_role_change, (Datum) 0);
 	CacheRegisterSyscacheCallback(DATABASEOID, note_role_change, (Datum) 0);
 	watch_timer = RegisterTimeout(USER_TIMEOUT, handle_watch);
@@ -289,7 +290,10 @@ run_batch(void)
 	if (claim(lane) > 0)
 	{
 		if (batch->ntasks > 1)
-			enable_timeout_after(watch_timer, WATCH_MS);
+			enable_timeout_every(
+				watch_timer,
+				TimestampTzPlusMilliseconds(GetCurrentTimestamp(), WATCH_MS),
+				WATCH_MS);
 		if (batch->fast)
 			run_fast();
 		else
@@ -350,7 +354,10 @@ claim(int lane)
 	PG_END_TRY();
 	recheck |= batch->left_behind;
 	if (n == 0 || !batch->fast)
+	{
 		commit_transaction(false);
+		orch_claim_committed(me, n);
+	}
 	if (n > 0 && orch_shared->lanes[lane].ready)
 		orch_lane_call(me->owner_index);
 	return n;
@@ -530,6 +537,9 @@ run_steps(StepGroup *group, int first, int end)
 			return i;
 		if (!orch_claim_start(me, i))
 		{
+			/* its row left with this transaction: never commit that */
+			if (batch->fast)
+				return -1;
 			task->outcome = ORCH_OUTCOME_GONE;
 			continue;
 		}
@@ -551,7 +561,7 @@ group_is_full(const OrchTask *last, TimestampTz began)
 
 	return batch->solo || last->finished_at - began > limit ||
 		   MyProc->subxidStatus.count >= WRITTEN_STEPS ||
-		   orch_execute_left_objects();
+		   orch_execute_left_objects() || orch_execute_set_constraints();
 }
 
 static void

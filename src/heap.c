@@ -318,7 +318,7 @@ insert_general(OrchLeaf *leaf, LeafIndex *index, const OrchRow *row,
 
 	store_row(leaf->slot, row);
 	context->ecxt_scantuple = leaf->slot;
-	if (ExecQual(index->predicate, context))
+	if (index->info->ii_ReadyForInserts && ExecQual(index->predicate, context))
 	{
 		FormIndexDatum(index->info, leaf->slot, leaf->estate, values, nulls);
 		index_insert(index->rel, values, nulls, tid, leaf->rel,

@@ -197,6 +197,11 @@ orch_settle_give_back(OrchBatch *batch, int number)
 	orch_row_set_null(row, ORCH_TASK_WORKER);
 	orch_row_set_null(row, ORCH_TASK_STARTED_AT);
 	orch_heap_insert(live, row);
+
+	/* the claim raised the mark above it */
+	orch_event_ready(ORCH_INT32(row, ORCH_TASK_OWNER), InvalidOid,
+					 ORCH_INT32(row, ORCH_TASK_QUEUE),
+					 ORCH_INT64(row, ORCH_TASK_SORT_KEY));
 	orch_heap_close(live);
 }
 

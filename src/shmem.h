@@ -106,6 +106,7 @@ typedef struct OrchLane
 typedef enum OrchClaimState
 {
 	ORCH_CLAIM_FREE,	/* given back or settled */
+	ORCH_CLAIM_HELD,	/* claim not committed; next: WAITING */
 	ORCH_CLAIM_WAITING, /* claimed, not started; next: STARTED, TAKEN */
 	ORCH_CLAIM_STARTED, /* its step runs or ran; next: FREE */
 	ORCH_CLAIM_TAKEN	/* taken back by the supervisor; next: FREE */

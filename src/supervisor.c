@@ -52,6 +52,9 @@
 /* All lanes are looked at from their beginning again this long after work. */
 #define LOOK_INTERVAL (60 * USECS_PER_SEC)
 
+/* Wait for due rows that somebody has locked. */
+#define DUE_PAUSE (100 * INT64CONST(1000))
+
 /* Rows moved by one statement. */
 #define DUE_ROWS 1000
 
@@ -71,7 +74,10 @@ static TimestampTz next_partitions = 0;
 static TimestampTz next_progress = DT_NOEND;
 static TimestampTz retry_at = DT_NOEND;
 static bool may_fire = false;
+static bool recovered = false; /* what died before us was handed back */
 static bool catalog_again = false;
+static bool locked =
+	false; /* somebody kept rows that were to be handed back */
 
 typedef void (*Duty)(void);
 
@@ -81,7 +87,7 @@ static void check_extension(void);
 static bool perform(Duty duty);
 static void recover_all(void);
 static void charge_guilty(void);
-static ArrayType *live_workers(void);
+static ArrayType *held_tasks(void);
 static void find_work(void);
 static void look_again(void);
 static void turn(uint32 wake);
@@ -92,7 +98,7 @@ static void take_back_waiting(void);
 static void take_back_from(OrchExecutor *executor);
 static int collect_waiting(OrchExecutor *executor, Datum *tasks,
 						   Datum *epochs);
-static void hand_back(Datum *tasks, Datum *epochs, int n, int64 charged);
+static bool hand_back(Datum *tasks, Datum *epochs, int n, int64 charged);
 static void move_due(void);
 static int64 newest_id(void);
 static void make_partitions(void);
@@ -128,6 +134,9 @@ start_supervisor(Oid dboid)
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(dboid, InvalidOid, 0);
+
+	/* short statements, whose costs say nothing (chapter 40) */
+	SetConfigOption("jit", "off", PGC_SUSET, PGC_S_OVERRIDE);
 
 	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
 	database = orch_shmem_database(dboid, false);
@@ -260,9 +269,10 @@ recover_all(void)
 	args[0].value =
 		PointerGetDatum(construct_array(guilty, n, INT8OID, 8, true, 'd'));
 	args[0].isnull = false;
-	args[1].value = PointerGetDatum(live_workers());
+	args[1].value = PointerGetDatum(held_tasks());
 	args[1].isnull = false;
-	orch_catalog_call(ORCH_FN_RECOVER_ALL, 2, args, NULL);
+	recovered = DatumGetInt32(orch_catalog_call(ORCH_FN_RECOVER_ALL, 2, args,
+												NULL)) >= 0;
 	charge_guilty();
 }
 
@@ -286,23 +296,32 @@ charge_guilty(void)
 	}
 }
 
+/*
+ * What some slot holds, also a dead one: recover_dead() sees to that.
+ */
 static ArrayType *
-live_workers(void)
+held_tasks(void)
 {
-	Datum *pids = palloc(orch_shared->nexecutors * sizeof(Datum));
+	Datum *tasks =
+		palloc(orch_shared->nexecutors * ORCH_MAX_CLAIM * sizeof(Datum));
 	int n = 0;
 
-	LWLockAcquire(orch_shared->lock, LW_SHARED);
 	for (int i = 0; i < orch_shared->nexecutors; i++)
 	{
 		OrchExecutor *executor = &orch_shared->executors[i];
+		int nclaims = pg_atomic_read_u32(&executor->nclaims);
 
-		if (executor->state == ORCH_EXECUTOR_IDLE ||
-			executor->state == ORCH_EXECUTOR_BUSY)
-			pids[n++] = Int32GetDatum(executor->pid);
+		if (executor->dboid != MyDatabaseId)
+			continue;
+		for (int j = 0; j < nclaims; j++)
+		{
+			uint32 state = pg_atomic_read_u32(&executor->claims[j].state);
+
+			if (state != ORCH_CLAIM_FREE && state != ORCH_CLAIM_TAKEN)
+				tasks[n++] = Int64GetDatum(executor->claims[j].task);
+		}
 	}
-	LWLockRelease(orch_shared->lock);
-	return construct_array(pids, n, INT4OID, 4, true, 'i');
+	return construct_array(tasks, n, INT8OID, 8, true, 'd');
 }
 
 /*
@@ -372,6 +391,12 @@ turn(uint32 wake)
 			pg_atomic_fetch_or_u32(&database->wake, ORCH_WAKE_CATALOG);
 		wake |= ORCH_WAKE_LOOK | ORCH_WAKE_EXIT | ORCH_WAKE_DUE;
 	}
+	if (!recovered && may_fire)
+	{
+		perform(recover_all);
+		if (!recovered)
+			retry_at = Min(retry_at, now + ERROR_PAUSE);
+	}
 	if (wake & ORCH_WAKE_EXIT)
 		recover_dead();
 	take_back_waiting();
@@ -438,13 +463,14 @@ recover_slot(void)
 	{
 		uint32 state = pg_atomic_read_u32(&current->claims[i].state);
 
-		if (state != ORCH_CLAIM_WAITING && state != ORCH_CLAIM_STARTED)
+		/* SQL compares the epoch: one handed back already is skipped */
+		if (state == ORCH_CLAIM_FREE)
 			continue;
 		tasks[n] = Int64GetDatum(current->claims[i].task);
 		epochs[n++] = Int32GetDatum(current->claims[i].epoch);
 	}
-	if (n > 0)
-		hand_back(tasks, epochs, n, current->task);
+	if (n > 0 && !hand_back(tasks, epochs, n, current->task))
+		locked = true;
 	if (current->fast && current->task != 0)
 	{
 		NullableDatum args[2] = {{Int64GetDatum(current->task), false},
@@ -466,8 +492,14 @@ recover_executor(OrchExecutor *executor)
 	if (server_is_stopping())
 		return;
 	current = executor;
+	locked = false;
 	if (!perform(recover_slot))
 		return;
+	if (locked)
+	{
+		retry_at = Min(retry_at, orch_clock() + CATALOG_PAUSE);
+		return; /* its slot stays dead until then */
+	}
 	if (executor->fast)
 		orch_lane_reset(MyDatabaseId);
 	orch_pool_free(executor);
@@ -529,8 +561,8 @@ hand_back_collected(void)
 	Datum epochs[ORCH_MAX_CLAIM];
 	int n = collect_waiting(current, tasks, epochs);
 
-	if (n > 0)
-		hand_back(tasks, epochs, n, 0);
+	if (n > 0 && !hand_back(tasks, epochs, n, 0))
+		locked = true;
 }
 
 static void
@@ -545,7 +577,9 @@ take_back_from(OrchExecutor *executor)
 	if (!waiting)
 		return;
 	current = executor;
-	perform(hand_back_collected);
+	locked = false;
+	if (!perform(hand_back_collected) || locked)
+		recovered = false; /* taken, and not handed back: nobody's */
 }
 
 static int
@@ -571,7 +605,7 @@ collect_waiting(OrchExecutor *executor, Datum *tasks, Datum *epochs)
 /*
  * Hand back running tasks; the charged one (0: none) has spent its attempt.
  */
-static void
+static bool
 hand_back(Datum *tasks, Datum *epochs, int n, int64 charged)
 {
 	NullableDatum args[3];
@@ -584,7 +618,8 @@ hand_back(Datum *tasks, Datum *epochs, int n, int64 charged)
 	args[2].value = PointerGetDatum(
 		construct_array(&guilty, charged != 0, INT8OID, 8, true, 'd'));
 	args[0].isnull = args[1].isnull = args[2].isnull = false;
-	orch_catalog_call(ORCH_FN_RECOVER, 3, args, NULL);
+	return DatumGetInt32(orch_catalog_call(ORCH_FN_RECOVER, 3, args, NULL)) >=
+		   0;
 }
 
 /*
@@ -594,16 +629,27 @@ static void
 move_due(void)
 {
 	NullableDatum rows = {Int32GetDatum(DUE_ROWS), false};
+	int moved;
 	bool isnull;
 	Datum due;
 
 	/* whatever becomes due from here on lowers it again */
 	pg_atomic_write_u64(&database->next_due, PG_INT64_MAX);
-	orch_catalog_call(ORCH_FN_PROMOTE_DUE, 1, &rows, NULL);
-	orch_catalog_call(ORCH_FN_EXPIRE, 1, &rows, NULL);
+	moved =
+		DatumGetInt32(orch_catalog_call(ORCH_FN_PROMOTE_DUE, 1, &rows, NULL));
+	moved =
+		Max(moved,
+			DatumGetInt32(orch_catalog_call(ORCH_FN_EXPIRE, 1, &rows, NULL)));
 	due = orch_catalog_call(ORCH_FN_NEXT_DUE, 0, NULL, &isnull);
 	if (!isnull)
-		orch_shmem_lower_due(MyDatabaseId, DatumGetTimestampTz(due));
+	{
+		TimestampTz at = DatumGetTimestampTz(due);
+
+		/* what is still due is locked by somebody: look a little later */
+		if (moved < DUE_ROWS)
+			at = Max(at, orch_clock() + DUE_PAUSE);
+		orch_shmem_lower_due(MyDatabaseId, at);
+	}
 }
 
 /*
