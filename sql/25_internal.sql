@@ -208,7 +208,7 @@ $$;
 -- Ordinary tables, not members of the extension: dumped with their rows. They
 -- are attached when they are ready, under SHARE UPDATE EXCLUSIVE on the parents.
 CREATE FUNCTION orchestrator._make_partitions(first bigint) RETURNS void
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET default_tablespace = '' SET default_table_access_method = heap AS $$
 DECLARE
   v_range bigint := $1 / 1000000;
   v_from  bigint := v_range * 1000000;

@@ -43,19 +43,21 @@ $$;
 
 -- A crash undid the claim of a task, but the note file proves that this
 -- attempt of it ran in the process that died: it is spent.
-CREATE FUNCTION orchestrator._charge(task bigint, attempt int) RETURNS void
+CREATE FUNCTION orchestrator._charge(task bigint, attempt int) RETURNS boolean
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   t orchestrator.task;
 BEGIN
   SELECT l.* INTO t FROM orchestrator.task_live l
-    WHERE l.id = $1 AND l.state = 'pending' AND l.attempt < $2 FOR UPDATE;
+    WHERE l.id = $1 AND l.state = 'pending' AND l.attempt < $2 FOR UPDATE SKIP LOCKED;
   IF NOT FOUND THEN
-    RETURN;
+    -- false: somebody has it locked, come again
+    RETURN NOT EXISTS (SELECT FROM orchestrator.task_live l WHERE l.id = $1 AND l.state = 'pending' AND l.attempt < $2);
   END IF;
   t.attempt := $2;
   t.started_at := NULL;
   PERFORM orchestrator._end_attempt(t, 'lost', NULL);
+  RETURN true;
 END
 $$;
 

@@ -138,6 +138,7 @@ static OrchEventKind parse_event(const char *name);
 static OrchState parse_state(Datum label);
 static bool holds_claim(OrchExecutor *executor, int64 task);
 static Holder ask_holder(int64 task, bool ask);
+static void own_task(int64 task);
 
 bool
 orch_state_is_final(OrchState state)
@@ -754,6 +755,18 @@ orchestrator_interrupt(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+static void
+own_task(int64 task)
+{
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_OBJECT_IN_USE),
+		 errmsg("a step cannot cancel or pause a task of its own batch"),
+		 errdetail("Task %lld runs in this very session.", (long long) task),
+		 errhint("End the step with an error, or change the task from "
+				 "another session.")));
+}
+
 /*
  * Ask the executor that holds a task in its fast lane, where the row is
  * locked until its batch commits, to roll back; return once it did.  True
@@ -777,14 +790,7 @@ orchestrator_yield(PG_FUNCTION_ARGS)
 		if (holder == HOLDER_NONE)
 			PG_RETURN_BOOL(!first);
 		if (holder == HOLDER_SELF)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_IN_USE),
-					 errmsg("a step cannot cancel or pause a task of its own "
-							"batch"),
-					 errdetail("Task %lld runs in this very session.",
-							   (long long) task),
-					 errhint("End the step with an error, or change the task "
-							 "from another session.")));
+			own_task(task);
 
 		if (first)
 			give_up = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
@@ -820,7 +826,9 @@ ask_holder(int64 task, bool ask)
 		OrchExecutor *executor = &orch_shared->executors[i];
 
 		if (executor->state != ORCH_EXECUTOR_BUSY ||
-			executor->dboid != MyDatabaseId || !holds_claim(executor, task))
+			executor->dboid != MyDatabaseId ||
+			!(holds_claim(executor, task) ||
+			  (executor->pid == MyProcPid && executor->task == task)))
 			continue;
 
 		holder = executor->pid == MyProcPid ? HOLDER_SELF : HOLDER_OTHER;

@@ -322,8 +322,7 @@ attempt_step(OrchExecutor *executor, OrchTask *task, MemoryContext context,
 		error = CopyErrorData();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
-		DropAllPreparedStatements();
-		LockReleaseSession(USER_LOCKMETHOD);
+		clean_after_step();
 		settled = judge_error(executor, task, error, context);
 	}
 	PG_END_TRY();

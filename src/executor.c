@@ -628,6 +628,8 @@ run_alone_task(int number)
 
 	if (!orch_claim_start(me, number))
 		return;
+	MemoryContextSwitchTo(
+		batch->context); /* the claim's commit left us in Top */
 	announce_start(&batch->tasks[number]);
 	orch_execute_alone(me, &batch->tasks[number], batch->context);
 	begin_transaction();
@@ -671,7 +673,7 @@ wait_for_work(void)
 	pgstat_report_activity(STATE_IDLE, NULL);
 	pgstat_report_stat(true);
 	set_state(ORCH_EXECUTOR_IDLE);
-	owner->ready = false;
+	owner->ready = owner->asked = false;
 	pg_memory_barrier();
 	if (next_lane() >= 0)
 		owner->ready = true;

@@ -288,11 +288,11 @@ charge_guilty(void)
 		OrchGuilty *guilty = &orch_shared->guilty[i];
 		NullableDatum args[2] = {{Int64GetDatum(guilty->task), false},
 								 {Int32GetDatum(guilty->attempt), false}};
-		bool isnull;
 
 		if (guilty->dboid != MyDatabaseId)
 			continue;
-		orch_catalog_call(ORCH_FN_CHARGE, 2, args, &isnull);
+		if (!DatumGetBool(orch_catalog_call(ORCH_FN_CHARGE, 2, args, NULL)))
+			recovered = false;
 	}
 }
 
@@ -350,7 +350,9 @@ find_work(void)
 	due = orch_catalog_call(ORCH_FN_NEXT_DUE, 0, NULL, &isnull);
 	if (!isnull)
 		orch_shmem_lower_due(MyDatabaseId, DatumGetTimestampTz(due));
-	for (int i = 0; i < orch_shared->nguilty; i++)
+
+	/* the evidence is used up only when all of it was */
+	for (int i = 0; recovered && i < orch_shared->nguilty; i++)
 	{
 		if (orch_shared->guilty[i].dboid == MyDatabaseId)
 			orch_shared->guilty[i].dboid = InvalidOid;
@@ -475,9 +477,9 @@ recover_slot(void)
 	{
 		NullableDatum args[2] = {{Int64GetDatum(current->task), false},
 								 {Int32GetDatum(current->attempt), false}};
-		bool isnull;
 
-		orch_catalog_call(ORCH_FN_CHARGE, 2, args, &isnull);
+		if (!DatumGetBool(orch_catalog_call(ORCH_FN_CHARGE, 2, args, NULL)))
+			locked = true;
 	}
 }
 
