@@ -26,18 +26,24 @@
 /* A claim should hold no more than this much work, in microseconds. */
 #define CLAIM_WORTH INT64CONST(100000)
 
+/* Locked rows after which a claim looks no further. */
+#define MAX_SKIPPED 1000
+
 /* Mean run time of a definition's steps, as this executor saw it. */
 typedef struct Measure
 {
 	int32 definition;
 	int32 samples;
 	double mean; /* microseconds */
+	bool writes; /* a step of it had a transaction id */
 } Measure;
 
 static HTAB *measures = NULL;
 
 static Measure *find_measure(int32 definition);
 static bool is_fast(const OrchDefinition *definition);
+static bool is_full(const OrchBatch *batch, const OrchDefinition *definition,
+					bool fast, int64 worth);
 static int64 expected(const OrchDefinition *definition);
 static const OrchDefinition *copy_definition(OrchBatch *batch, int32 id);
 static bool take(OrchLeaf *live, OrchBatch *batch, OrchTask *task,
@@ -82,6 +88,7 @@ scan_lane(OrchExecutor *executor, OrchLeaf *live, int32 queue,
 	int64 upto = batch->from;
 	int64 left_behind = PG_INT64_MAX;
 	int64 worth = 0;
+	int skipped = 0;
 	bool more = false;
 	OrchRow row;
 	ItemPointerData tid;
@@ -98,17 +105,15 @@ scan_lane(OrchExecutor *executor, OrchLeaf *live, int32 queue,
 			DatumGetTimestampTz(row.values[ORCH_TASK_EXPIRE_AT]) <= now)
 			continue; /* the supervisor fails it */
 		worth += expected(definition);
-		more = batch->ntasks > 0 &&
-			   (batch->ntasks >= orch_batch_size || fast != batch->fast ||
-				worth >
-					(fast ? orch_batch_time * INT64CONST(1000) : CLAIM_WORTH));
-		if (more)
+		more = is_full(batch, definition, fast, worth);
+		if (more || skipped >= MAX_SKIPPED)
 			break;
 		batch->fast = executor->fast = fast;
 		task->definition = definition;
 		if (!take(live, batch, task, &row, &tid))
 		{
 			left_behind = Min(left_behind, sort_key);
+			skipped++;
 			continue;
 		}
 		executor->claims[batch->ntasks].task =
@@ -131,6 +136,23 @@ scan_lane(OrchExecutor *executor, OrchLeaf *live, int32 queue,
 	orch_heap_ready_end(scan);
 	batch->left_behind = left_behind != PG_INT64_MAX;
 	orch_lane_end(executor, Min(upto, left_behind), more);
+}
+
+/*
+ * Whether a batch that holds something should leave the next row to others.
+ */
+static bool
+is_full(const OrchBatch *batch, const OrchDefinition *definition, bool fast,
+		int64 worth)
+{
+	if (batch->ntasks == 0)
+		return false;
+	if (batch->ntasks >= orch_batch_size || fast != batch->fast)
+		return true;
+	if (fast && batch->ntasks >= ORCH_WRITTEN_STEPS &&
+		find_measure(definition->id)->writes)
+		return true;
+	return worth > (fast ? orch_batch_time * INT64CONST(1000) : CLAIM_WORTH);
 }
 
 /*
@@ -255,6 +277,7 @@ find_measure(int32 definition)
 	{
 		measure->samples = 0;
 		measure->mean = 0;
+		measure->writes = false;
 	}
 	return measure;
 }
@@ -265,7 +288,7 @@ find_measure(int32 definition)
  * of the fast lane until it is short again.
  */
 void
-orch_claim_measured(int32 definition, int64 duration)
+orch_claim_measured(int32 definition, int64 duration, bool wrote)
 {
 	Measure *measure = find_measure(definition);
 
@@ -275,6 +298,7 @@ orch_claim_measured(int32 definition, int64 duration)
 		measure->mean += ((double) duration - measure->mean) / 8;
 	if (measure->samples < INT_MAX)
 		measure->samples++;
+	measure->writes |= wrote;
 }
 
 static bool

@@ -12,6 +12,12 @@
 #include "heap.h"
 #include "shmem.h"
 
+/*
+ * Steps that wrote, in one transaction: PGPROC keeps 64 subtransactions, and
+ * a transaction with more slows every other session's snapshots.
+ */
+#define ORCH_WRITTEN_STEPS 50
+
 typedef enum OrchOutcome
 {
 	ORCH_OUTCOME_NONE, /* not run yet; next: any other */
@@ -69,7 +75,7 @@ extern void orch_claim_committed(OrchExecutor *executor, int n);
 /* A claimed task was settled or given up. */
 extern void orch_claim_free(OrchExecutor *executor, int number);
 
-/* How long a step of a definition took, in microseconds. */
-extern void orch_claim_measured(int32 definition, int64 duration);
+/* How long a step of a definition took, in microseconds, and whether it wrote. */
+extern void orch_claim_measured(int32 definition, int64 duration, bool wrote);
 
 #endif

@@ -79,7 +79,7 @@ static void handle_step_timeout(void);
 static void handle_silence(void);
 static void cancel_step(void);
 static void enter_step(OrchExecutor *executor, OrchTask *task, OrchStep *step);
-static void leave_step(OrchExecutor *executor, OrchTask *task);
+static void leave_step(OrchExecutor *executor, OrchTask *task, bool wrote);
 static void begin_user_code(const OrchTask *task);
 static void end_user_code(void);
 static int64 time_limit(const OrchTask *task);
@@ -149,7 +149,7 @@ orch_execute_is_alone(const OrchTask *task)
 	return task->definition != NULL && task->definition->kind > ORCH_KIND_SQL;
 }
 
-bool
+void
 orch_execute_step(OrchExecutor *executor, OrchTask *task,
 				  MemoryContext context)
 {
@@ -159,8 +159,7 @@ orch_execute_step(OrchExecutor *executor, OrchTask *task,
 	enter_step(executor, task, &step);
 	while (!attempt_step(executor, task, context, &wrote))
 		CHECK_FOR_INTERRUPTS();
-	leave_step(executor, task);
-	return wrote;
+	leave_step(executor, task, wrote);
 }
 
 /*
@@ -203,7 +202,7 @@ enter_step(OrchExecutor *executor, OrchTask *task, OrchStep *step)
 }
 
 static void
-leave_step(OrchExecutor *executor, OrchTask *task)
+leave_step(OrchExecutor *executor, OrchTask *task, bool wrote)
 {
 	orch_note_end(executor - orch_shared->executors);
 	orch_progress_leave();
@@ -211,7 +210,7 @@ leave_step(OrchExecutor *executor, OrchTask *task)
 	task->notices = orch_notice_take();
 	if (task->definition != NULL)
 		orch_claim_measured(task->definition->id,
-							task->finished_at - task->started_at);
+							task->finished_at - task->started_at, wrote);
 	MemoryContextReset(step_context);
 }
 
@@ -590,7 +589,7 @@ orch_execute_alone(OrchExecutor *executor, OrchTask *task,
 	MemoryContextSwitchTo(context);
 	if (orch_track_resources)
 		measure_end(&usage, task, 0, context);
-	leave_step(executor, task);
+	leave_step(executor, task, true);
 }
 
 static void

@@ -14,10 +14,9 @@ extern void orch_execute_install(void);
 /*
  * Run a function or command step inside the current transaction, in a
  * subtransaction of its own, and note its outcome in the task.  Errors of the
- * step end here.  Returns true when it wrote anything (its subtransaction had
- * a transaction id).
+ * step end here.
  */
-extern bool orch_execute_step(OrchExecutor *executor, OrchTask *task,
+extern void orch_execute_step(OrchExecutor *executor, OrchTask *task,
 							  MemoryContext context);
 
 /*

@@ -45,17 +45,13 @@
 #include "note.h"
 #include "settle.h"
 
-/*
- * Steps that wrote, in one transaction: PGPROC keeps 64 subtransactions, and
- * a transaction with more slows every other session's snapshots.
- */
-#define WRITTEN_STEPS 50
-
 /* While a batch runs: does a step take so long that the others should go? */
 #define WATCH_MS 51 /* later than the supervisor's LONG_STEP */
 
-/* When a row was locked by somebody else, look again after this. */
-#define RECHECK_MS 100
+/* When a row was locked by somebody else, look again after this, and twice
+ * as long each time it still is. */
+#define RECHECK_MS	   100
+#define MAX_RECHECK_MS 1000
 
 /* Tries of a step whose settle met a deadlock or a serialization failure. */
 #define SETTLE_TRIES 3
@@ -64,7 +60,7 @@ static OrchExecutor *me = NULL;
 static OrchBatch *batch = NULL;
 static int solo_left = 0; /* tasks to run one by one */
 static int64 tasks_done = 0;
-static bool recheck = false;
+static int recheck = 0; /* wait before looking at locked rows again; 0: none */
 static bool role_changed = false;
 static TimeoutId watch_timer;
 
@@ -146,8 +142,8 @@ start_executor(void)
 	pqsignal(SIGQUIT, handle_quit);
 
 	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
-	if (me->state != ORCH_EXECUTOR_STARTING || me->dboid != args.dboid ||
-		me->roleoid != args.roleoid)
+	if (me->state != ORCH_EXECUTOR_STARTING ||
+		me->generation != args.generation || me->pid != 0)
 	{
 		LWLockRelease(orch_shared->lock);
 		proc_exit(0); /* given up by the supervisor meanwhile */
@@ -211,7 +207,8 @@ leave_slot(int code, Datum arg)
 {
 	orch_note_innocent(me - orch_shared->executors);
 	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
-	me->failed_start = me->state == ORCH_EXECUTOR_STARTING;
+	me->failed_start = me->state == ORCH_EXECUTOR_STARTING ||
+					   (code != 0 && !ProcDiePending && tasks_done == 0);
 	me->state = ORCH_EXECUTOR_DEAD;
 	me->since = GetCurrentTimestamp();
 	me->lane = -1;
@@ -352,7 +349,11 @@ claim(int lane)
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
-	recheck |= batch->left_behind;
+	if (batch->left_behind)
+		recheck = n > 0 || recheck == 0 ? RECHECK_MS
+										: Min(recheck * 2, MAX_RECHECK_MS);
+	else
+		recheck = 0;
 	if (n == 0 || !batch->fast)
 	{
 		commit_transaction(false);
@@ -384,6 +385,8 @@ commit_transaction(bool durable)
 {
 	int saved = synchronous_commit;
 
+	/* a cancel that comes late must not cut short a wait for the standby */
+	QueryCancelPending = false;
 	if (!durable)
 		synchronous_commit = SYNCHRONOUS_COMMIT_OFF;
 	else if (synchronous_commit == SYNCHRONOUS_COMMIT_OFF)
@@ -560,7 +563,7 @@ group_is_full(const OrchTask *last, TimestampTz began)
 	int64 limit = orch_batch_time * INT64CONST(1000) * (batch->fast ? 5 : 1);
 
 	return batch->solo || last->finished_at - began > limit ||
-		   MyProc->subxidStatus.count >= WRITTEN_STEPS ||
+		   MyProc->subxidStatus.count >= ORCH_WRITTEN_STEPS ||
 		   orch_execute_left_objects() || orch_execute_set_constraints();
 }
 
@@ -681,15 +684,14 @@ wait_for_work(void)
 	{
 		events = WaitLatch(
 			MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-			recheck ? RECHECK_MS : orch_executor_idle_timeout * 1000L,
+			recheck > 0 ? recheck : orch_executor_idle_timeout * 1000L,
 			orch_wait_event(ORCH_WAIT_EXECUTOR));
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
-		if ((events & WL_TIMEOUT) && !recheck)
+		if ((events & WL_TIMEOUT) && recheck == 0)
 			return false;
-		if (recheck)
+		if (recheck > 0)
 			orch_lane_recheck(me->owner_index);
-		recheck = false;
 	}
 	set_state(ORCH_EXECUTOR_BUSY);
 	return true;

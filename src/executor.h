@@ -17,6 +17,7 @@ typedef struct OrchExecutorArgs
 	Oid roleoid;
 	int32 owner;
 	int slot;
+	uint32 generation; /* of the slot: an outdated start gives up */
 } OrchExecutorArgs;
 
 extern PGDLLEXPORT void orchestrator_executor_main(Datum main_arg);

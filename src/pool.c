@@ -260,6 +260,7 @@ reserve_slot(int owner)
 	}
 	if (free_slot != NULL)
 	{
+		free_slot->generation++;
 		free_slot->dboid = MyDatabaseId;
 		free_slot->roleoid = orch_shared->owners[owner].roleoid;
 		free_slot->owner = orch_shared->owners[owner].owner;
@@ -294,6 +295,7 @@ start_executor(OrchExecutor *executor)
 	args.roleoid = executor->roleoid;
 	args.owner = executor->owner;
 	args.slot = slot;
+	args.generation = executor->generation;
 	memcpy(worker.bgw_extra, &args, sizeof(args));
 	snprintf(worker.bgw_name, sizeof(worker.bgw_name),
 			 "orchestrator executor %d", slot);

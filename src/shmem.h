@@ -143,7 +143,8 @@ typedef struct OrchExecutor
 	int procno;
 	TimestampTz since; /* of state */
 	bool leave;		   /* asked to go when its batch is done */
-	bool failed_start; /* went before it was connected */
+	bool failed_start; /* ended before it did anything */
+	uint32 generation; /* rises with every use of the slot */
 
 	slock_t mutex; /* guards all that follows but claims */
 

@@ -102,6 +102,7 @@ static bool hand_back(Datum *tasks, Datum *epochs, int n, int64 charged);
 static void move_due(void);
 static int64 newest_id(void);
 static void make_partitions(void);
+static void manage_pool(void);
 static void tell_listeners(void);
 static void dismiss_executors(void);
 static void sleep_until_needed(void);
@@ -418,9 +419,31 @@ turn(uint32 wake)
 	}
 	if (!may_fire && (wake & ORCH_WAKE_WORK))
 		perform(find_work);
-	orch_pool_manage(may_fire);
+	manage_pool();
 	if (wake & ORCH_WAKE_EVENTS || now >= next_progress)
 		tell_listeners();
+}
+
+/*
+ * It has transactions of its own; an error in one must not end us.
+ */
+static void
+manage_pool(void)
+{
+	PG_TRY();
+	{
+		orch_pool_manage(may_fire);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(turn_context);
+		EmitErrorReport();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		retry_at = GetCurrentTimestamp() + ERROR_PAUSE;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(turn_context);
 }
 
 static void
