@@ -424,7 +424,7 @@ end_prepared(void)
 	/* Elsewhere a wake would start a supervisor to find nothing. */
 	if (!supervised && !OidIsValid(get_extension_oid(EXTENSION_NAME, true)))
 		return;
-	orch_lane_reset(MyDatabaseId);
+	orch_lane_reset(MyDatabaseId, true);
 	orch_shmem_wake_supervisor(MyDatabaseId,
 							   ORCH_WAKE_LOOK | ORCH_WAKE_CATALOG);
 }

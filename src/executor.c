@@ -216,7 +216,7 @@ leave_slot(int code, Datum arg)
 
 	/* a claim under way was undone: no mark may stay above its rows */
 	if (code != 0)
-		orch_lane_reset(me->dboid);
+		orch_lane_reset(me->dboid, true);
 	orch_shmem_wake_supervisor(me->dboid, ORCH_WAKE_EXIT);
 }
 

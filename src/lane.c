@@ -34,7 +34,7 @@ static bool owner_is_idle(int index);
 static void forget_owner(int index);
 static int make_lane(int owner_index, int32 queue);
 static bool evict_lane(int lane);
-static void lower(int lane, int64 sort_key);
+static void lower(int lane, int64 sort_key, bool ready);
 static void lower_claims(int lane, int64 sort_key);
 static bool wake_executor(int owner_index);
 
@@ -261,7 +261,7 @@ lower_claims(int lane, int64 sort_key)
 }
 
 static void
-lower(int lane, int64 sort_key)
+lower(int lane, int64 sort_key, bool ready)
 {
 	OrchLane *entry = &orch_shared->lanes[lane];
 
@@ -269,9 +269,10 @@ lower(int lane, int64 sort_key)
 	if (sort_key < entry->mark)
 		entry->mark = sort_key;
 	lower_claims(lane, sort_key);
-	entry->ready = true;
+	entry->ready |= ready;
 	SpinLockRelease(&entry->mutex);
-	orch_shared->owners[entry->owner].ready = true;
+	if (ready)
+		orch_shared->owners[entry->owner].ready = true;
 }
 
 void
@@ -282,7 +283,7 @@ orch_lane_ready(Oid dboid, int32 owner, Oid roleoid, int32 queue,
 	int lane = index >= 0 ? orch_lane_find(index, queue) : -1;
 
 	if (lane >= 0)
-		lower(lane, sort_key);
+		lower(lane, sort_key, true);
 	else if (index >= 0)
 		orch_shared->owners[index].ready = true;
 
@@ -293,7 +294,7 @@ orch_lane_ready(Oid dboid, int32 owner, Oid roleoid, int32 queue,
 }
 
 void
-orch_lane_reset(Oid dboid)
+orch_lane_reset(Oid dboid, bool ready)
 {
 	int n;
 
@@ -303,7 +304,7 @@ orch_lane_reset(Oid dboid)
 	{
 		if (orch_shared->lanes[i].queue != 0 &&
 			orch_shared->owners[orch_shared->lanes[i].owner].dboid == dboid)
-			lower(i, ORCH_MARK_LOWEST);
+			lower(i, ORCH_MARK_LOWEST, ready);
 	}
 	LWLockRelease(orch_shared->lock);
 }
@@ -315,6 +316,16 @@ orch_lane_recheck(int owner_index)
 
 	for (; lane >= 0; lane = orch_shared->lanes[lane].next)
 		orch_shared->lanes[lane].ready = true;
+}
+
+void
+orch_lane_look(int owner_index, int32 queue)
+{
+	int lane = orch_lane_find(owner_index, queue);
+
+	if (lane >= 0)
+		orch_shared->lanes[lane].ready = true;
+	orch_shared->owners[owner_index].ready = true;
 }
 
 void
@@ -371,7 +382,7 @@ orch_lane_abort(OrchExecutor *executor, int lane, int64 from)
 	SpinLockAcquire(&orch_shared->lanes[lane].mutex);
 	executor->lane = -1;
 	SpinLockRelease(&orch_shared->lanes[lane].mutex);
-	lower(lane, from);
+	lower(lane, from, true);
 }
 
 /*

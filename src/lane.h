@@ -17,8 +17,14 @@
 extern void orch_lane_ready(Oid dboid, int32 owner, Oid roleoid, int32 queue,
 							int64 sort_key);
 
-/* Look at all lanes of a database from their beginning again. */
-extern void orch_lane_reset(Oid dboid);
+/*
+ * Look at all lanes of a database from their beginning again; ready: as if
+ * they had work, else when they have.
+ */
+extern void orch_lane_reset(Oid dboid, bool ready);
+
+/* There are ready rows in a queue of an owner: have somebody look. */
+extern void orch_lane_look(int owner_index, int32 queue);
 
 /* Look at an owner's lanes again, from their marks. */
 extern void orch_lane_recheck(int owner_index);

@@ -342,9 +342,12 @@ find_work(void)
 	while ((owner = orch_heap_next_owner(live, owner)) != 0)
 	{
 		int index = orch_lane_owner(MyDatabaseId, owner, InvalidOid);
+		int32 queue = 0;
 
-		if (index >= 0)
-			orch_shared->owners[index].ready = true;
+		if (index < 0)
+			continue;
+		while ((queue = orch_heap_next_queue(live, owner, queue)) != 0)
+			orch_lane_look(index, queue);
 	}
 	orch_heap_close(live);
 
@@ -366,7 +369,7 @@ find_work(void)
 static void
 look_again(void)
 {
-	orch_lane_reset(MyDatabaseId);
+	orch_lane_reset(MyDatabaseId, false);
 	find_work();
 }
 
@@ -526,7 +529,7 @@ recover_executor(OrchExecutor *executor)
 		return; /* its slot stays dead until then */
 	}
 	if (executor->fast)
-		orch_lane_reset(MyDatabaseId);
+		orch_lane_reset(MyDatabaseId, true);
 	orch_pool_free(executor);
 }
 
