@@ -9,7 +9,7 @@
 #   make demo            a throw-away server that indexes the PostgreSQL manual
 #   make demo-stop       end that server
 #   make bench           benchmarks          (N= tasks, K= executors)
-#   make chaos           faults under load   (N= rounds, K= executors)
+#   make chaos           faults under load   (N= tasks, K= kills, SEED=, SOAK= tasks)
 #   make lint            the checks of test/lint
 #   make format          lay out src/ with clang-format 14
 #   make ubsan           the tests, with the undefined behaviour sanitizer

@@ -95,8 +95,7 @@ DECLARE
   v_reason text;
   v_detail jsonb;
 BEGIN
-  -- when it started is not known after a crash that took the claim with it
-  PERFORM orchestrator._trace(t, coalesce(t.started_at, v_now - interval '1 microsecond'), t.attempt, 'started', NULL);
+  PERFORM orchestrator._trace(t, t.started_at, t.attempt, 'started', NULL);
   v_now := orchestrator._now();   -- what follows is traced after it
   SELECT x.* INTO d FROM orchestrator.definition x WHERE x.id = t.definition;
   t.error := coalesce($3, '{}') || CASE WHEN $3 ? 'sqlstate' THEN '{}' ELSE CASE $2

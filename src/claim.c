@@ -51,6 +51,7 @@ static bool take(OrchLeaf *live, OrchBatch *batch, OrchTask *task,
 static void scan_lane(OrchExecutor *executor, OrchLeaf *live, int32 queue,
 					  OrchBatch *batch);
 static void mark_running(OrchRow *row);
+static bool queue_is_paused(int lane, int32 queue);
 
 int
 orch_claim_batch(OrchExecutor *executor, int lane, OrchBatch *batch)
@@ -66,12 +67,24 @@ orch_claim_batch(OrchExecutor *executor, int lane, OrchBatch *batch)
 	if (!orch_lane_begin(executor, lane, &queue, &batch->from))
 		return 0;
 	live = orch_heap_open_live();
-	if (orch_catalog_queue_paused(queue))
+	if (queue_is_paused(lane, queue))
 		orch_lane_end(executor, ORCH_MARK_LOWEST, false);
 	else
 		scan_lane(executor, live, queue, batch);
 	orch_heap_close(live);
 	return batch->ntasks;
+}
+
+static bool
+queue_is_paused(int lane, int32 queue)
+{
+	if (!orch_catalog_queue_paused(queue))
+		return false;
+	orch_lane_set_paused(lane, true);
+	if (orch_catalog_queue_paused(queue))
+		return true;
+	orch_lane_set_paused(lane, false);
+	return false;
 }
 
 /*

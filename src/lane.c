@@ -34,7 +34,7 @@ static bool owner_is_idle(int index);
 static void forget_owner(int index);
 static int make_lane(int owner_index, int32 queue);
 static bool evict_lane(int lane);
-static void lower(int lane, int64 sort_key, bool ready);
+static bool lower(int lane, int64 sort_key, bool ready);
 static void lower_claims(int lane, int64 sort_key);
 static bool wake_executor(int owner_index);
 
@@ -210,6 +210,7 @@ make_lane(int owner_index, int32 queue)
 	entry->owner = owner_index;
 	entry->mark = ORCH_MARK_LOWEST;
 	entry->ready = true;
+	entry->paused = false;
 	entry->next = owner->first_lane;
 	entry->queue = queue;
 	SpinLockRelease(&entry->mutex);
@@ -260,7 +261,11 @@ lower_claims(int lane, int64 sort_key)
 	}
 }
 
-static void
+/*
+ * Lower the mark of a lane.  ready: there is work, unless its queue is known
+ * to be paused.  Returns whether somebody should be called for it.
+ */
+static bool
 lower(int lane, int64 sort_key, bool ready)
 {
 	OrchLane *entry = &orch_shared->lanes[lane];
@@ -269,10 +274,12 @@ lower(int lane, int64 sort_key, bool ready)
 	if (sort_key < entry->mark)
 		entry->mark = sort_key;
 	lower_claims(lane, sort_key);
+	ready = ready && !entry->paused;
 	entry->ready |= ready;
 	SpinLockRelease(&entry->mutex);
 	if (ready)
 		orch_shared->owners[entry->owner].ready = true;
+	return ready;
 }
 
 void
@@ -282,15 +289,30 @@ orch_lane_ready(Oid dboid, int32 owner, Oid roleoid, int32 queue,
 	int index = orch_lane_owner(dboid, owner, roleoid);
 	int lane = index >= 0 ? orch_lane_find(index, queue) : -1;
 
-	if (lane >= 0)
-		lower(lane, sort_key, true);
-	else if (index >= 0)
-		orch_shared->owners[index].ready = true;
-
-	if (index >= 0)
-		orch_lane_call(index);
-	else
+	if (index < 0)
+	{
 		orch_shmem_wake_supervisor(dboid, ORCH_WAKE_LOOK);
+		return;
+	}
+	if (lane < 0)
+		orch_shared->owners[index].ready = true;
+	else
+	{
+		/* only SQL makes rows ready in the name of nobody: resume_queue() */
+		if (!OidIsValid(roleoid))
+			orch_lane_set_paused(lane, false);
+		if (!lower(lane, sort_key, true))
+			return;
+	}
+	orch_lane_call(index);
+}
+
+void
+orch_lane_set_paused(int lane, bool paused)
+{
+	SpinLockAcquire(&orch_shared->lanes[lane].mutex);
+	orch_shared->lanes[lane].paused = paused;
+	SpinLockRelease(&orch_shared->lanes[lane].mutex);
 }
 
 void
@@ -304,7 +326,7 @@ orch_lane_reset(Oid dboid, bool ready)
 	{
 		if (orch_shared->lanes[i].queue != 0 &&
 			orch_shared->owners[orch_shared->lanes[i].owner].dboid == dboid)
-			lower(i, ORCH_MARK_LOWEST, ready);
+			(void) lower(i, ORCH_MARK_LOWEST, ready);
 	}
 	LWLockRelease(orch_shared->lock);
 }
@@ -382,7 +404,7 @@ orch_lane_abort(OrchExecutor *executor, int lane, int64 from)
 	SpinLockAcquire(&orch_shared->lanes[lane].mutex);
 	executor->lane = -1;
 	SpinLockRelease(&orch_shared->lanes[lane].mutex);
-	lower(lane, from, true);
+	(void) lower(lane, from, true);
 }
 
 /*

@@ -18,6 +18,13 @@ extern void orch_lane_ready(Oid dboid, int32 owner, Oid roleoid, int32 queue,
 							int64 sort_key);
 
 /*
+ * The queue of a lane is paused: who enqueues there wakes nobody.  Set it
+ * before the last look at the queue's row, and take it back if that is not
+ * paused: whoever resumes the queue takes it back after its commit.
+ */
+extern void orch_lane_set_paused(int lane, bool paused);
+
+/*
  * Look at all lanes of a database from their beginning again; ready: as if
  * they had work, else when they have.
  */

@@ -100,7 +100,8 @@ typedef struct OrchLane
 	int next;  /* next lane of the same owner; -1: last */
 	slock_t mutex;
 	int64 mark;
-	bool ready; /* may have pending tasks */
+	bool ready;	 /* may have pending tasks */
+	bool paused; /* its queue is; nobody is called for new rows */
 } OrchLane;
 
 typedef enum OrchClaimState
