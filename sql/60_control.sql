@@ -186,7 +186,7 @@ DECLARE
 BEGIN
   PERFORM orchestrator._ensure_partition(r.n * 1000000) FROM (SELECT DISTINCT i / 1000000 AS n FROM unnest($1) i) r;
   UPDATE orchestrator.task_live l SET held_state = 'paused'
-    WHERE l.id = ANY ($1) AND l.state = 'running' AND NOT $2;
+    WHERE l.id = ANY ($1) AND l.state = 'running' AND NOT $2 AND l.held_state IS DISTINCT FROM 'paused';
   GET DIAGNOSTICS v_count = ROW_COUNT;
   WITH old AS MATERIALIZED (
     SELECT l.* FROM orchestrator.task_live l WHERE l.id = ANY ($1) AND l.state <> 'paused' AND (l.state <> 'running' OR $2)

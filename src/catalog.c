@@ -71,18 +71,25 @@ static const struct
 	{"_visible_owners_of", 1, {OIDOID}},
 };
 
-typedef struct PlanKey
+/* A name as a role knows it; a role that was renamed is another owner. */
+typedef struct NameKey
 {
 	Oid roleoid;
+	NameData role;
 	char name[204];
-} PlanKey;
+} NameKey;
 
 typedef struct PlanEntry
 {
-	PlanKey key;
-	NameData rolename; /* a renamed role is another owner */
+	NameKey key;
 	OrchPlan plan;
 } PlanEntry;
+
+typedef struct QueueEntry
+{
+	NameKey key;
+	int32 queue;
+} QueueEntry;
 
 typedef struct LeafEntry
 {
@@ -101,6 +108,7 @@ static MemoryContext definition_context = NULL;
 static FmgrInfo *function_info[ORCH_FN_COUNT];
 static HTAB *plans = NULL;
 static HTAB *definitions = NULL;
+static HTAB *queues = NULL;
 static HTAB *running_queues = NULL;
 static HTAB *leaves = NULL;
 
@@ -433,12 +441,14 @@ forget_definitions(void)
 			AllocSetContextCreate(TopMemoryContext, "orchestrator definitions",
 								  ALLOCSET_DEFAULT_SIZES);
 	MemoryContextReset(definition_context);
-	plans = make_cache("orchestrator plans", sizeof(PlanKey),
+	plans = make_cache("orchestrator plans", sizeof(NameKey),
 					   sizeof(PlanEntry), HASH_BLOBS, definition_context);
+	queues = make_cache("orchestrator queue names", sizeof(NameKey),
+						sizeof(QueueEntry), HASH_BLOBS, definition_context);
 	definitions =
 		make_cache("orchestrator definitions", sizeof(int32),
 				   sizeof(OrchDefinition), HASH_BLOBS, definition_context);
-	running_queues = make_cache("orchestrator queues", sizeof(int32),
+	running_queues = make_cache("orchestrator running queues", sizeof(int32),
 								sizeof(int32), HASH_BLOBS, definition_context);
 	definitions_valid = true;
 }
@@ -464,59 +474,63 @@ read_plan(HeapTupleHeader row, OrchPlan *plan)
 		plan->queue_timeout = *DatumGetIntervalP(timeout);
 }
 
-const OrchPlan *
-orch_catalog_plan(const char *definition)
+/*
+ * The key of a name for the current role.  False: no name is that long.
+ */
+static bool
+fill_key(NameKey *key, const char *name)
 {
-	static OrchPlan uncached;
-	PlanKey key;
-	PlanEntry *entry;
-	bool found;
 	HeapTuple role;
-	NullableDatum args[2];
-	OrchPlan plan;
 
-	forget_definitions();
-	if (strlen(definition) >= sizeof(key.name))
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-						errmsg("definition \"%.200s...\" does not exist",
-							   definition)));
-	memset(&key, 0, sizeof(key));
-	key.roleoid = GetUserId();
-	strlcpy(key.name, definition, sizeof(key.name));
-
-	role = SearchSysCache1(AUTHOID, ObjectIdGetDatum(key.roleoid));
+	memset(key, 0, sizeof(*key));
+	key->roleoid = GetUserId();
+	role = SearchSysCache1(AUTHOID, ObjectIdGetDatum(key->roleoid));
 	if (!HeapTupleIsValid(role))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("role with OID %u does not exist", key.roleoid)));
-	entry = hash_search(plans, &key, HASH_FIND, NULL);
-	found = entry != NULL &&
-			strcmp(NameStr(entry->rolename),
-				   NameStr(((Form_pg_authid) GETSTRUCT(role))->rolname)) == 0;
-	if (found)
-	{
-		ReleaseSysCache(role);
-		return &entry->plan;
-	}
-	args[0].value = ObjectIdGetDatum(key.roleoid);
+				 errmsg("role with OID %u does not exist", key->roleoid)));
+	key->role = ((Form_pg_authid) GETSTRUCT(role))->rolname;
+	ReleaseSysCache(role);
+	return strlcpy(key->name, name, sizeof(key->name)) < sizeof(key->name);
+}
+
+/*
+ * Ask SQL what a name stands for to the current role.
+ */
+static Datum
+resolve(OrchFunction function, const char *name)
+{
+	NullableDatum args[2];
+
+	args[0].value = ObjectIdGetDatum(GetUserId());
 	args[0].isnull = false;
-	args[1].value = CStringGetTextDatum(definition);
+	args[1].value = CStringGetTextDatum(name);
 	args[1].isnull = false;
-	read_plan(DatumGetHeapTupleHeader(orch_catalog_call(
-				  ORCH_FN_RESOLVE_DEFINITION, 2, args, NULL)),
+	return orch_catalog_call(function, 2, args, NULL);
+}
+
+const OrchPlan *
+orch_catalog_plan(const char *definition)
+{
+	static OrchPlan plan;
+	NameKey key;
+	PlanEntry *entry = NULL;
+	bool fits = fill_key(&key, definition);
+
+	forget_definitions();
+	if (fits)
+		entry = hash_search(plans, &key, HASH_FIND, NULL);
+	if (entry != NULL)
+		return &entry->plan;
+	read_plan(DatumGetHeapTupleHeader(
+				  resolve(ORCH_FN_RESOLVE_DEFINITION, definition)),
 			  &plan);
 
 	/* resolving may have invalidated: then the answer serves once */
-	if (!definitions_valid)
-	{
-		ReleaseSysCache(role);
-		uncached = plan;
-		return &uncached;
-	}
-	entry = hash_search(plans, &key, HASH_ENTER, &found);
-	entry->rolename = ((Form_pg_authid) GETSTRUCT(role))->rolname;
+	if (!definitions_valid || !fits)
+		return &plan;
+	entry = hash_search(plans, &key, HASH_ENTER, NULL);
 	entry->plan = plan;
-	ReleaseSysCache(role);
 	return &entry->plan;
 }
 
@@ -540,14 +554,23 @@ orch_catalog_run_plan(Datum kind, NullableDatum max_attempts,
 int32
 orch_catalog_queue(const char *queue)
 {
-	NullableDatum args[2];
+	NameKey key;
+	QueueEntry *entry = NULL;
+	bool fits = fill_key(&key, queue);
+	int32 id;
 
-	args[0].value = ObjectIdGetDatum(GetUserId());
-	args[0].isnull = false;
-	args[1].value = CStringGetTextDatum(queue);
-	args[1].isnull = false;
-	return DatumGetInt32(
-		orch_catalog_call(ORCH_FN_RESOLVE_QUEUE, 2, args, NULL));
+	forget_definitions();
+	if (fits)
+		entry = hash_search(queues, &key, HASH_FIND, NULL);
+	if (entry != NULL)
+		return entry->queue;
+	id = DatumGetInt32(resolve(ORCH_FN_RESOLVE_QUEUE, queue));
+	if (definitions_valid && fits)
+	{
+		entry = hash_search(queues, &key, HASH_ENTER, NULL);
+		entry->queue = id;
+	}
+	return id;
 }
 
 Oid

@@ -32,6 +32,7 @@
 
 #define NODE_SHIFT			   42
 #define BULK_PRIORITY		   (-10)
+#define MAX_PRIORITY		   1000000
 #define MAX_NAME_LENGTH		   200
 #define MAX_TRACEPARENT_LENGTH 200
 #define ROWS_AT_ONCE		   1000
@@ -130,6 +131,10 @@ orchestrator_run(PG_FUNCTION_ARGS)
 
 	check_caller("run");
 	check_size(command, "command");
+	if (strspn(TextDatumGetCString(command), " \t\r\n;") ==
+		strlen(TextDatumGetCString(command)))
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("sql must be a command")));
 	read_options(fcinfo, &options);
 	live = orch_heap_open_live();
 	orch_catalog_run_plan(kind, fcinfo->args[13], fcinfo->args[14], &plan);
@@ -306,7 +311,13 @@ prepare_row(OrchRow *row, OrchPlan *plan, const Options *options,
 		plan->queue =
 			orch_catalog_queue(TextDatumGetCString(options->queue.value));
 	if (!options->priority.isnull)
+	{
 		priority = DatumGetInt32(options->priority.value);
+		if (priority < -MAX_PRIORITY || priority > MAX_PRIORITY)
+			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+							errmsg("priority must be between %d and %d",
+								   -MAX_PRIORITY, MAX_PRIORITY)));
+	}
 
 	memset(row->nulls, true, sizeof(row->nulls));
 	orch_row_set(row, ORCH_TASK_CREATED_AT, TimestampTzGetDatum(now));
