@@ -27,16 +27,26 @@ BEGIN
 END
 $$;
 
--- The same for every running task that no executor holds: its worker died
--- before the supervisor looked, or it was taken back and not handed on.
+-- Tasks that executors of this database hold, also dead ones (src/supervisor.c).
+CREATE FUNCTION orchestrator._held() RETURNS bigint[]
+  LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'orchestrator_held';
+
+-- The same for every running task that no executor holds (null: ask them): its
+-- worker died before the supervisor looked, or it was taken back and not handed
+-- on. First what runs, then who holds it: an executor takes a task into its slot
+-- before its claim can be seen, so the other order would miss a new claim.
 CREATE FUNCTION orchestrator._recover_all(charged bigint[], held bigint[]) RETURNS int
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_tasks  bigint[];
   v_epochs int[];
+  v_held   bigint[];
 BEGIN
-  SELECT array_agg(l.id ORDER BY l.id), array_agg(l.epoch ORDER BY l.id) INTO v_tasks, v_epochs
-    FROM orchestrator.task_live l WHERE l.state = 'running' AND l.id <> ALL ($2);
+  SELECT array_agg(l.id), array_agg(l.epoch) INTO v_tasks, v_epochs
+    FROM orchestrator.task_live l WHERE l.state = 'running';
+  v_held := coalesce($2, orchestrator._held());
+  SELECT array_agg(u.task ORDER BY u.task), array_agg(u.epoch ORDER BY u.task) INTO v_tasks, v_epochs
+    FROM unnest(v_tasks, v_epochs) u(task, epoch) WHERE u.task <> ALL (v_held);
   RETURN orchestrator._recover(v_tasks, v_epochs, $1);
 END
 $$;

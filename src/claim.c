@@ -327,6 +327,17 @@ is_fast(const OrchDefinition *definition)
 		   measure->mean < orch_fast_lane_limit * 1000.0;
 }
 
+bool
+orch_claim_is_slow(const OrchTask *task)
+{
+	Measure *measure;
+
+	if (task->definition == NULL)
+		return false;
+	measure = find_measure(task->definition->id);
+	return measure->samples == 0 || measure->mean > orch_batch_time * 1000.0;
+}
+
 /*
  * Run time to expect of a step, in microseconds.
  */

@@ -75,6 +75,10 @@ extern void orch_claim_committed(OrchExecutor *executor, int n);
 /* A claimed task was settled or given up. */
 extern void orch_claim_free(OrchExecutor *executor, int number);
 
+/* Whether a step is known to take longer than a transaction should, or is not
+ * known at all. */
+extern bool orch_claim_is_slow(const OrchTask *task);
+
 /* How long a step of a definition took, in microseconds, and whether it wrote. */
 extern void orch_claim_measured(int32 definition, int64 duration, bool wrote);
 

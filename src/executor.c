@@ -78,6 +78,7 @@ typedef enum GroupResult
 	GROUP_ERROR	 /* the transaction failed; nothing happened */
 } GroupResult;
 
+static void reload(void);
 static void start_executor(void);
 static void handle_quit(SIGNAL_ARGS);
 static void handle_watch(void);
@@ -86,6 +87,7 @@ static void discover_lanes(void);
 static int next_lane(void);
 static bool run_batch(void);
 static void note_role_change(Datum arg, int cacheid, uint32 hashvalue);
+static bool is_same_extension(void);
 static bool may_run(void);
 static int claim(int lane);
 static void run_fast(void);
@@ -114,19 +116,23 @@ orchestrator_executor_main(Datum main_arg)
 	for (;;)
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (ConfigReloadPending)
-		{
-			ConfigReloadPending = false;
-			ProcessConfigFile(PGC_SIGHUP);
-		}
-
-		while (!should_leave() && run_batch())
-			CHECK_FOR_INTERRUPTS();
-
-		if (!wait_for_work())
+		reload();
+		if (should_leave() || (!run_batch() && !wait_for_work()))
 			break;
 	}
 	proc_exit(0);
+}
+
+/*
+ * Between two batches, also when there is always a next one.
+ */
+static void
+reload(void)
+{
+	if (!ConfigReloadPending)
+		return;
+	ConfigReloadPending = false;
+	ProcessConfigFile(PGC_SIGHUP);
 }
 
 static void
@@ -241,6 +247,7 @@ discover_lanes(void)
 	begin_transaction();
 	if (orch_catalog(true) == NULL)
 		proc_exit(0);
+	me->live = orch_catalog(false)->task_live;
 	orch_heap_check_columns();
 	live = orch_heap_open_live();
 	while ((queue = orch_heap_next_queue(live, me->owner, queue)) != 0)
@@ -308,6 +315,21 @@ note_role_change(Datum arg, int cacheid, uint32 hashvalue)
 }
 
 /*
+ * An extension that was dropped and made again gives its owners' numbers, on
+ * which our role hangs, to others.
+ */
+static bool
+is_same_extension(void)
+{
+	const OrchCatalog *catalog = orch_catalog(true);
+
+	if (catalog != NULL && catalog->task_live == me->live)
+		return true;
+	me->leave = true;
+	return false;
+}
+
+/*
  * Our role, or its right to be here, may have changed since we connected.  If
  * it may run nothing any more we leave, and the supervisor fails its tasks.
  */
@@ -334,7 +356,7 @@ claim(int lane)
 	int n;
 
 	begin_transaction();
-	if (role_changed && !may_run())
+	if (!is_same_extension() || (role_changed && !may_run()))
 	{
 		commit_transaction(false);
 		return 0;
@@ -490,8 +512,9 @@ try_group(StepGroup *group, int first, int end, ErrorData **error)
 
 		if (!batch->fast)
 			begin_transaction();
-		next = run_steps(group, first, end);
-		if (next < 0 || !orch_settle_tasks(batch, group->numbers, group->n))
+		next = is_same_extension() ? run_steps(group, first, end) : -1;
+		if (next < 0 || !is_same_extension() ||
+			!orch_settle_tasks(batch, group->numbers, group->n))
 			result = GROUP_STALE;
 		if (result == GROUP_DONE && batch->fast)
 		{
@@ -537,6 +560,10 @@ run_steps(StepGroup *group, int first, int end)
 		if (batch->fast && me->yield_task != 0)
 			return -1;
 		if (orch_execute_is_alone(task) && i > first)
+			return i;
+
+		/* what is done before a step that may take long is committed first */
+		if (!batch->fast && group->n > 0 && orch_claim_is_slow(task))
 			return i;
 		if (!orch_claim_start(me, i))
 		{
@@ -636,7 +663,8 @@ run_alone_task(int number)
 	announce_start(&batch->tasks[number]);
 	orch_execute_alone(me, &batch->tasks[number], batch->context);
 	begin_transaction();
-	(void) orch_settle_tasks(batch, group.numbers, group.n);
+	if (is_same_extension())
+		(void) orch_settle_tasks(batch, group.numbers, group.n);
 	commit_transaction(true);
 	finish_group(&group);
 	orch_execute_clean_session();

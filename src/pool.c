@@ -270,6 +270,7 @@ reserve_slot(int owner)
 		free_slot->since = GetCurrentTimestamp();
 		free_slot->leave = false;
 		free_slot->failed_start = false;
+		free_slot->live = InvalidOid;
 		free_slot->lane = -1;
 		free_slot->task = 0;
 		free_slot->interrupt_task = 0;

@@ -143,6 +143,7 @@ typedef struct OrchExecutor
 	pid_t pid;
 	int procno;
 	TimestampTz since; /* of state */
+	Oid live;		   /* task_live, when it came */
 	bool leave;		   /* asked to go when its batch is done */
 	bool failed_start; /* ended before it did anything */
 	uint32 generation; /* rises with every use of the slot */

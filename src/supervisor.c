@@ -12,6 +12,7 @@
  */
 #include "postgres.h"
 
+#include <signal.h>
 #include <unistd.h>
 
 #include "access/twophase.h"
@@ -19,6 +20,7 @@
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "commands/sequence.h"
+#include "fmgr.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -81,13 +83,14 @@ static bool locked =
 
 typedef void (*Duty)(void);
 
+static Oid live_now = InvalidOid; /* task_live */
+
 static void start_supervisor(Oid dboid);
 static void leave_slot(int code, Datum arg);
 static void check_extension(void);
 static bool perform(Duty duty);
 static void recover_all(void);
 static void charge_guilty(void);
-static ArrayType *held_tasks(void);
 static void find_work(void);
 static void look_again(void);
 static void turn(uint32 wake);
@@ -106,6 +109,8 @@ static void manage_pool(void);
 static void tell_listeners(void);
 static void dismiss_executors(void);
 static void sleep_until_needed(void);
+
+PG_FUNCTION_INFO_V1(orchestrator_held);
 
 void
 orchestrator_supervisor_main(Datum main_arg)
@@ -190,6 +195,7 @@ check_extension(void)
 	StartTransactionCommand();
 	present = OidIsValid(get_extension_oid("orchestrator", true)) &&
 			  orch_catalog(true) != NULL;
+	live_now = present ? orch_catalog(true)->task_live : InvalidOid;
 	CommitTransactionCommand();
 	if (present)
 		return;
@@ -270,8 +276,8 @@ recover_all(void)
 	args[0].value =
 		PointerGetDatum(construct_array(guilty, n, INT8OID, 8, true, 'd'));
 	args[0].isnull = false;
-	args[1].value = PointerGetDatum(held_tasks());
-	args[1].isnull = false;
+	args[1].value = (Datum) 0;
+	args[1].isnull = true; /* orchestrator_held() */
 	recovered = DatumGetInt32(orch_catalog_call(ORCH_FN_RECOVER_ALL, 2, args,
 												NULL)) >= 0;
 	charge_guilty();
@@ -300,13 +306,15 @@ charge_guilty(void)
 /*
  * What some slot holds, also a dead one: recover_dead() sees to that.
  */
-static ArrayType *
-held_tasks(void)
+Datum
+orchestrator_held(PG_FUNCTION_ARGS)
 {
-	Datum *tasks =
-		palloc(orch_shared->nexecutors * ORCH_MAX_CLAIM * sizeof(Datum));
+	Datum *tasks;
 	int n = 0;
 
+	if (!orch_preloaded)
+		PG_RETURN_ARRAYTYPE_P(construct_empty_array(INT8OID));
+	tasks = palloc(orch_shared->nexecutors * ORCH_MAX_CLAIM * sizeof(Datum));
 	for (int i = 0; i < orch_shared->nexecutors; i++)
 	{
 		OrchExecutor *executor = &orch_shared->executors[i];
@@ -322,7 +330,7 @@ held_tasks(void)
 				tasks[n++] = Int64GetDatum(executor->claims[j].task);
 		}
 	}
-	return construct_array(tasks, n, INT8OID, 8, true, 'd');
+	PG_RETURN_ARRAYTYPE_P(construct_array(tasks, n, INT8OID, 8, true, 'd'));
 }
 
 /*
@@ -487,6 +495,10 @@ recover_slot(void)
 	int nclaims = pg_atomic_read_u32(&current->nclaims);
 	int n = 0;
 
+	/* its tasks went with the extension; others may have their ids now */
+	if (OidIsValid(current->live) &&
+		current->live != orch_catalog(false)->task_live)
+		return;
 	for (int i = 0; i < nclaims && !current->fast; i++)
 	{
 		uint32 state = pg_atomic_read_u32(&current->claims[i].state);
@@ -712,7 +724,8 @@ make_partitions(void)
 }
 
 /*
- * All executors of this database leave when their batch is done.
+ * All executors of this database leave when their batch is done; those of an
+ * extension that is gone do not finish it.
  */
 static void
 dismiss_executors(void)
@@ -726,6 +739,9 @@ dismiss_executors(void)
 		{
 			executor->leave = true;
 			orch_shmem_set_latch(executor->procno);
+			if (OidIsValid(executor->live) && executor->live != live_now &&
+				executor->pid != 0)
+				kill(executor->pid, SIGTERM);
 		}
 	}
 }
