@@ -16,9 +16,11 @@
  *	  lane_low.
  *	- A claim that is rolled back lowers the mark to where it began.
  *
- * What these do not see (a prepared transaction that commits elsewhere) is
- * found by looking at the lane from its beginning again, at most once a
- * minute (supervisor.c).
+ * What these do not see is found by looking at a lane from its beginning
+ * again: when a prepared transaction ended (database.c), when an executor was
+ * ended in the middle of a claim, and when a lane has been quiet for a minute
+ * (supervisor.c).  Not while it is busy: the dead entries of a day's work under
+ * a held snapshot are many millions.
  */
 #include "postgres.h"
 
@@ -274,6 +276,7 @@ lower(int lane, int64 sort_key, bool ready)
 	if (sort_key < entry->mark)
 		entry->mark = sort_key;
 	lower_claims(lane, sort_key);
+	entry->activity++;
 	ready = ready && !entry->paused;
 	entry->ready |= ready;
 	SpinLockRelease(&entry->mutex);
@@ -329,6 +332,36 @@ orch_lane_reset(Oid dboid, bool ready)
 			(void) lower(i, ORCH_MARK_LOWEST, ready);
 	}
 	LWLockRelease(orch_shared->lock);
+}
+
+bool
+orch_lane_reset_quiet(Oid dboid, uint32 *seen)
+{
+	bool active = false;
+	int n;
+
+	LWLockAcquire(orch_shared->lock, LW_SHARED);
+	n = pg_atomic_read_u32(&orch_shared->nlanes);
+	for (int i = 0; i < n; i++)
+	{
+		OrchLane *lane = &orch_shared->lanes[i];
+
+		if (lane->queue == 0 ||
+			orch_shared->owners[lane->owner].dboid != dboid)
+			continue;
+		SpinLockAcquire(&lane->mutex);
+		if (lane->activity == seen[i])
+		{
+			lane->mark = ORCH_MARK_LOWEST;
+			lower_claims(i, ORCH_MARK_LOWEST);
+		}
+		else
+			active = true;
+		seen[i] = lane->activity;
+		SpinLockRelease(&lane->mutex);
+	}
+	LWLockRelease(orch_shared->lock);
+	return active;
 }
 
 void

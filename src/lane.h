@@ -30,6 +30,13 @@ extern void orch_lane_set_paused(int lane, bool paused);
  */
 extern void orch_lane_reset(Oid dboid, bool ready);
 
+/*
+ * Look at the lanes of a database from their beginning again in which no row
+ * became ready since the last call; seen, by lane, is the caller's memory of
+ * that.  True: some lanes were active, call again later.
+ */
+extern bool orch_lane_reset_quiet(Oid dboid, uint32 *seen);
+
 /* There are ready rows in a queue of an owner: have somebody look. */
 extern void orch_lane_look(int owner_index, int32 queue);
 

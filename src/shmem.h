@@ -100,8 +100,9 @@ typedef struct OrchLane
 	int next;  /* next lane of the same owner; -1: last */
 	slock_t mutex;
 	int64 mark;
-	bool ready;	 /* may have pending tasks */
-	bool paused; /* its queue is; nobody is called for new rows */
+	bool ready;		 /* may have pending tasks */
+	bool paused;	 /* its queue is; nobody is called for new rows */
+	uint32 activity; /* rises whenever rows become ready */
 } OrchLane;
 
 typedef enum OrchClaimState

@@ -377,7 +377,10 @@ find_work(void)
 static void
 look_again(void)
 {
-	orch_lane_reset(MyDatabaseId, false);
+	static uint32 seen[ORCH_MAX_LANES];
+
+	if (orch_lane_reset_quiet(MyDatabaseId, seen))
+		next_look = Min(next_look, orch_clock() + LOOK_INTERVAL);
 	find_work();
 }
 
