@@ -3,6 +3,9 @@
 -- Roles and everything that belongs to them are referred to by owner.id: a
 -- task stores 4 bytes and the pair (OID, name) is kept once, so that a role
 -- that was renamed, or dropped and made again, no longer fits its old tasks.
+--
+-- There are no foreign keys: pg_restore -j fills the tables of an extension in
+-- any order, with their constraints already there. Only the engine writes.
 
 CREATE TABLE orchestrator.database_identity (
   system_identifier bigint      NOT NULL,
@@ -25,7 +28,7 @@ COMMENT ON TABLE orchestrator.owner IS
   'Roles that own definitions, queues or tasks, by OID and name: both must fit for a task to run. Row 0 stands for everybody';
 
 CREATE TABLE orchestrator.usage_grant (
-  grantee int  PRIMARY KEY REFERENCES orchestrator.owner,
+  grantee int  PRIMARY KEY,
   level   text NOT NULL CHECK (level IN ('producer', 'worker', 'viewer', 'admin'))
 );
 COMMENT ON TABLE orchestrator.usage_grant IS 'What grant_usage() gave to whom in this database';
@@ -33,7 +36,7 @@ COMMENT ON TABLE orchestrator.usage_grant IS 'What grant_usage() gave to whom in
 CREATE SEQUENCE orchestrator.queue_id_seq AS int START 2;   -- 1 is "default"
 CREATE TABLE orchestrator.queue (
   id          int         PRIMARY KEY DEFAULT nextval('orchestrator.queue_id_seq'),
-  owner       int         NOT NULL REFERENCES orchestrator.owner,
+  owner       int         NOT NULL,
   name        text        NOT NULL CHECK (name <> '' AND length(name) <= 200),
   paused      boolean     NOT NULL DEFAULT false,
   paused_at   timestamptz,
@@ -46,8 +49,8 @@ ALTER SEQUENCE orchestrator.queue_id_seq OWNED BY orchestrator.queue.id;
 COMMENT ON TABLE orchestrator.queue IS 'Where tasks wait. Queue "default" belongs to everybody';
 
 CREATE TABLE orchestrator.queue_share (
-  queue   int NOT NULL REFERENCES orchestrator.queue ON DELETE CASCADE,
-  grantee int NOT NULL REFERENCES orchestrator.owner,
+  queue   int NOT NULL,
+  grantee int NOT NULL,
   PRIMARY KEY (queue, grantee)
 );
 COMMENT ON TABLE orchestrator.queue_share IS 'Queues that others may enqueue into, by share_queue()';
@@ -55,14 +58,14 @@ COMMENT ON TABLE orchestrator.queue_share IS 'Queues that others may enqueue int
 CREATE SEQUENCE orchestrator.definition_id_seq AS int;
 CREATE TABLE orchestrator.definition (
   id                  int         PRIMARY KEY DEFAULT nextval('orchestrator.definition_id_seq'),
-  owner               int         NOT NULL REFERENCES orchestrator.owner,
+  owner               int         NOT NULL,
   name                text        NOT NULL CHECK (name <> '' AND length(name) <= 200),
   version             int         NOT NULL CHECK (version > 0),
   is_current          boolean     NOT NULL,
   kind                text        NOT NULL CHECK (kind IN ('function', 'sql', 'procedure', 'utility')),
   handler             text,       -- schema.name(jsonb), or the command; null: the task brings its own (run)
   handler_owner       name,
-  queue               int         REFERENCES orchestrator.queue,
+  queue               int,
   priority            int         NOT NULL DEFAULT 0,
   max_attempts        int         NOT NULL DEFAULT 3 CHECK (max_attempts BETWEEN 1 AND 10000),
   backoff             text        NOT NULL DEFAULT 'exponential' CHECK (backoff IN ('exponential', 'fixed', 'linear')),
@@ -92,9 +95,9 @@ COMMENT ON TABLE orchestrator.definition IS
   'Named, versioned descriptions of kinds of task. A task keeps the version it was enqueued with; enqueue takes the current one';
 
 CREATE TABLE orchestrator.definition_share (
-  owner   int  NOT NULL REFERENCES orchestrator.owner,
+  owner   int  NOT NULL,
   name    text NOT NULL,
-  grantee int  NOT NULL REFERENCES orchestrator.owner,
+  grantee int  NOT NULL,
   PRIMARY KEY (owner, name, grantee)
 );
 COMMENT ON TABLE orchestrator.definition_share IS 'Definitions that others may enqueue, by share_definition()';

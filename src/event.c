@@ -429,6 +429,9 @@ forget_all(void)
 static void
 deliver_all(void)
 {
+	/* first, so that a task is told to be created before it is started */
+	if (pending.ntransitions > 0 || pending.overflow)
+		deliver_transitions();
 	for (int i = 0; i < pending.nready; i++)
 	{
 		PendingReady *entry = &pending.ready[i];
@@ -438,8 +441,6 @@ deliver_all(void)
 	}
 	if (pending.due < PG_INT64_MAX)
 		orch_shmem_lower_due(MyDatabaseId, pending.due);
-	if (pending.ntransitions > 0 || pending.overflow)
-		deliver_transitions();
 	if (pending.ninterrupts > 0)
 		deliver_interrupts();
 }

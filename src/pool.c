@@ -136,7 +136,8 @@ orch_pool_free(OrchExecutor *executor)
 
 	if (owner->dboid == executor->dboid && owner->owner == executor->owner)
 	{
-		owner->asked = false;
+		/* it may have left, told to, while there was work for it */
+		owner->asked = owner->ready;
 		if (executor->failed_start)
 			delay_owner(owner);
 		else
