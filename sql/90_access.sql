@@ -67,6 +67,9 @@ $$;
 CREATE FUNCTION orchestrator._revoke_all(role text) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+  -- not while a partition is made, or another role's rights change: both write
+  -- the catalog rows of the same tables
+  LOCK TABLE ONLY orchestrator.task_finished, ONLY orchestrator.trace_log IN SHARE UPDATE EXCLUSIVE MODE;
   EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA orchestrator FROM %I', $1);
   EXECUTE format('REVOKE ALL ON ALL ROUTINES IN SCHEMA orchestrator FROM %I', $1);
   EXECUTE format('REVOKE ALL ON TYPE orchestrator.task_state, orchestrator.task_result FROM %I', $1);
