@@ -9,13 +9,16 @@
 --   30 define     definitions, and the guard of their handlers
 --   32 queue      queues; sharing definitions and queues
 --   35 enqueue    keys, bulk, one-off commands
+--   36 workflow   steps, and how a graph of them is checked and compiled
 --   40 claim      the claim as SQL; due times, expiry
 --   50 settle     completed, failed, retried; the picture of the states
 --   55 recover    tasks whose worker is gone
+--   56 procedure  durable procedures: what they remember, how they wait
 --   60 control    cancel, pause, resume, retry one task
 --   65 bulk       the same for many
 --   70 observe    wait, progress, current_task
 --   80 views      what an operator looks at
+--   82 graph      pictures of runs and workflows
 --   90 access     every GRANT, policy and pg_extension_config_dump
 --
 -- Public functions are verbs. A public function that changes state runs its

@@ -21,3 +21,9 @@ CREATE TYPE orchestrator.task_result AS (
 );
 COMMENT ON TYPE orchestrator.task_result IS
   'What wait() and await() return: the state of the task, the output of a completed one, the error of a failed one as {sqlstate, message, detail, hint, context}';
+
+CREATE DOMAIN orchestrator.step_spec AS jsonb
+  CONSTRAINT step_spec_has_a_name
+  CHECK (VALUE IS NULL OR jsonb_typeof(VALUE) = 'object' AND coalesce(jsonb_typeof(VALUE -> 'name') = 'string', false));
+COMMENT ON DOMAIN orchestrator.step_spec IS
+  'One step of a workflow, as step() makes it: an object with a name and what the step does, needs and may';

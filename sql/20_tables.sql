@@ -62,7 +62,7 @@ CREATE TABLE orchestrator.definition (
   name                text        NOT NULL CHECK (name <> '' AND length(name) <= 200),
   version             int         NOT NULL CHECK (version > 0),
   is_current          boolean     NOT NULL,
-  kind                text        NOT NULL CHECK (kind IN ('function', 'sql', 'procedure', 'utility')),
+  kind                text        NOT NULL CHECK (kind IN ('function', 'sql', 'procedure', 'utility', 'workflow', 'map', 'batch', 'wait')),
   handler             text,       -- schema.name(jsonb), or the command; null: the task brings its own (run)
   handler_owner       name,
   queue               int,
@@ -87,6 +87,15 @@ CREATE TABLE orchestrator.definition (
   estimated_duration  interval,
   metadata            jsonb,
   created_at          timestamptz NOT NULL,
+  success_callback    text,       -- definitions enqueued when a task of this one ended so
+  failure_callback    text,
+  checkpoint_interval int         CHECK (checkpoint_interval > 0),
+  max_steps           int         CHECK (max_steps > 0),
+  max_depth           int         CHECK (max_depth > 0),
+  document            jsonb,      -- of a workflow: as it was given
+  steps               jsonb,      -- the same, compiled: an array of steps by number (chapter 36)
+  step_names          text[],
+  plan                int[],      -- what C needs of each step (src/plan.c)
   UNIQUE (owner, name, version)
 );
 ALTER SEQUENCE orchestrator.definition_id_seq OWNED BY orchestrator.definition.id;
@@ -132,6 +141,12 @@ CREATE TABLE orchestrator.task (
   epoch        int         NOT NULL, -- rises with every change of ownership, never resets
   worker       int,                  -- process id of the executor
   live         boolean     NOT NULL,
+  plan         int,                  -- of a step: the workflow definition that has it
+  step         int,                  -- its number there, from 1; above: added while it ran; negative: the undo of that step
+  item         int,                  -- of a map or batch: which item, from 0
+  iteration    int,                  -- of a step that repeats: which round, from 1; of a map: items that were started, 2147483647 when all were
+  remaining    int,                  -- of a task with steps: those that are not final; null: it has none
+  held_by      bigint,               -- paused together with this task
   name         text,
   key          text,
   command      text,                 -- of a one-off task (run)
@@ -140,7 +155,9 @@ CREATE TABLE orchestrator.task (
   output       jsonb,
   error        jsonb,
   metadata     jsonb,
-  resources    jsonb                 -- rows, buffers, wal_bytes, cpu_time, where measured
+  resources    jsonb,                -- rows, buffers, wal_bytes, cpu_time, where measured
+  compensation text,                 -- null: none
+  callbacks    jsonb                 -- what on_completion() asked for
 ) PARTITION BY LIST (live);
 ALTER SEQUENCE orchestrator.task_id_seq OWNED BY orchestrator.task.id;
 
@@ -150,7 +167,7 @@ CREATE INDEX task_live_ready ON orchestrator.task_live (owner, queue, sort_key, 
 CREATE INDEX task_live_due ON orchestrator.task_live (run_at) WHERE state = 'scheduled';
 CREATE INDEX task_live_running ON orchestrator.task_live (worker) WHERE state = 'running';
 CREATE INDEX task_live_expire ON orchestrator.task_live (expire_at) WHERE expire_at IS NOT NULL;
-CREATE INDEX task_live_parent ON orchestrator.task_live (parent_id) WHERE parent_id IS NOT NULL;
+CREATE INDEX task_live_parent ON orchestrator.task_live (parent_id, step, item) WHERE parent_id IS NOT NULL;
 
 CREATE TABLE orchestrator.task_finished PARTITION OF orchestrator.task FOR VALUES IN (false)
   PARTITION BY RANGE (id);
@@ -172,6 +189,68 @@ CREATE TABLE orchestrator.task_key (
 );
 COMMENT ON TABLE orchestrator.task_key IS
   'Idempotency keys: unique per owner and queue until key_window ends or retention drops the task';
+
+-- Steps that were added to a task while it ran, compiled like those of a
+-- definition and numbered after them.
+CREATE TABLE orchestrator.added_step (
+  task_id bigint NOT NULL,
+  step    int    NOT NULL,
+  owner   int    NOT NULL,
+  spec    jsonb  NOT NULL,
+  PRIMARY KEY (task_id, step)
+);
+COMMENT ON TABLE orchestrator.added_step IS 'Steps added to a task by add_steps()';
+
+CREATE SEQUENCE orchestrator.signal_id_seq;
+CREATE TABLE orchestrator.signal (
+  id          bigint      PRIMARY KEY DEFAULT nextval('orchestrator.signal_id_seq'),
+  task_id     bigint      NOT NULL,   -- whom it was sent to
+  owner       int         NOT NULL,
+  name        text        NOT NULL,
+  payload     jsonb       NOT NULL,
+  verdict     text        CHECK (verdict IN ('approved', 'rejected')),
+  sent_by     name        NOT NULL,
+  sent_at     timestamptz NOT NULL,
+  undelivered boolean     NOT NULL DEFAULT false,   -- the supervisor is to look who waits for it
+  consumed_by bigint,                 -- the step that waited for it
+  consumed_at timestamptz
+);
+ALTER SEQUENCE orchestrator.signal_id_seq OWNED BY orchestrator.signal.id;
+CREATE INDEX signal_task ON orchestrator.signal (task_id, name) WHERE consumed_by IS NULL;
+CREATE INDEX signal_undelivered ON orchestrator.signal (task_id) WHERE undelivered;
+CREATE INDEX signal_history ON orchestrator.signal (task_id);
+COMMENT ON TABLE orchestrator.signal IS 'Named events with a payload that were sent to tasks; each is consumed by one waiting step, also one that begins to wait later';
+
+CREATE SEQUENCE orchestrator.checkpoint_id_seq;
+CREATE TABLE orchestrator.checkpoint (
+  id         bigint      PRIMARY KEY DEFAULT nextval('orchestrator.checkpoint_id_seq'),
+  task_id    bigint      NOT NULL,
+  owner      int         NOT NULL,
+  name       text        NOT NULL,
+  context    jsonb,
+  steps      jsonb       NOT NULL,    -- {"name": epoch} of the steps that were completed
+  created_at timestamptz NOT NULL,
+  UNIQUE (task_id, name)
+);
+ALTER SEQUENCE orchestrator.checkpoint_id_seq OWNED BY orchestrator.checkpoint.id;
+COMMENT ON TABLE orchestrator.checkpoint IS 'Named points of a run that restore() goes back to';
+
+CREATE TABLE orchestrator.run_context (
+  task_id bigint PRIMARY KEY,
+  owner   int    NOT NULL,
+  value   jsonb  NOT NULL
+);
+COMMENT ON TABLE orchestrator.run_context IS 'A run''s own state: what its steps kept with set_context()';
+
+CREATE TABLE orchestrator.step_memo (
+  task_id    bigint      NOT NULL,
+  name       text        NOT NULL,
+  owner      int         NOT NULL,
+  result     jsonb,
+  created_at timestamptz NOT NULL,
+  PRIMARY KEY (task_id, name)
+);
+COMMENT ON TABLE orchestrator.step_memo IS 'Results that step_once() and the waits of durable procedures remember';
 
 -- What was written of the audit trail. The view trace adds what can be
 -- derived from the task's row.

@@ -6,6 +6,8 @@
 --   OR003  the worker process that ran the step died
 --   OR004  the step ran longer than the timeout of its definition
 --   OR005  the task cannot run: its role is gone, was renamed, or may not log in
+--   OR006  the step was rejected
+--   OR007  a limit of the run was exceeded: max_steps, max_depth, max_repeats
 -- What a caller did wrong is reported with PostgreSQL's own:
 --   undefined_object                   no such task, definition, queue, role that the caller may use
 --   object_not_in_prerequisite_state   the task is in a state that does not allow it
@@ -32,6 +34,9 @@ CREATE FUNCTION orchestrator._interrupt(task bigint, epoch int) RETURNS void
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_interrupt';
 CREATE FUNCTION orchestrator._yield(task bigint) RETURNS boolean
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_yield';
+CREATE FUNCTION orchestrator._insert_items(model orchestrator.task, inputs jsonb[], first int) RETURNS void
+  LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_insert_items';
+COMMENT ON FUNCTION orchestrator._insert_items(orchestrator.task, jsonb[], int) IS 'Inserts live rows like the model, one for each input, as items from first on';
 CREATE FUNCTION orchestrator._preloaded() RETURNS boolean
   LANGUAGE C STABLE AS 'MODULE_PATHNAME', 'orchestrator_preloaded';
 CREATE FUNCTION orchestrator._invalidate() RETURNS void
@@ -217,7 +222,7 @@ BEGIN
   IF to_regclass(format('orchestrator.task_finished_%s', v_range)) IS NULL THEN
     EXECUTE format('CREATE TABLE orchestrator.task_finished_%1$s (LIKE orchestrator.task_finished INCLUDING DEFAULTS)', v_range);
     EXECUTE format('CREATE UNIQUE INDEX task_finished_%1$s_id ON orchestrator.task_finished_%1$s (id)', v_range);
-    EXECUTE format('CREATE INDEX task_finished_%1$s_parent ON orchestrator.task_finished_%1$s (parent_id) WHERE parent_id IS NOT NULL', v_range);
+    EXECUTE format('CREATE INDEX task_finished_%1$s_parent ON orchestrator.task_finished_%1$s (parent_id, step, item) WHERE parent_id IS NOT NULL', v_range);
     PERFORM orchestrator._close_partition(format('task_finished_%s', v_range));
     EXECUTE format('ALTER TABLE orchestrator.task_finished ATTACH PARTITION orchestrator.task_finished_%s FOR VALUES FROM (%s) TO (%s)',
                    v_range, v_from, v_from + 1000000);

@@ -7,10 +7,11 @@ CREATE FUNCTION orchestrator.define(name text, handler text, kind text DEFAULT '
     timeout interval DEFAULT NULL, queue_timeout interval DEFAULT NULL, response_timeout interval DEFAULT NULL,
     timeout_policy text DEFAULT NULL, max_running int DEFAULT NULL, rate_limit int DEFAULT NULL,
     rate_period interval DEFAULT NULL, notify text DEFAULT 'lifecycle', description text DEFAULT NULL,
-    estimated_duration interval DEFAULT NULL, metadata jsonb DEFAULT NULL, owner text DEFAULT NULL) RETURNS int
+    estimated_duration interval DEFAULT NULL, metadata jsonb DEFAULT NULL, owner text DEFAULT NULL,
+    success_callback text DEFAULT NULL, failure_callback text DEFAULT NULL) RETURNS int
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
 COMMENT ON FUNCTION orchestrator.define(text, text, text, text, int, int, text, interval, interval, float8, interval,
-    text[], int, interval, interval, interval, text, int, int, interval, text, text, interval, jsonb, text) IS
+    text[], int, interval, interval, interval, text, int, int, interval, text, text, interval, jsonb, text, text, text) IS
   'Describes a kind of task; returns its version. An equal definition returns the version it already has; a changed one becomes the next version, which enqueue() takes from then on';
 
 CREATE FUNCTION orchestrator.drop_definition(name text, force boolean DEFAULT false, owner text DEFAULT NULL) RETURNS void
@@ -105,6 +106,9 @@ BEGIN
   PERFORM orchestrator._require(d.retry_priority_step BETWEEN 0 AND 1000000, 'retry_priority_step must be between 0 and 1000000');
   PERFORM orchestrator._require(d.max_running > 0, 'max_running must be positive');
   PERFORM orchestrator._require(d.rate_limit > 0, 'rate_limit must be positive');
+  PERFORM orchestrator._require(d.checkpoint_interval > 0, 'checkpoint_interval must be positive');
+  PERFORM orchestrator._require(d.max_steps > 0, 'max_steps must be positive');
+  PERFORM orchestrator._require(d.max_depth > 0, 'max_depth must be positive');
   PERFORM orchestrator._require((d.rate_limit IS NULL) = (d.rate_period IS NULL), 'rate_limit and rate_period belong together');
   FOR v_what, v_span IN
     VALUES ('retry_delay', d.retry_delay), ('max_retry_delay', d.max_retry_delay), ('estimated_duration', d.estimated_duration)
@@ -123,25 +127,56 @@ BEGIN
 END
 $$;
 
+-- The role a definition is made for: the caller, or one that it is a member of.
+-- An administrator is not enough: the handler runs with the rights of whoever
+-- enqueues it.
+CREATE FUNCTION orchestrator._definer(caller oid, owner text) RETURNS oid
+  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_role oid;
+BEGIN
+  IF $2 IS NULL THEN
+    RETURN $1;
+  END IF;
+  v_role := orchestrator._role($2);
+  IF NOT pg_has_role($1, v_role, 'USAGE') THEN
+    RAISE EXCEPTION 'must be a member of role "%"', $2 USING ERRCODE = 'insufficient_privilege';
+  END IF;
+  RETURN v_role;
+END
+$$;
+
+-- The callbacks of a definition are definitions that its owner may enqueue. One
+-- of itself would never end.
+CREATE FUNCTION orchestrator._check_callbacks(role oid, d orchestrator.definition) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_what  text;
+  v_name  text;
+  v_found orchestrator.definition;
+BEGIN
+  FOR v_what, v_name IN VALUES ('success_callback', d.success_callback), ('failure_callback', d.failure_callback) LOOP
+    CONTINUE WHEN v_name IS NULL;
+    PERFORM orchestrator._require(v_name <> d.name, format('%s of definition "%s" names itself', v_what, v_name), 'It would never end.');
+    v_found := orchestrator._find_definition($1, v_name);
+  END LOOP;
+END
+$$;
+
 -- Locks the owner's row: two definitions of one name get two versions.
 CREATE FUNCTION orchestrator._define(caller oid, name text, handler text, kind text, queue text, priority int,
     max_attempts int, backoff text, retry_delay interval, max_retry_delay interval, retry_jitter float8,
     retry_budget interval, never_retry text[], retry_priority_step int, timeout interval, queue_timeout interval,
     response_timeout interval, timeout_policy text, max_running int, rate_limit int, rate_period interval,
-    notify text, description text, estimated_duration interval, metadata jsonb, owner text) RETURNS int
+    notify text, description text, estimated_duration interval, metadata jsonb, owner text,
+    success_callback text, failure_callback text) RETURNS int
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   d      orchestrator.definition;
-  v_role oid := caller;
+  v_role oid;
 BEGIN
   PERFORM orchestrator._initialize();
-  -- An administrator is not enough: the handler runs with the rights of whoever enqueues it.
-  IF owner IS NOT NULL THEN
-    v_role := orchestrator._role(owner);
-    IF NOT pg_has_role(caller, v_role, 'USAGE') THEN
-      RAISE EXCEPTION 'must be a member of role "%"', owner USING ERRCODE = 'insufficient_privilege';
-    END IF;
-  END IF;
+  v_role := orchestrator._definer(caller, owner);
   PERFORM orchestrator._require_name('definition', name);
   d.owner := orchestrator._owner(v_role);
   d.name := name;
@@ -167,6 +202,8 @@ BEGIN
   d.description := description;
   d.estimated_duration := estimated_duration;
   d.metadata := metadata;
+  d.success_callback := success_callback;
+  d.failure_callback := failure_callback;
   PERFORM orchestrator._check_definition(d);
   PERFORM orchestrator._require(coalesce(btrim(handler, E' \t\r\n;'), '') <> '', format('definition "%s" has no handler', name),
                                 'Give the name of a function or procedure, or a command.');
@@ -177,41 +214,58 @@ BEGIN
   IF queue IS NOT NULL THEN
     d.queue := orchestrator._resolve_queue(v_role, queue);
   END IF;
+  PERFORM orchestrator._check_callbacks(v_role, d);
   RETURN orchestrator._keep_definition(d, true);
 END
 $$;
 
 -- Find the version that equals a definition, or add it; make it the current
--- one when asked to.
-CREATE FUNCTION orchestrator._keep_definition(d orchestrator.definition, is_current boolean) RETURNS int
+-- one when asked to. changed says that the caller must _invalidate(): once for
+-- many, since each time costs a plan of everything that reads definitions.
+CREATE FUNCTION orchestrator._put_definition(d orchestrator.definition, is_current boolean, OUT id int, OUT version int,
+    OUT changed boolean)
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_aside constant text[] := '{id,version,is_current,created_at}';
+  v_mine  jsonb := to_jsonb(d) - v_aside;
 BEGIN
   PERFORM FROM orchestrator.owner o WHERE o.id = d.owner FOR NO KEY UPDATE;
   SELECT x.id, x.version, x.is_current INTO d.id, d.version, d.is_current
     FROM orchestrator.definition x
-    WHERE x.owner = d.owner AND x.name = d.name AND to_jsonb(x) - v_aside = to_jsonb(d) - v_aside
+    WHERE x.owner = d.owner AND x.name = d.name AND x.kind = d.kind AND x.handler IS NOT DISTINCT FROM d.handler
+      AND to_jsonb(x) - v_aside = v_mine
     ORDER BY x.is_current DESC, x.version DESC
     LIMIT 1;
-  IF FOUND AND (d.is_current OR NOT $2) THEN
-    RETURN d.version;
+  changed := NOT FOUND OR $2 AND NOT d.is_current;
+  IF changed THEN
+    IF $2 THEN
+      UPDATE orchestrator.definition x SET is_current = false WHERE x.owner = d.owner AND x.name = d.name AND x.is_current;
+    END IF;
+    IF d.id IS NOT NULL THEN
+      UPDATE orchestrator.definition x SET is_current = true WHERE x.id = d.id;
+    ELSE
+      d.id := nextval('orchestrator.definition_id_seq');
+      d.version := 1 + coalesce((SELECT max(x.version) FROM orchestrator.definition x
+                                 WHERE x.owner = d.owner AND x.name = d.name), 0);
+      d.is_current := $2;
+      d.created_at := orchestrator._now();
+      INSERT INTO orchestrator.definition SELECT d.*;
+    END IF;
   END IF;
-  IF $2 THEN
-    UPDATE orchestrator.definition x SET is_current = false WHERE x.owner = d.owner AND x.name = d.name AND x.is_current;
+  id := d.id;
+  version := d.version;
+END
+$$;
+
+CREATE FUNCTION orchestrator._keep_definition(d orchestrator.definition, is_current boolean) RETURNS int
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_kept record := orchestrator._put_definition($1, $2);
+BEGIN
+  IF v_kept.changed THEN
+    PERFORM orchestrator._invalidate();
   END IF;
-  IF d.id IS NOT NULL THEN
-    UPDATE orchestrator.definition x SET is_current = true WHERE x.id = d.id;
-  ELSE
-    d.id := nextval('orchestrator.definition_id_seq');
-    d.version := 1 + coalesce((SELECT max(x.version) FROM orchestrator.definition x
-                               WHERE x.owner = d.owner AND x.name = d.name), 0);
-    d.is_current := $2;
-    d.created_at := orchestrator._now();
-    INSERT INTO orchestrator.definition SELECT d.*;
-  END IF;
-  PERFORM orchestrator._invalidate();
-  RETURN d.version;
+  RETURN v_kept.version;
 END
 $$;
 
@@ -252,26 +306,32 @@ CREATE FUNCTION orchestrator._guard_handlers() RETURNS event_trigger
   LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_handler text;
+  v_ids     int[];
   v_name    text;
 BEGIN
   FOR v_handler IN
     SELECT format('%I.%I(jsonb)', o.address_names[1], o.address_names[2]) FROM pg_event_trigger_dropped_objects() o
     WHERE o.object_type IN ('function', 'procedure') AND o.address_args IN ('{pg_catalog.jsonb}', '{jsonb}')
   LOOP
+    -- a stranger who may only call the function does not keep its owner from dropping it
+    v_ids := ARRAY(SELECT d.id FROM orchestrator.definition d
+                   WHERE d.handler = v_handler AND d.kind IN ('function', 'procedure')
+                     AND EXISTS (SELECT FROM orchestrator.owner o, pg_authid a
+                                 WHERE o.id = d.owner AND a.rolname = d.handler_owner AND pg_has_role(o.role, a.oid, 'USAGE')));
+    -- a workflow that lives needs it for steps that have not started, too
+    v_ids := v_ids || orchestrator._pinning(v_ids, true);
     SELECT d.name INTO v_name FROM orchestrator.definition d
-      WHERE d.handler = v_handler AND d.kind IN ('function', 'procedure')
-        AND EXISTS (SELECT FROM orchestrator.task_live l WHERE l.definition = d.id)
-        -- a stranger who may only call the function does not keep its owner from dropping it
-        AND EXISTS (SELECT FROM orchestrator.owner o, pg_authid a
-                    WHERE o.id = d.owner AND a.rolname = d.handler_owner AND pg_has_role(o.role, a.oid, 'USAGE'))
-      LIMIT 1;
+      WHERE d.id = ANY (v_ids) AND EXISTS (SELECT FROM orchestrator.task_live l WHERE l.definition = d.id)
+      ORDER BY d.name LIKE 'orchestrator.%', d.name LIMIT 1;
     IF FOUND THEN
       RAISE EXCEPTION 'cannot drop %: unfinished tasks of definition "%" use it', v_handler, v_name
         USING ERRCODE = 'dependent_objects_still_exist',
               HINT = 'Replace it with CREATE OR REPLACE, or end the tasks first with orchestrator.cancel_many() or drop_definition().';
     END IF;
+    v_ids := ARRAY(SELECT d.id FROM orchestrator.definition d WHERE d.handler = v_handler AND d.kind IN ('function', 'procedure'));
     SELECT d.name INTO v_name FROM orchestrator.definition d
-      WHERE d.handler = v_handler AND d.kind IN ('function', 'procedure') AND d.is_current LIMIT 1;
+      WHERE d.id = ANY (v_ids || orchestrator._pinning(v_ids)) AND d.is_current
+      ORDER BY d.name LIMIT 1;
     IF FOUND THEN
       RAISE WARNING 'dropped %, the handler of definition "%"', v_handler, v_name
         USING ERRCODE = '01000', HINT = 'Its tasks will fail until it is made again or orchestrator.define() names another.';

@@ -72,18 +72,15 @@ END
 $$;
 
 -- The definition a role means by a name: its own first, then one that was
--- shared with it, never a stranger's; and what enqueue needs of it. Two shared
--- ones are an error: a late-comer must not slip in before the other.
-CREATE FUNCTION orchestrator._resolve_definition(caller oid, definition text, OUT definition_id int, OUT owner_id int,
-    OUT kind text, OUT queue int, OUT priority int, OUT max_attempts int, OUT queue_timeout interval, OUT notify boolean)
+-- shared with it, never a stranger's. Two shared ones are an error: a late-comer
+-- must not slip in before the other.
+CREATE FUNCTION orchestrator._find_definition(caller oid, definition text) RETURNS orchestrator.definition
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
+  v_owner int := orchestrator._owner($1);
   v_found orchestrator.definition[];
 BEGIN
-  PERFORM orchestrator._initialize();
-  PERFORM orchestrator._check_role($1);
-  owner_id := orchestrator._owner($1);
-  v_found := ARRAY(SELECT d FROM orchestrator.definition d WHERE d.owner = owner_id AND d.name = $2 AND d.is_current);
+  v_found := ARRAY(SELECT d FROM orchestrator.definition d WHERE d.owner = v_owner AND d.name = $2 AND d.is_current);
   IF v_found = '{}' THEN
     v_found := ARRAY(SELECT d FROM orchestrator.definition d
                      WHERE d.name = $2 AND d.is_current
@@ -99,9 +96,28 @@ BEGIN
     RAISE EXCEPTION 'definition "%" was shared by more than one role', $2
       USING ERRCODE = 'ambiguous_alias', HINT = 'Make a definition of your own with orchestrator.define().';
   END IF;
-  SELECT d.id, d.kind, coalesce(d.queue, 1), d.priority, d.max_attempts, d.queue_timeout, d.notify <> 'off'
-    INTO definition_id, kind, queue, priority, max_attempts, queue_timeout, notify
-    FROM unnest(v_found) d;
+  RETURN v_found[1];
+END
+$$;
+
+-- The same, and what enqueue needs of it.
+CREATE FUNCTION orchestrator._resolve_definition(caller oid, definition text, OUT definition_id int, OUT owner_id int,
+    OUT kind text, OUT queue int, OUT priority int, OUT max_attempts int, OUT queue_timeout interval, OUT notify boolean)
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  d orchestrator.definition;
+BEGIN
+  PERFORM orchestrator._initialize();
+  PERFORM orchestrator._check_role($1);
+  owner_id := orchestrator._owner($1);
+  d := orchestrator._find_definition($1, $2);
+  definition_id := d.id;
+  kind := d.kind;
+  queue := coalesce(d.queue, 1);
+  priority := d.priority;
+  max_attempts := d.max_attempts;
+  queue_timeout := d.queue_timeout;
+  notify := d.notify <> 'off';
 END
 $$;
 

@@ -41,10 +41,34 @@ CREATE FUNCTION orchestrator._promote_due(max_rows int) RETURNS int
 DECLARE
   v_now   timestamptz := orchestrator._now();
   v_count int;
+  v_runs  int := 0;
+  v_began timestamptz;
+  v_task  bigint;
+  v_root  bigint;
+  t       orchestrator.task;
 BEGIN
+  PERFORM orchestrator._deliver_signals();
+  FOR v_task, v_root IN SELECT l.id, l.root_id FROM orchestrator.task_live l
+                        WHERE l.state = 'scheduled' AND l.run_at <= v_now AND l.remaining IS NOT NULL
+                        ORDER BY l.id LIMIT $1 LOOP
+    CONTINUE WHEN NOT orchestrator._lock_root(coalesce(v_root, v_task), true);
+    v_began := clock_timestamp();
+    BEGIN
+      UPDATE orchestrator.task_live l SET state = 'waiting', run_at = NULL,
+          expire_at = least(l.deadline, v_now + (SELECT d.timeout FROM orchestrator.definition d WHERE d.id = l.definition))
+        WHERE l.id = v_task AND l.state = 'scheduled' RETURNING l.* INTO t;
+      CONTINUE WHEN NOT FOUND;
+      PERFORM orchestrator._due(t.expire_at);
+      PERFORM orchestrator._go_on(t.id);
+    EXCEPTION WHEN OTHERS OR query_canceled THEN
+      PERFORM orchestrator._give_up(v_task, v_began, 'task %s could not be started', SQLERRM);
+      UPDATE orchestrator.task_live l SET run_at = v_now + interval '1 second' WHERE l.id = v_task AND l.state = 'scheduled';
+    END;
+    v_runs := v_runs + 1;
+  END LOOP;
   WITH due AS MATERIALIZED (
     SELECT l.id, l.owner, l.queue, orchestrator._sort_key(l.run_at, l.priority) AS sort_key FROM orchestrator.task_live l
-    WHERE l.state = 'scheduled' AND l.run_at <= v_now
+    WHERE l.state = 'scheduled' AND l.run_at <= v_now AND l.remaining IS NULL
     ORDER BY l.run_at
     LIMIT $1
     FOR UPDATE SKIP LOCKED
@@ -59,44 +83,80 @@ BEGIN
     SELECT p.owner, p.queue, min(p.sort_key) AS sort_key, count(*) AS n FROM promoted p GROUP BY 1, 2
   )
   SELECT sum(n) INTO v_count FROM (SELECT n, orchestrator._ready(owner, queue, sort_key) FROM lane OFFSET 0) told;
-  RETURN coalesce(v_count, 0);
+  RETURN coalesce(v_count, 0) + v_runs;
 END
 $$;
 
--- Fail what was not started in time; returns how many. A step that runs is
--- stopped at its deadline by its executor.
+-- End what waited long enough: fail what was not started or finished in time,
+-- end sleeps and waits; returns how many. A step that runs is stopped at its
+-- deadline by its executor.
 CREATE FUNCTION orchestrator._expire(max_rows int) RETURNS int
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
 DECLARE
   v_now   timestamptz := orchestrator._now();
   v_count int := 0;
+  v_task  bigint;
+  v_root  bigint;
+  v_began timestamptz;
   t       orchestrator.task;
 BEGIN
-  FOR t IN
-    WITH late AS MATERIALIZED (
-      SELECT l.* FROM orchestrator.task_live l
-      WHERE l.expire_at <= v_now AND l.state <> 'running'
-      ORDER BY l.expire_at
-      LIMIT $1
-      FOR UPDATE SKIP LOCKED
-    )
-    SELECT late.* FROM late ORDER BY late.id
+  FOR v_task, v_root IN
+    SELECT l.id, l.root_id FROM orchestrator.task_live l
+    WHERE l.expire_at <= v_now AND l.state <> 'running'
+    ORDER BY l.expire_at
+    LIMIT $1
   LOOP
-    t.error := jsonb_build_object('sqlstate', 'OR002', 'message',
-                 CASE WHEN t.deadline <= v_now THEN format('deadline %s passed before the task was finished', t.deadline)
-                      ELSE format('not started within the queue_timeout of its definition, until %s', t.expire_at) END);
-    PERFORM orchestrator._fail(t, t.error);
+    CONTINUE WHEN v_root IS NOT NULL AND NOT orchestrator._lock_root(v_root, true);
+    SELECT l.* INTO t FROM orchestrator.task_live l
+      WHERE l.id = v_task AND l.expire_at <= v_now AND l.state <> 'running' FOR UPDATE SKIP LOCKED;
+    CONTINUE WHEN NOT FOUND;
     v_count := v_count + 1;
+    IF t.parent_id IS NULL AND t.remaining IS NULL THEN
+      PERFORM orchestrator._expire_row(t, v_now);
+      CONTINUE;
+    END IF;
+    v_began := clock_timestamp();
+    BEGIN
+      PERFORM orchestrator._expire_row(t, v_now);
+    EXCEPTION WHEN OTHERS OR query_canceled THEN
+      PERFORM orchestrator._give_up(t.id, v_began, 'task %s could not be ended', SQLERRM);
+      UPDATE orchestrator.task_live l SET expire_at = v_now + interval '1 second' WHERE l.id = t.id;
+    END;
   END LOOP;
   RETURN v_count;
 END
 $$;
 
--- When _promote_due() or _expire() has something to do next; null: never.
+CREATE FUNCTION orchestrator._expire_row(t orchestrator.task, at timestamptz) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_kind text := orchestrator._kind(t.definition);
+BEGIN
+  IF t.state = 'waiting' AND coalesce(t.deadline > $2, true) AND v_kind = 'wait' THEN
+    PERFORM orchestrator._end_wait(t);
+    RETURN;
+  ELSIF t.state = 'waiting' AND coalesce(t.deadline > $2, true) AND v_kind = 'procedure' AND t.remaining IS NULL THEN
+    PERFORM orchestrator._wake_procedure(t.id);
+    RETURN;
+  END IF;
+  t.error := jsonb_build_object('sqlstate', CASE WHEN coalesce(t.deadline > $2, true) AND t.remaining IS NOT NULL THEN 'OR004' ELSE 'OR002' END, 'message',
+               CASE WHEN t.deadline <= $2 THEN format('deadline %s passed before the task was finished', t.deadline)
+                    WHEN t.remaining IS NOT NULL THEN format('not finished within the timeout of its definition, until %s', t.expire_at)
+                    ELSE format('not started within the queue_timeout of its definition, until %s', t.expire_at) END);
+  IF t.remaining IS NOT NULL THEN
+    PERFORM orchestrator._cancel_below(t.id, jsonb_build_object('by', 'orchestrator', 'reason', t.error ->> 'message'));
+  END IF;
+  PERFORM orchestrator._fail(t, t.error);
+END
+$$;
+
+-- When _promote_due() or _expire() has something to do next; null: never. A
+-- signal that could not be delivered is tried again soon.
 CREATE FUNCTION orchestrator._next_due() RETURNS timestamptz
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
 BEGIN
-  RETURN least((SELECT min(l.run_at) FROM orchestrator.task_live l WHERE l.state = 'scheduled'),
+  RETURN least((SELECT orchestrator._now() + interval '10 ms' FROM orchestrator.signal s WHERE s.undelivered LIMIT 1),
+               (SELECT min(l.run_at) FROM orchestrator.task_live l WHERE l.state = 'scheduled'),
                (SELECT min(l.expire_at) FROM orchestrator.task_live l WHERE l.expire_at IS NOT NULL AND l.state <> 'running'));
 END
 $$;

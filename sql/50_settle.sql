@@ -23,16 +23,17 @@
 -- A row in the state running is the business of whoever holds its epoch; a
 -- report with another epoch, or of a task that is not running, is stale.
 
--- A step succeeded. False: the report is stale. Locks the task.
+-- A step succeeded. False: the report is stale. Locks the task. requests: what
+-- the step asked of its run while it ran (src/request.c).
 CREATE FUNCTION orchestrator._settle_completed(task bigint, epoch int, output jsonb, attempt_started timestamptz,
-    resources jsonb) RETURNS boolean
+    resources jsonb, requests jsonb DEFAULT NULL) RETURNS boolean
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  t orchestrator.task;
+  t     orchestrator.task;
+  v_run bigint;
 BEGIN
-  SELECT l.* INTO t FROM orchestrator.task_live l
-    WHERE l.id = $1 AND l.state = 'running' AND l.epoch = $2 FOR UPDATE;
-  IF NOT FOUND THEN
+  t := orchestrator._lock_running($1, $2);
+  IF t.id IS NULL THEN
     RETURN false;
   END IF;
   t.state := 'completed';
@@ -41,9 +42,65 @@ BEGIN
   t.error := NULL;   -- of an attempt before; the trace keeps it
   t.started_at := coalesce($4, t.started_at);
   t.resources := coalesce($5, t.resources);
-  PERFORM orchestrator._finish(t);
+  IF $6 IS NOT NULL THEN
+    BEGIN
+      t := orchestrator._apply_requests(t, $6);
+    EXCEPTION WHEN SQLSTATE 'OR007' OR data_exception OR program_limit_exceeded OR object_not_in_prerequisite_state OR undefined_object
+                OR undefined_function OR invalid_function_definition OR insufficient_privilege OR ambiguous_alias THEN
+      -- what it asked for cannot be: it fails, for good
+      t.error := jsonb_build_object('sqlstate', SQLSTATE, 'message', SQLERRM);
+      t.output := NULL;
+      PERFORM orchestrator._trace(t, t.started_at, t.attempt, 'started', NULL);
+      PERFORM orchestrator._fail(t, t.error);
+      RETURN true;
+    END;
+  END IF;
+  IF t.remaining > 0 THEN
+    PERFORM orchestrator._await_steps(t);
+    PERFORM orchestrator._apply_checkpoints(t, $6);
+    RETURN true;
+  END IF;
+  v_run := CASE WHEN $6 IS NOT NULL THEN (orchestrator._run_of(t)).id END;
   PERFORM orchestrator._tell(t, 'completed');
+  PERFORM orchestrator._finish(t);
+  IF v_run IS NOT NULL THEN
+    PERFORM orchestrator._apply_checkpoints(t, $6);
+    PERFORM orchestrator._start_added(v_run);
+  END IF;
   RETURN true;
+END
+$$;
+
+-- A task that added steps of its own: it is completed when they are.
+CREATE FUNCTION orchestrator._await_steps(t orchestrator.task) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM orchestrator._trace(t, t.started_at, t.attempt, 'started', NULL);
+  UPDATE orchestrator.task_live l
+    SET state = (CASE l.held_state WHEN 'paused' THEN 'paused' ELSE 'waiting' END)::orchestrator.task_state,   -- pause() of it while it ran
+        held_state = (CASE l.held_state WHEN 'paused' THEN 'waiting' END)::orchestrator.task_state, epoch = l.epoch + 1, worker = NULL, output = t.output, error = NULL, sort_key = NULL,
+        started_at = t.started_at, resources = t.resources, remaining = t.remaining, expire_at = l.deadline
+    WHERE l.id = t.id;
+  PERFORM orchestrator._due(t.deadline);
+  PERFORM orchestrator._start_added(t.id);
+END
+$$;
+
+-- Lock the running task of a report, after the top of its tree; nulls: the
+-- report is stale.
+CREATE FUNCTION orchestrator._lock_running(task bigint, epoch int) RETURNS orchestrator.task
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
+DECLARE
+  t      orchestrator.task;
+  v_root bigint;
+BEGIN
+  SELECT l.root_id INTO v_root FROM orchestrator.task_live l WHERE l.id = $1;
+  IF v_root IS NOT NULL THEN
+    PERFORM orchestrator._lock_root(v_root, false);
+  END IF;
+  SELECT l.* INTO t FROM orchestrator.task_live l
+    WHERE l.id = $1 AND l.state = 'running' AND l.epoch = $2 FOR UPDATE;
+  RETURN t;
 END
 $$;
 
@@ -56,9 +113,8 @@ CREATE FUNCTION orchestrator._settle_failed(task bigint, epoch int, outcome text
 DECLARE
   t orchestrator.task;
 BEGIN
-  SELECT l.* INTO t FROM orchestrator.task_live l
-    WHERE l.id = $1 AND l.state = 'running' AND l.epoch = $2 FOR UPDATE;
-  IF NOT FOUND THEN
+  t := orchestrator._lock_running($1, $2);
+  IF t.id IS NULL THEN
     RETURN NULL;
   END IF;
   t.resources := coalesce($6, t.resources);
@@ -191,13 +247,15 @@ BEGIN
   t.state := 'failed';
   t.held_state := NULL;
   PERFORM orchestrator._trace(t, NULL, t.attempt, 'failed', $2);
-  PERFORM orchestrator._finish(t);
   PERFORM orchestrator._tell(t, 'failed');
+  PERFORM orchestrator._finish(t);
 END
 $$;
 
 -- Move a locked live row to the finished ones. Not by an UPDATE of live: that
 -- makes every session that waits for the row fail with a serialization error.
+-- What hangs on it goes on here: callbacks, compensation, the run it is a step
+-- of (whose top the caller has locked).
 CREATE FUNCTION orchestrator._finish(t orchestrator.task) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -207,6 +265,22 @@ BEGIN
   t.finished_at := orchestrator._now();
   t.sort_key := NULL;
   t.expire_at := NULL;
+  t.held_by := NULL;
   INSERT INTO orchestrator.task_finished SELECT t.*;
+  PERFORM orchestrator._ended(t);
+END
+$$;
+
+-- A task is final, and its row is where it stays.
+CREATE FUNCTION orchestrator._ended(t orchestrator.task) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM orchestrator._call_back(t);
+  IF t.remaining IS NOT NULL AND t.state IN ('failed', 'cancelled') THEN
+    PERFORM orchestrator._compensate(t);
+  END IF;
+  IF t.parent_id IS NOT NULL THEN
+    PERFORM orchestrator._step_ended(t);
+  END IF;
 END
 $$;

@@ -6,22 +6,34 @@
 CREATE FUNCTION orchestrator._recover(tasks bigint[], epochs int[], charged bigint[]) RETURNS int
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  v_task  bigint;
-  v_epoch int;
-  v_count int := 0;
-  v_left  int := 0;
+  v_task   bigint;
+  v_epoch  int;
+  v_locked boolean;
+  v_began  timestamptz;
+  v_count  int := 0;
+  v_left   int := 0;
 BEGIN
   FOR v_task, v_epoch IN SELECT u.task, u.epoch FROM unnest($1, $2) u(task, epoch) ORDER BY u.task LOOP
     -- a session may keep the row locked for as long as it likes: never wait for it
-    PERFORM FROM orchestrator.task_live l WHERE l.id = v_task FOR UPDATE SKIP LOCKED;
-    IF NOT FOUND AND EXISTS (SELECT FROM orchestrator.task_live l WHERE l.id = v_task AND l.state = 'running' AND l.epoch = v_epoch) THEN
+    v_locked := orchestrator._lock_root((SELECT coalesce(l.root_id, l.id) FROM orchestrator.task_live l WHERE l.id = v_task), true);
+    IF v_locked THEN
+      PERFORM FROM orchestrator.task_live l WHERE l.id = v_task FOR UPDATE SKIP LOCKED;
+      v_locked := FOUND;
+    END IF;
+    IF NOT v_locked AND EXISTS (SELECT FROM orchestrator.task_live l WHERE l.id = v_task AND l.state = 'running' AND l.epoch = v_epoch) THEN
       v_left := v_left + 1;
       CONTINUE;
     END IF;
-    IF orchestrator._settle_failed(v_task, v_epoch, CASE WHEN v_task = ANY ($3) THEN 'lost' ELSE 'released' END,
-                                   NULL, NULL, NULL) IS NOT NULL THEN
-      v_count := v_count + 1;
-    END IF;
+    v_began := clock_timestamp();
+    BEGIN
+      IF orchestrator._settle_failed(v_task, v_epoch, CASE WHEN v_task = ANY ($3) THEN 'lost' ELSE 'released' END,
+                                     NULL, NULL, NULL) IS NOT NULL THEN
+        v_count := v_count + 1;
+      END IF;
+    EXCEPTION WHEN OTHERS OR query_canceled THEN
+      PERFORM orchestrator._give_up(v_task, v_began, 'task %s could not be handed back', SQLERRM);
+      v_left := v_left + 1;
+    END;
   END LOOP;
   RETURN CASE WHEN v_left > 0 THEN -v_left ELSE v_count END;   -- negative: so many are locked, come again
 END
@@ -58,9 +70,11 @@ CREATE FUNCTION orchestrator._charge(task bigint, attempt int) RETURNS boolean
 DECLARE
   t orchestrator.task;
 BEGIN
-  SELECT l.* INTO t FROM orchestrator.task_live l
-    WHERE l.id = $1 AND l.state = 'pending' AND l.attempt < $2 FOR UPDATE SKIP LOCKED;
-  IF NOT FOUND THEN
+  IF orchestrator._lock_root((SELECT coalesce(l.root_id, l.id) FROM orchestrator.task_live l WHERE l.id = $1), true) THEN
+    SELECT l.* INTO t FROM orchestrator.task_live l
+      WHERE l.id = $1 AND l.state = 'pending' AND l.attempt < $2 FOR UPDATE SKIP LOCKED;
+  END IF;
+  IF t.id IS NULL THEN
     -- false: somebody has it locked, come again
     RETURN NOT EXISTS (SELECT FROM orchestrator.task_live l WHERE l.id = $1 AND l.state = 'pending' AND l.attempt < $2);
   END IF;
@@ -77,10 +91,15 @@ CREATE FUNCTION orchestrator._fail_unrunnable(owner int, reason text) RETURNS in
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   t       orchestrator.task;
+  v_task  bigint;
+  v_root  bigint;
   v_count int := 0;
 BEGIN
-  FOR t IN SELECT l.* FROM orchestrator.task_live l
-           WHERE l.owner = $1 AND l.state = 'pending' ORDER BY l.id FOR UPDATE SKIP LOCKED LOOP
+  FOR v_task, v_root IN SELECT l.id, l.root_id FROM orchestrator.task_live l
+                        WHERE l.owner = $1 AND l.state = 'pending' ORDER BY l.id LOOP
+    CONTINUE WHEN v_root IS NOT NULL AND NOT orchestrator._lock_root(v_root, true);
+    SELECT l.* INTO t FROM orchestrator.task_live l WHERE l.id = v_task AND l.state = 'pending' FOR UPDATE SKIP LOCKED;
+    CONTINUE WHEN NOT FOUND;
     t.error := jsonb_build_object('sqlstate', 'OR005', 'message', 'the task cannot run: ' || $2,
       'hint', 'Enqueue it again as a role that may log in and connect to this database.');
     PERFORM orchestrator._fail(t, t.error);

@@ -23,22 +23,27 @@ CREATE FUNCTION orchestrator.retry(task bigint, attempts int DEFAULT 1) RETURNS 
 COMMENT ON FUNCTION orchestrator.retry(bigint, int) IS
   'Gives a failed or cancelled task more attempts, and runs it again; returns the new state';
 
--- Lock a task that the caller may control, wherever it is; with yield, stop an
--- executor from running it in the fast lane first. A task of somebody else
+-- Lock a task that the caller may control, wherever it is, and the top of its
+-- tree before it; with yield, stop an executor from running it in the fast
+-- lane first. A task of somebody else
 -- does not exist for the caller, and is not touched.
 CREATE FUNCTION orchestrator._lock_task(caller oid, task bigint, yield boolean) RETURNS orchestrator.task
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   t       orchestrator.task;
   v_owner int;
+  v_root  bigint;
 BEGIN
-  SELECT x.owner INTO v_owner FROM orchestrator.task x WHERE x.id = $2;
+  SELECT x.owner, x.root_id INTO v_owner, v_root FROM orchestrator.task x WHERE x.id = $2;
   IF NOT FOUND OR v_owner <> ALL (orchestrator._controlled_owners($1)) THEN
     RAISE EXCEPTION 'task % does not exist', coalesce($2::text, 'null')
       USING ERRCODE = 'undefined_object', HINT = 'A task that was enqueued by a transaction under way cannot be seen before it commits.';
   END IF;
   IF $3 THEN
     PERFORM orchestrator._yield($2);
+  END IF;
+  IF v_root IS NOT NULL THEN
+    PERFORM orchestrator._lock_root(v_root, false);
   END IF;
   -- It may move between the two while we look.
   FOR i IN 1 .. 10 LOOP
@@ -47,7 +52,10 @@ BEGIN
     SELECT f.* INTO t FROM orchestrator.task_finished f WHERE f.id = $2 FOR UPDATE;
     EXIT WHEN FOUND;
   END LOOP;
-  IF t.id IS NULL THEN
+  IF t.id IS NULL AND NOT EXISTS (SELECT FROM orchestrator.task x WHERE x.id = $2) THEN
+    RAISE EXCEPTION 'task % does not exist', $2   -- a step whose run began anew
+      USING ERRCODE = 'undefined_object';
+  ELSIF t.id IS NULL THEN
     RAISE EXCEPTION 'task % changes too fast to be locked', $2 USING ERRCODE = 'lock_not_available', HINT = 'Try again.';
   END IF;
   RETURN t;
@@ -122,6 +130,10 @@ BEGIN
   PERFORM orchestrator._require($3 IS NOT NULL AND $3 BETWEEN 1 AND 10000, 'attempts must be between 1 and 10000');
   IF t.state NOT IN ('failed', 'cancelled') THEN
     PERFORM orchestrator._refuse(t, 'retry', 'Only a failed or cancelled task can be retried.');
+  ELSIF t.step IS NOT NULL THEN
+    PERFORM orchestrator._refuse(t, 'retry', format('It is a step: use orchestrator.retry(%s), or orchestrator.rerun_from(%1$s, step).', t.root_id));
+  ELSIF t.compensation IS NOT NULL THEN
+    PERFORM orchestrator._refuse(t, 'retry', 'What it did was undone: enqueue it anew.');
   END IF;
   PERFORM orchestrator._retry_rows(ARRAY[t.id], $3, orchestrator._by($1));
   RETURN (SELECT l.state FROM orchestrator.task_live l WHERE l.id = t.id);
@@ -135,6 +147,7 @@ BEGIN
   t.epoch := t.epoch + (t.state = 'running')::int;
   t.state := 'cancelled';
   t.held_state := NULL;
+  t.held_by := NULL;
   t.sort_key := NULL;
   t.expire_at := NULL;
   t.live := false;
@@ -145,12 +158,42 @@ BEGIN
 END
 $$;
 
--- Cancel locked live tasks.
+-- Cancel locked live tasks and all that is below them; returns how many of the
+-- former. What they were steps of goes on without them.
 CREATE FUNCTION orchestrator._cancel_rows(ids bigint[], detail jsonb) RETURNS bigint
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
+  v_runs  bigint[] := ARRAY(SELECT l.id FROM orchestrator.task_live l WHERE l.id = ANY ($1) AND l.remaining IS NOT NULL);
+  v_below bigint[] := '{}';
+  v_tops  bigint[];
+  t       orchestrator.task;
+BEGIN
+  IF v_runs <> '{}' THEN
+    v_below := orchestrator._lock_live_rows(orchestrator._live_below(v_runs));
+  END IF;
+  v_tops := ARRAY(SELECT l.id FROM orchestrator.task_live l
+                  WHERE l.id = ANY ($1) AND (l.parent_id IS NOT NULL AND l.parent_id <> ALL ($1 || v_below) OR l.parent_id IS NULL AND l.remaining IS NOT NULL)
+                  ORDER BY l.id);
+  PERFORM orchestrator._cancel_locked($1 || v_below, $2);
+  FOR t IN SELECT f.* FROM orchestrator.task_finished f WHERE f.id = ANY (v_tops) ORDER BY f.id LOOP
+    IF t.remaining IS NOT NULL THEN
+      PERFORM orchestrator._compensate(t);
+    END IF;
+    IF t.parent_id IS NOT NULL THEN
+      PERFORM orchestrator._step_ended(t);
+    END IF;
+  END LOOP;
+  RETURN cardinality($1);
+END
+$$;
+
+-- The rows alone.
+CREATE FUNCTION orchestrator._cancel_locked(ids bigint[], detail jsonb) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
+DECLARE
   v_now   timestamptz := orchestrator._now();
-  v_count bigint;
+  v_calls bigint[];
+  t       orchestrator.task;
 BEGIN
   PERFORM orchestrator._ensure_partition(r.n * 1000000) FROM (SELECT DISTINCT i / 1000000 AS n FROM unnest($1) i) r;
   WITH gone AS (
@@ -166,13 +209,15 @@ BEGIN
     INSERT INTO orchestrator.task_finished
       SELECT f.* FROM gone g CROSS JOIN LATERAL orchestrator._cancelled(ROW(g.*)::orchestrator.task, v_now, $2) f
   ), told AS (
-    SELECT orchestrator._emit(g.id, g.root_id, g.parent_id, 'cancelled', 'cancelled', NULL, g.attempt, d.notify <> 'off'),
+    SELECT g.id, g.callbacks IS NOT NULL OR d.failure_callback IS NOT NULL AS calls, orchestrator._emit(g.id, g.root_id, g.parent_id, 'cancelled', 'cancelled', NULL, g.attempt, d.notify <> 'off'),
            CASE WHEN g.state = 'running' THEN orchestrator._interrupt(g.id, g.epoch) END
     FROM gone g LEFT JOIN orchestrator.definition d ON d.id = g.definition
     OFFSET 0
   )
-  SELECT count(*) INTO v_count FROM told;
-  RETURN v_count;
+  SELECT array_agg(told.id) FILTER (WHERE told.calls) INTO v_calls FROM told;
+  FOR t IN SELECT f.* FROM orchestrator.task_finished f WHERE f.id = ANY (v_calls) ORDER BY f.id LOOP
+    PERFORM orchestrator._call_back(t);
+  END LOOP;
 END
 $$;
 
@@ -181,11 +226,25 @@ $$;
 CREATE FUNCTION orchestrator._pause_rows(ids bigint[], force boolean, detail jsonb) RETURNS bigint
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
+  v_run bigint;
+BEGIN
+  -- what is below a run is held with it, unless it was paused by itself
+  FOR v_run IN SELECT l.id FROM orchestrator.task_live l WHERE l.id = ANY ($1) AND l.remaining IS NOT NULL AND l.state <> 'paused' ORDER BY 1 LOOP
+    PERFORM orchestrator._pause_locked(orchestrator._lock_live_rows(orchestrator._live_below(ARRAY[v_run])), $2, $3, v_run);
+  END LOOP;
+  RETURN orchestrator._pause_locked($1, $2, $3, NULL);
+END
+$$;
+
+-- The rows alone.
+CREATE FUNCTION orchestrator._pause_locked(ids bigint[], force boolean, detail jsonb, held_by bigint) RETURNS bigint
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
+DECLARE
   v_now   timestamptz := orchestrator._now();
   v_count bigint;
 BEGIN
   PERFORM orchestrator._ensure_partition(r.n * 1000000) FROM (SELECT DISTINCT i / 1000000 AS n FROM unnest($1) i) r;
-  UPDATE orchestrator.task_live l SET held_state = 'paused'
+  UPDATE orchestrator.task_live l SET held_state = 'paused', held_by = $4
     WHERE l.id = ANY ($1) AND l.state = 'running' AND NOT $2 AND l.held_state IS DISTINCT FROM 'paused';
   GET DIAGNOSTICS v_count = ROW_COUNT;
   WITH old AS MATERIALIZED (
@@ -203,7 +262,9 @@ BEGIN
       SET state = 'paused', held_state = CASE o.state WHEN 'running' THEN 'pending' ELSE o.state END,
           attempt = o.attempt - (o.state = 'running')::int, epoch = o.epoch + (o.state = 'running')::int,
           started_at = CASE o.state WHEN 'running' THEN NULL ELSE o.started_at END,
-          worker = NULL, sort_key = NULL, expire_at = o.deadline
+          worker = NULL, sort_key = NULL, expire_at = o.deadline, held_by = $4,
+          -- when its wait ends, for resume()
+          run_at = CASE o.state WHEN 'waiting' THEN o.expire_at ELSE o.run_at END
       FROM old o WHERE l.id = o.id
       RETURNING l.id, l.root_id, l.parent_id, l.attempt, l.definition, o.state AS old_state, o.epoch AS old_epoch
   ), told AS (
@@ -221,20 +282,44 @@ $$;
 CREATE FUNCTION orchestrator._resume_rows(ids bigint[], detail jsonb) RETURNS bigint
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
+  v_run   bigint;
+  v_held  bigint;
+  v_count bigint;
+BEGIN
+  -- what is below a run was held by it, or with it by a run above
+  FOR v_run, v_held IN SELECT l.id, l.held_by FROM orchestrator.task_live l WHERE l.id = ANY ($1) AND l.remaining IS NOT NULL ORDER BY 1 LOOP
+    PERFORM orchestrator._resume_locked(ARRAY(
+      SELECT l.id FROM orchestrator.task_live l
+      WHERE l.id = ANY (orchestrator._lock_live_rows(orchestrator._live_below(ARRAY[v_run]))) AND l.held_by IN (v_run, v_held)), $2);
+  END LOOP;
+  v_count := orchestrator._resume_locked($1, $2);
+  -- signals that came meanwhile
+  FOR v_run IN SELECT l.id FROM orchestrator.task_live l WHERE l.id = ANY ($1) AND l.state = 'waiting' ORDER BY 1 LOOP
+    PERFORM orchestrator._deliver_to(v_run, false);
+    PERFORM orchestrator._close_if_done(v_run);
+  END LOOP;
+  RETURN v_count;
+END
+$$;
+
+-- The rows alone.
+CREATE FUNCTION orchestrator._resume_locked(ids bigint[], detail jsonb) RETURNS bigint
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
+DECLARE
   v_now   timestamptz := orchestrator._now();
   v_count bigint;
 BEGIN
   PERFORM orchestrator._ensure_partition(r.n * 1000000) FROM (SELECT DISTINCT i / 1000000 AS n FROM unnest($1) i) r;
-  UPDATE orchestrator.task_live l SET held_state = NULL WHERE l.id = ANY ($1) AND l.state = 'running';
+  UPDATE orchestrator.task_live l SET held_state = NULL, held_by = NULL WHERE l.id = ANY ($1) AND l.state = 'running';
   GET DIAGNOSTICS v_count = ROW_COUNT;
   WITH freed AS (
     UPDATE orchestrator.task_live l
-      SET state = n.state, held_state = NULL, sort_key = CASE n.state WHEN 'pending' THEN orchestrator._sort_key(v_now, l.priority) END,
-          expire_at = CASE n.state WHEN 'waiting' THEN l.deadline
+      SET state = n.state, held_state = NULL, held_by = NULL, run_at = CASE n.state WHEN 'waiting' THEN NULL ELSE l.run_at END, sort_key = CASE n.state WHEN 'pending' THEN orchestrator._sort_key(v_now, l.priority) END,
+          expire_at = CASE n.state WHEN 'waiting' THEN least(l.deadline, l.run_at)
                         ELSE least(l.deadline, greatest(v_now, l.run_at) + d.queue_timeout) END
       FROM orchestrator.task_live o
       LEFT JOIN orchestrator.definition d ON d.id = o.definition
-      CROSS JOIN LATERAL (SELECT CASE WHEN o.held_state = 'scheduled' AND o.run_at <= v_now THEN 'pending'
+      CROSS JOIN LATERAL (SELECT CASE WHEN o.held_state = 'scheduled' AND o.run_at <= v_now AND o.remaining IS NULL THEN 'pending'
                                       ELSE o.held_state END AS state) n
       WHERE l.id = o.id AND o.id = ANY ($1) AND o.state = 'paused'
       RETURNING l.*, d.notify <> 'off' AS notify
@@ -272,8 +357,37 @@ BEGIN
 END
 $$;
 
--- Bring locked failed or cancelled tasks back to life.
+-- Bring locked failed or cancelled tasks back to life. Steps are not among
+-- them; of a run, the steps it failed for run again. A batch whose items do
+-- lives again with them.
 CREATE FUNCTION orchestrator._retry_rows(ids bigint[], attempts int, detail jsonb) RETURNS bigint
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
+DECLARE
+  v_runs    bigint[];
+  v_run     bigint;
+  v_batch   bigint;
+  v_batches bigint[] := '{}';
+  v_count   bigint;
+BEGIN
+  v_runs := ARRAY(SELECT f.id FROM orchestrator.task_finished f WHERE f.id = ANY ($1) AND f.remaining IS NOT NULL ORDER BY 1);
+  FOREACH v_run IN ARRAY v_runs LOOP
+    SELECT f.parent_id INTO v_batch FROM orchestrator.task_finished f WHERE f.id = v_run;
+    CONTINUE WHEN NOT FOUND;   -- it lives again with its batch
+    PERFORM orchestrator._revive_run(v_run, $2, $3);
+    v_batches := v_batches || v_batch;
+  END LOOP;
+  v_batches := v_batches || ARRAY(SELECT f.parent_id FROM orchestrator.task_finished f WHERE f.id = ANY ($1) AND f.remaining IS NULL AND f.parent_id IS NOT NULL);
+  v_count := cardinality(v_runs) + orchestrator._retry_locked(ARRAY(SELECT i FROM unnest($1) i WHERE i <> ALL (v_runs)), $2, $3);
+  FOR v_batch IN SELECT DISTINCT i FROM unnest(v_batches) i WHERE i IS NOT NULL ORDER BY 1 LOOP
+    PERFORM orchestrator._reopen(v_batch, $3);
+    PERFORM orchestrator._count_remaining(v_batch);
+  END LOOP;
+  RETURN v_count;
+END
+$$;
+
+-- The rows alone.
+CREATE FUNCTION orchestrator._retry_locked(ids bigint[], attempts int, detail jsonb) RETURNS bigint
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_now   timestamptz := orchestrator._now();

@@ -48,14 +48,37 @@ BEGIN
 END
 $$;
 
--- Lock up to max_rows live tasks of definitions. Used by drop_definition().
+-- Lock up to max_rows live tasks of definitions, and the tops of their trees
+-- before them; null: there are none. Used by drop_definition().
 CREATE FUNCTION orchestrator._lock_live(definitions int[], max_rows int) RETURNS bigint[]
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_ids bigint[];
 BEGIN
   PERFORM orchestrator._yield(s.task_id) FROM orchestrator._slots() s WHERE s.task_id IS NOT NULL
     AND EXISTS (SELECT FROM orchestrator.task_live l WHERE l.id = s.task_id AND l.definition = ANY ($1));
-  RETURN (SELECT array_agg(x.id) FROM (SELECT l.id FROM orchestrator.task_live l WHERE l.definition = ANY ($1)
-                                       ORDER BY l.id LIMIT $2 FOR UPDATE) x);
+  LOOP
+    v_ids := ARRAY(SELECT l.id FROM orchestrator.task_live l WHERE l.definition = ANY ($1) ORDER BY l.id LIMIT $2);
+    IF v_ids = '{}' THEN
+      RETURN NULL;
+    END IF;
+    v_ids := orchestrator._lock_with_roots(v_ids);
+    IF v_ids <> '{}' THEN
+      RETURN v_ids;
+    END IF;
+  END LOOP;
+END
+$$;
+
+-- Lock live tasks, and the tops of their trees before them. Returns those that
+-- are still live.
+CREATE FUNCTION orchestrator._lock_with_roots(ids bigint[]) RETURNS bigint[]
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
+BEGIN
+  PERFORM orchestrator._lock_root(r.root, false)
+    FROM (SELECT DISTINCT coalesce(l.root_id, l.id) AS root FROM orchestrator.task_live l
+          WHERE l.id = ANY ($1) AND (l.root_id IS NOT NULL OR l.remaining IS NOT NULL) ORDER BY 1) r;
+  RETURN ARRAY(SELECT l.id FROM orchestrator.task_live l WHERE l.id = ANY ($1) ORDER BY l.id FOR UPDATE);
 END
 $$;
 
@@ -70,11 +93,13 @@ DECLARE
   v_queues      int[] := ARRAY(SELECT q.id FROM orchestrator.queue q WHERE q.name = $3);
   v_before      timestamptz := orchestrator._now() - $5;
   v_found       bigint[];
+  v_root        bigint;
 BEGIN
   v_found := ARRAY(
     SELECT t.id FROM orchestrator.task t
     WHERE t.id > $6 AND t.live = ('failed' <> ALL ($4) AND 'cancelled' <> ALL ($4))
       AND t.owner = ANY (v_owners) AND t.state = ANY ($4)
+      AND (t.live OR t.step IS NULL AND t.compensation IS NULL)   -- steps are retried with their run
       AND ($2 IS NULL OR t.definition = ANY (v_definitions))
       AND ($3 IS NULL OR t.queue = ANY (v_queues))
       AND ($5 IS NULL OR t.created_at < v_before)
@@ -82,6 +107,18 @@ BEGIN
     LIMIT $7);
   last := v_found[cardinality(v_found)];
   PERFORM orchestrator._yield(s.task_id) FROM orchestrator._slots() s WHERE s.task_id = ANY (v_found);
+  -- After the first lot a top may stand before what is locked already: to wait
+  -- for it could deadlock with an executor, so it is tried for a second.
+  FOR v_root IN SELECT DISTINCT coalesce(t.root_id, t.id) FROM orchestrator.task t
+                WHERE t.id = ANY (v_found) AND (t.root_id IS NOT NULL OR t.remaining IS NOT NULL) ORDER BY 1 LOOP
+    FOR i IN 1 .. 200 LOOP
+      EXIT WHEN orchestrator._lock_root(v_root, $6 > 0);
+      PERFORM pg_sleep(0.005);
+      IF i = 200 THEN
+        RAISE EXCEPTION 'task % is locked by somebody else', v_root USING ERRCODE = 'lock_not_available', HINT = 'Try again.';
+      END IF;
+    END LOOP;
+  END LOOP;
   ids := ARRAY(SELECT t.id FROM orchestrator.task t
                WHERE t.id = ANY (v_found) AND t.state = ANY ($4)
                ORDER BY t.id FOR UPDATE);

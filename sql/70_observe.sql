@@ -1,4 +1,5 @@
--- Observe: wait, progress, current_task (src/wait.c, src/progress.c).
+-- Observe: wait, progress, current_task (src/wait.c, src/progress.c); what a
+-- step asks of its run (src/request.c).
 
 CREATE FUNCTION orchestrator.wait(task bigint, timeout interval DEFAULT NULL) RETURNS orchestrator.task_result
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_wait';
@@ -19,3 +20,20 @@ CREATE FUNCTION orchestrator.progress(fraction float8, message text DEFAULT NULL
   LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'orchestrator_progress';
 COMMENT ON FUNCTION orchestrator.progress(float8, text, text) IS
   'Inside a step: tells how far it is, from 0 to 1; seen at once, before the step commits';
+
+-- What a step asks for is done when it completes, in the same transaction
+-- (_settle_completed), and not at all when it fails or rolls it back.
+CREATE FUNCTION orchestrator.add_steps(steps orchestrator.step_spec[], delay interval DEFAULT NULL) RETURNS void
+  LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'orchestrator_add_steps';
+COMMENT ON FUNCTION orchestrator.add_steps(orchestrator.step_spec[], interval) IS
+  'Inside a step: adds steps to its run, beside it. They are checked at once, and begin when the step has completed, after the delay';
+
+CREATE FUNCTION orchestrator.set_context(value jsonb) RETURNS void
+  LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'orchestrator_set_context';
+COMMENT ON FUNCTION orchestrator.set_context(jsonb) IS
+  'Inside a step: keeps the state of its run, which context() reads; from when the step has completed';
+
+CREATE FUNCTION orchestrator.checkpoint(name text, context jsonb DEFAULT NULL) RETURNS void
+  LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'orchestrator_checkpoint';
+COMMENT ON FUNCTION orchestrator.checkpoint(text, jsonb) IS
+  'Inside a step: names the point at which it completes, for restore(); with a context, the run keeps that';

@@ -21,25 +21,102 @@ CREATE VIEW orchestrator.trace WITH (security_invoker = true) AS
 COMMENT ON VIEW orchestrator.trace IS
   'Audit trail: every transition of every task. Filter by task_id, order by at';
 
+-- When the first step of a live run started; null: none did. Its row says only
+-- that it waits. Called by the views as whoever reads.
+CREATE FUNCTION orchestrator._run_started(task bigint) RETURNS timestamptz
+  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+DECLARE
+  v_at timestamptz;
+BEGIN
+  -- in the order of the index, so that of many items few are looked at
+  SELECT x.started_at INTO v_at FROM orchestrator.task x
+    WHERE x.parent_id = $1 AND x.id > $1 AND NOT x.live AND x.started_at IS NOT NULL ORDER BY x.step, x.item LIMIT 1;
+  IF v_at IS NULL THEN
+    SELECT s.started_at INTO v_at FROM orchestrator._slots() s JOIN orchestrator.task x ON x.id = s.task_id AND x.live
+      WHERE x.parent_id = $1 ORDER BY 1 LIMIT 1;
+  END IF;
+  IF v_at IS NULL THEN
+    SELECT x.started_at INTO v_at FROM orchestrator.task x
+      WHERE x.parent_id = $1 AND x.live AND x.started_at IS NOT NULL ORDER BY x.step, x.item LIMIT 1;
+  END IF;
+  IF v_at IS NULL THEN
+    SELECT min(orchestrator._run_started(x.id)) INTO v_at FROM orchestrator.task x
+      WHERE x.parent_id = $1 AND x.live AND x.remaining IS NOT NULL;
+  END IF;
+  RETURN v_at;
+END
+$$;
+
+-- How far a run is, from 0 to 1: the weighted mean of its steps, the mean of
+-- the items of a map or batch. What is final counts 1, unless the run ended
+-- early. Only what runs right now has a part in between, so that of many items
+-- only the numbers are read.
+CREATE FUNCTION orchestrator._run_progress(task bigint) RETURNS float8
+  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+DECLARE
+  p       record;
+  d       record;
+  v_done  float8;
+  v_total float8;
+BEGIN
+  SELECT x.id, x.live, x.definition, x.plan, x.step, x.parent_id, x.remaining, x.input INTO p FROM orchestrator.task x WHERE x.id = $1;
+  SELECT x.kind, x.steps INTO d FROM orchestrator.definition x WHERE x.id = p.definition;
+  IF d.kind IN ('map', 'batch') THEN
+    v_total := CASE d.kind WHEN 'map' THEN jsonb_array_length(p.input -> 'items')
+                           ELSE (SELECT count(*) FROM orchestrator.task x WHERE x.parent_id = $1 AND x.id > $1) END;
+    SELECT v_total - p.remaining + coalesce(sum(s.progress), 0) INTO v_done
+      FROM orchestrator._slots() s JOIN orchestrator.task x ON x.id = s.task_id AND x.live
+      WHERE x.parent_id = $1;
+    IF p.remaining > 0 AND (SELECT x.remaining FROM orchestrator.task x WHERE x.parent_id = $1 AND x.live LIMIT 1) IS NOT NULL THEN
+      -- items that are workflows: the share of their steps that are final
+      v_done := v_done + (SELECT coalesce(sum(1 - x.remaining::float8 / nullif(cardinality(w.step_names), 0)), 0)
+                          FROM orchestrator.task x JOIN orchestrator.definition w ON w.id = x.definition
+                          WHERE x.parent_id = $1 AND x.live AND x.remaining <= cardinality(w.step_names));
+    END IF;
+  ELSE
+    SELECT sum(s.weight * CASE WHEN x.id IS NULL THEN 0
+                               WHEN NOT x.live AND (p.live OR x.state IN ('completed', 'skipped')) THEN 1
+                               WHEN x.remaining IS NOT NULL THEN orchestrator._run_progress(x.id)
+                               ELSE coalesce(z.progress, 0) END), sum(s.weight)
+      INTO v_done, v_total
+      FROM (SELECT e.place AS step, coalesce((e.spec ->> 'weight')::float8, 1) AS weight
+            FROM jsonb_array_elements(d.steps) WITH ORDINALITY e(spec, place)
+            UNION ALL
+            SELECT a.step, coalesce((a.spec ->> 'weight')::float8, 1) FROM orchestrator.added_step a WHERE a.task_id = $1) s
+      LEFT JOIN (SELECT y.id, y.live, y.state, y.remaining, y.step FROM orchestrator.task y
+                 WHERE y.parent_id = $1 AND y.id > $1 AND y.step > 0 AND y.item IS NULL) x ON x.step = s.step
+      LEFT JOIN orchestrator._slots() z ON z.task_id = x.id AND x.live;
+  END IF;
+  RETURN coalesce(least(greatest(v_done / nullif(v_total, 0), 0), 1), 0);
+END
+$$;
+
 -- Every task, with what its step reports right now. In the fast lane a row is
--- still pending while its step runs: the slot of its executor says so.
+-- still pending while its step runs: the slot of its executor says so. Of a
+-- task with steps (remaining) they tell.
 CREATE VIEW orchestrator.task_status WITH (security_invoker = true) AS
   SELECT t.id AS task_id, t.parent_id, coalesce(t.root_id, t.id) AS root_id, t.name,
          d.name AS definition, d.version, q.name AS queue, o.name AS owner,
-         CASE WHEN s.task_id IS NOT NULL THEN 'running' ELSE t.state END AS state,
-         CASE WHEN t.state = 'completed' THEN 1 ELSE coalesce(s.progress, 0) END AS progress,
+         CASE WHEN s.task_id IS NOT NULL THEN 'running'
+              WHEN t.state = 'waiting' AND t.remaining IS NOT NULL AND coalesce(t.started_at, orchestrator._run_started(t.id)) IS NOT NULL THEN 'running'
+              ELSE t.state END AS state,
+         CASE WHEN t.state = 'completed' THEN 1
+              WHEN t.remaining IS NOT NULL THEN orchestrator._run_progress(t.id)
+              ELSE coalesce(s.progress, 0) END AS progress,
          s.message, s.stage,
          coalesce(s.attempt, t.attempt) AS attempt, t.max_attempts, t.priority, t.key, t.run_at, t.created_at,
-         coalesce(s.started_at, t.started_at) AS started_at, t.finished_at,
+         coalesce(s.started_at, t.started_at, CASE WHEN t.remaining IS NOT NULL AND t.live THEN orchestrator._run_started(t.id) END) AS started_at,
+         t.finished_at,
          greatest(t.created_at, t.started_at, t.finished_at, s.since) AS updated_at,
-         coalesce(t.finished_at, CASE WHEN s.task_id IS NOT NULL OR t.state = 'running' THEN orchestrator._now() END)
-           - coalesce(s.started_at, t.started_at) AS duration,
+         coalesce(t.finished_at, CASE WHEN s.task_id IS NOT NULL OR t.state = 'running' OR t.remaining IS NOT NULL THEN orchestrator._now() END)
+           - coalesce(s.started_at, t.started_at, CASE WHEN t.remaining IS NOT NULL AND t.live THEN orchestrator._run_started(t.id) END) AS duration,
          t.input, t.output, t.error, t.metadata,
          coalesce(s.pid, t.worker) AS worker_pid,
          (t.resources ->> 'rows')::bigint AS rows,
          (t.resources ->> 'wal_bytes')::bigint AS wal_bytes,
          make_interval(secs => (t.resources ->> 'cpu_time')::float8) AS cpu_time,
-         t.resources, t.deadline, t.expire_at, t.held_state, t.epoch, t.command, t.traceparent
+         t.resources, t.deadline, t.expire_at, t.held_state, t.epoch, t.command, t.traceparent,
+         coalesce(t.compensation, 'none') AS compensation, t.step, t.item, t.iteration
   FROM orchestrator.task t
   LEFT JOIN orchestrator.definition d ON d.id = t.definition
   LEFT JOIN orchestrator.queue q ON q.id = t.queue
@@ -47,6 +124,138 @@ CREATE VIEW orchestrator.task_status WITH (security_invoker = true) AS
   LEFT JOIN orchestrator._slots() s ON s.task_id = t.id AND t.live AND t.state IN ('pending', 'running');
 COMMENT ON VIEW orchestrator.task_status IS
   'Every task that the reader may see, with the progress its step reports right now';
+
+-- Every step of every run. Most have a row of their own in task; one without
+-- waits for others, or was never reached when the run is final.
+CREATE VIEW orchestrator.step_status WITH (security_invoker = true) AS
+  SELECT t.id AS task_id, p.id AS run_id, coalesce(p.root_id, p.id) AS root_id, c.number, c.spec ->> 'name' AS step,
+         CASE WHEN c.spec ? 'each' THEN 'map' WHEN c.spec ->> 'kind' IN ('wait', 'workflow') THEN c.spec ->> 'kind' ELSE d.kind END AS kind,
+         CASE WHEN d.name NOT LIKE 'orchestrator.%' THEN d.name END AS definition, d.version, d.handler,
+         CASE WHEN t.id IS NULL AND p.live THEN 'waiting'::orchestrator.task_state
+              WHEN t.id IS NULL THEN 'skipped'
+              WHEN s.task_id IS NOT NULL THEN 'running'
+              WHEN t.state = 'waiting' AND t.remaining IS NOT NULL AND coalesce(t.started_at, orchestrator._run_started(t.id)) IS NOT NULL THEN 'running'
+              ELSE t.state END AS state,
+         ARRAY(SELECT coalesce(r.step_names[n.step::int], (SELECT a.spec ->> 'name' FROM orchestrator.added_step a WHERE a.task_id = p.id AND a.step = n.step::int))
+               FROM jsonb_array_elements_text(c.spec -> 'needs') WITH ORDINALITY n(step, place) ORDER BY n.place) AS needs,
+         coalesce(s.attempt, t.attempt, 0) AS attempt, t.max_attempts,
+         CASE WHEN t.state IN ('completed', 'skipped') THEN 1
+              WHEN t.remaining IS NOT NULL THEN orchestrator._run_progress(t.id)
+              ELSE coalesce(s.progress, 0) END AS progress,
+         s.message, s.stage,
+         coalesce((c.spec ->> 'weight')::float8, 1) AS weight,
+         CASE WHEN c.spec ? 'each' AND t.id IS NOT NULL THEN coalesce(jsonb_array_length(t.input -> 'items'), 0) END AS items_total,
+         CASE WHEN c.spec ? 'each' AND t.id IS NOT NULL THEN coalesce(jsonb_array_length(t.input -> 'items'), 0) - coalesce(t.remaining, 0) END AS items_done,
+         t.created_at, coalesce(s.started_at, t.started_at, CASE WHEN t.remaining IS NOT NULL AND t.live THEN orchestrator._run_started(t.id) END) AS started_at,
+         t.finished_at,
+         coalesce(t.finished_at, CASE WHEN s.task_id IS NOT NULL OR t.state = 'running' OR t.remaining IS NOT NULL OR c.spec ->> 'kind' = 'wait' THEN orchestrator._now() END)
+           - coalesce(s.started_at, t.started_at, CASE WHEN t.remaining IS NOT NULL AND t.live THEN orchestrator._run_started(t.id) END) AS duration,
+         t.input, t.output, t.error,
+         c.spec ->> 'wait_for' AS wait_for,
+         CASE WHEN NOT t.live THEN NULL WHEN c.spec ->> 'kind' = 'wait' THEN t.expire_at ELSE t.run_at END AS wakes_at,
+         t.iteration, coalesce(c.spec ->> 'on_failure', 'fail') AS on_failure, coalesce((c.spec ->> 'optional')::boolean, false) AS optional,
+         c.added, c.spec ->> 'when' AS "when", c.spec ->> 'description' AS description,
+         coalesce((c.spec ->> 'estimated_duration')::interval, d.estimated_duration) AS estimated_duration
+  FROM orchestrator.task p
+  LEFT JOIN orchestrator.definition r ON r.id = p.definition
+  CROSS JOIN LATERAL (
+    SELECT e.place::int AS number, e.spec, false AS added FROM jsonb_array_elements(r.steps) WITH ORDINALITY e(spec, place)
+    UNION ALL
+    SELECT a.step, a.spec, true FROM orchestrator.added_step a WHERE a.task_id = p.id
+  ) c
+  LEFT JOIN orchestrator.definition d ON d.id = (c.spec ->> 'definition')::int
+  LEFT JOIN orchestrator.task t ON t.parent_id = p.id AND t.id > p.id AND t.step = c.number AND t.item IS NULL
+  LEFT JOIN orchestrator._slots() s ON s.task_id = t.id AND t.live AND t.state IN ('pending', 'running')
+  WHERE p.remaining IS NOT NULL;
+COMMENT ON VIEW orchestrator.step_status IS
+  'Steps of every run that the reader may see, also those that have not begun. Filter by run_id, order by number';
+
+-- The steps of a run as one value.
+CREATE FUNCTION orchestrator._run_steps(task bigint) RETURNS jsonb
+  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
+  SET intervalstyle = postgres AS $$
+BEGIN
+  RETURN (SELECT coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object('index', s.number, 'name', s.step, 'description', s.description,
+                   'status', s.state, 'task', s.task_id, 'progress', round(s.progress::numeric, 4), 'items', s.items_total, 'items_done', s.items_done,
+                   'message', coalesce(s.message, s.error ->> 'message'))) ORDER BY s.number), '[]')
+          FROM orchestrator.step_status s WHERE s.run_id = $1);
+END
+$$;
+
+-- What last happened to a run and its steps, the newest first. Not to items.
+CREATE FUNCTION orchestrator._run_traces(task bigint, n int) RETURNS jsonb
+  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+DECLARE
+  v_ids bigint[] := $1 || ARRAY(SELECT x.id FROM orchestrator.task x WHERE x.parent_id = $1 AND x.id > $1 AND x.item IS NULL AND x.step IS NOT NULL
+                                ORDER BY coalesce(x.finished_at, x.started_at, x.created_at) DESC LIMIT $2 * 2);
+BEGIN
+  RETURN (SELECT coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object('at', w.at, 'event', w.event, 'task', w.task_id, 'step', w.name,
+                   'attempt', w.attempt, 'message', w.detail ->> 'message')) ORDER BY w.at DESC, w.task_id DESC), '[]')
+          FROM (SELECT r.at, r.event, r.task_id, r.attempt, r.detail, (SELECT x.name FROM orchestrator.task x WHERE x.id = r.task_id AND x.id <> $1) AS name
+                FROM orchestrator.trace r WHERE r.task_id = ANY (v_ids) ORDER BY r.at DESC, r.task_id DESC LIMIT $2) w);
+END
+$$;
+
+CREATE VIEW orchestrator.workflow_status WITH (security_invoker = true) AS
+  SELECT t.id AS task_id, t.parent_id, coalesce(t.root_id, t.id) AS root_id,
+         coalesce(t.name, CASE WHEN d.name NOT LIKE 'orchestrator.%' THEN d.name END) AS name,
+         CASE WHEN d.name NOT LIKE 'orchestrator.%' THEN d.name END AS definition, d.version, o.name AS owner, d.description,
+         CASE WHEN s.task_id IS NOT NULL THEN 'running'
+              WHEN t.state = 'waiting' AND coalesce(t.started_at, orchestrator._run_started(t.id)) IS NOT NULL THEN 'running'
+              ELSE t.state END AS status,
+         CASE WHEN t.state = 'completed' THEN 1 ELSE orchestrator._run_progress(t.id) END AS progress,
+         CASE WHEN t.live THEN
+           (SELECT min((e.step ->> 'index')::int) FROM jsonb_array_elements(r.steps) e(step)
+            WHERE e.step ? 'task' AND e.step ->> 'status' NOT IN ('completed', 'failed', 'cancelled', 'skipped')) END AS current_step,
+         coalesce(cardinality(d.step_names), 0) + (SELECT count(*)::int FROM orchestrator.added_step a WHERE a.task_id = t.id) AS total_steps,
+         (SELECT count(*)::int FROM jsonb_array_elements(r.steps) e(step) WHERE e.step ->> 'status' = 'completed') AS completed_steps,
+         r.steps,
+         orchestrator._run_traces(t.id, 10) AS latest_traces,
+         coalesce(d.estimated_duration,
+                  (SELECT sum((e.spec ->> 'estimated_duration')::interval) FROM jsonb_array_elements(d.steps) e(spec))) AS estimated_duration,
+         coalesce(t.compensation, 'none') AS compensation,
+         t.created_at, coalesce(t.started_at, CASE WHEN t.live THEN orchestrator._run_started(t.id) END) AS started_at, t.finished_at,
+         coalesce(t.finished_at, orchestrator._now()) - coalesce(t.started_at, CASE WHEN t.live THEN orchestrator._run_started(t.id) END) AS duration,
+         t.input, t.output, t.error, t.metadata,
+         (SELECT c.value FROM orchestrator.run_context c WHERE c.task_id = coalesce(t.root_id, t.id)) AS context
+  FROM orchestrator.task t
+  LEFT JOIN orchestrator.definition d ON d.id = t.definition
+  LEFT JOIN orchestrator.owner o ON o.id = t.owner
+  LEFT JOIN orchestrator._slots() s ON s.task_id = t.id AND t.live AND t.state IN ('pending', 'running')
+  CROSS JOIN LATERAL (SELECT orchestrator._run_steps(t.id) AS steps OFFSET 0) r   -- once, if it is read at all
+  WHERE t.remaining IS NOT NULL AND d.kind IS DISTINCT FROM 'map' AND d.kind IS DISTINCT FROM 'batch';
+COMMENT ON VIEW orchestrator.workflow_status IS
+  'Every run that the reader may see, at the top or a step of another: a workflow, or a task that added steps';
+
+CREATE VIEW orchestrator.batch_status WITH (security_invoker = true) AS
+  SELECT b.id AS batch_id, b.name, b.input ->> 'definition' AS definition, o.name AS owner,
+         CASE WHEN b.state = 'waiting' AND c.started THEN 'running' ELSE b.state END AS state,
+         coalesce(c.total, (b.output ->> 'total')::bigint) AS total,
+         coalesce(c.pending, 0) AS pending, coalesce(c.running, 0) AS running,
+         coalesce(c.completed, (b.output ->> 'completed')::bigint) AS completed,
+         coalesce(c.failed, (b.output ->> 'failed')::bigint) AS failed,
+         coalesce(c.cancelled, (b.output ->> 'cancelled')::bigint) AS cancelled,
+         CASE WHEN b.state = 'completed' THEN 1 ELSE coalesce((c.completed + c.failed + c.cancelled + c.part)::float8 / nullif(c.total, 0), 0) END AS progress,
+         b.created_at, b.finished_at
+  FROM orchestrator.task b
+  JOIN orchestrator.definition d ON d.id = b.definition AND d.kind = 'batch'
+  LEFT JOIN orchestrator.owner o ON o.id = b.owner
+  LEFT JOIN LATERAL (
+    SELECT count(*) AS total,
+           count(*) FILTER (WHERE x.live AND x.state <> 'running' AND s.task_id IS NULL) AS pending,
+           count(*) FILTER (WHERE x.state = 'running' OR s.task_id IS NOT NULL) AS running,
+           count(*) FILTER (WHERE x.state = 'completed') AS completed,
+           count(*) FILTER (WHERE x.state = 'failed') AS failed,
+           count(*) FILTER (WHERE x.state IN ('cancelled', 'skipped')) AS cancelled,
+           coalesce(sum(s.progress), 0) AS part,
+           bool_or(NOT x.live OR x.started_at IS NOT NULL OR s.task_id IS NOT NULL) AS started
+    FROM orchestrator.task x
+    LEFT JOIN orchestrator._slots() s ON s.task_id = x.id AND x.live
+    WHERE x.parent_id = b.id AND x.id > b.id AND b.output IS NULL
+    HAVING b.output IS NULL
+  ) c ON true;
+COMMENT ON VIEW orchestrator.batch_status IS
+  'Batches that the reader may see, and their items by state. Items that wait between attempts, or for steps of their own, count as pending';
 
 CREATE VIEW orchestrator.queue_status WITH (security_invoker = true) AS
   SELECT q.name AS queue, o.name AS owner, q.paused,
@@ -104,16 +313,35 @@ CREATE VIEW orchestrator.definition_status WITH (security_invoker = true) AS
 COMMENT ON VIEW orchestrator.definition_status IS
   'Definitions that the reader may use, by version, and the unfinished tasks of them that it may see';
 
-COMMENT ON COLUMN orchestrator.trace.event IS 'created, started, completed, failed, retrying, cancelled, paused, resumed, released (given back, not counted), notice, timeout';
+COMMENT ON COLUMN orchestrator.trace.event IS 'created, started, completed, failed, retrying, cancelled, paused, resumed, released (given back, not counted), notice, timeout; of runs also skipped, repeating, signalled, steps_added, checkpoint, reset, compensated, undo_failed, callback_failed';
 COMMENT ON COLUMN orchestrator.trace.attempt IS 'The attempt it belongs to, or the last one before it; 0: none yet';
-COMMENT ON COLUMN orchestrator.task_status.state IS 'As in task; running as soon as an executor runs its step, whatever its row says';
-COMMENT ON COLUMN orchestrator.task_status.progress IS 'From 0 to 1: what the step reported by progress(); 1 when completed';
+COMMENT ON COLUMN orchestrator.task_status.state IS 'As in task; running as soon as an executor runs its step, or the first of its steps started, whatever its row says';
+COMMENT ON COLUMN orchestrator.task_status.progress IS 'From 0 to 1: what the step reported by progress(); 1 when completed. Of a task with steps their weighted mean, of a map or batch the mean of its items';
 COMMENT ON COLUMN orchestrator.task_status.duration IS 'Of the last attempt: of a running task until now, of a finished one altogether';
 COMMENT ON COLUMN orchestrator.task_status.updated_at IS 'The last of created_at, started_at and finished_at, and of what an executor does with it';
 COMMENT ON COLUMN orchestrator.task_status.worker_pid IS 'Process that runs the task, or ran its last attempt';
 COMMENT ON COLUMN orchestrator.task_status.cpu_time IS 'Processor time of the last attempt, with orchestrator.track_resources';
 COMMENT ON COLUMN orchestrator.task_status.expire_at IS 'When the task fails unless it was started: the first of its deadline and the end of queue_timeout';
 COMMENT ON COLUMN orchestrator.task_status.held_state IS 'Of a paused task, the state that resume() returns it to; paused: a running task will be paused';
+COMMENT ON COLUMN orchestrator.task_status.compensation IS 'Of a run that failed or was cancelled, how its undo handlers do: none, running, done, or failed (one of them did)';
+COMMENT ON COLUMN orchestrator.task_status.step IS 'Of a step, its number in its run; negative: the undo of that step';
+COMMENT ON COLUMN orchestrator.task_status.item IS 'Of an item of a map or batch, its place, from 0';
+COMMENT ON COLUMN orchestrator.task_status.iteration IS 'Of a step that repeats, which round it is in; of a map, how many of its items have begun';
+COMMENT ON COLUMN orchestrator.step_status.task_id IS 'Null: the step has no row yet, or never had one';
+COMMENT ON COLUMN orchestrator.step_status.run_id IS 'The task whose step it is';
+COMMENT ON COLUMN orchestrator.step_status.number IS 'From 1, in the order of the definition; steps that were added come after these';
+COMMENT ON COLUMN orchestrator.step_status.kind IS 'map, wait, workflow, or what its definition runs';
+COMMENT ON COLUMN orchestrator.step_status.definition IS 'What it runs, by name (of a map each item); null: its handler alone';
+COMMENT ON COLUMN orchestrator.step_status.state IS 'Without a row: waiting while the run lives, then skipped';
+COMMENT ON COLUMN orchestrator.step_status.wait_for IS 'Name of the signal that it waits for';
+COMMENT ON COLUMN orchestrator.step_status.wakes_at IS 'When its sleep, or its wait for a signal, ends by itself; when the next attempt is due';
+COMMENT ON COLUMN orchestrator.step_status.added IS 'By add_steps(), not by the definition';
+COMMENT ON COLUMN orchestrator.workflow_status.current_step IS 'Number of the first step that has begun and is not final';
+COMMENT ON COLUMN orchestrator.workflow_status.steps IS 'An array in the order of their numbers: index, name, status, task, progress and more';
+COMMENT ON COLUMN orchestrator.workflow_status.latest_traces IS 'The last ten events of the run and its steps, the newest first';
+COMMENT ON COLUMN orchestrator.workflow_status.estimated_duration IS 'Of its definition, or the sum of those of its steps';
+COMMENT ON COLUMN orchestrator.workflow_status.compensation IS 'none, running, done or failed';
+COMMENT ON COLUMN orchestrator.batch_status.progress IS 'Share of the items that are final, and what the running ones report';
 COMMENT ON COLUMN orchestrator.queue_status.oldest IS 'When the oldest task that is ready was created';
 COMMENT ON COLUMN orchestrator.queue_status.held IS 'Tasks that were paused one by one, not with their queue';
 COMMENT ON COLUMN orchestrator.worker_status.state IS 'Of an executor: starting, idle, busy or dead; of other workers: running';

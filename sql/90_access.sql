@@ -72,7 +72,7 @@ BEGIN
   LOCK TABLE ONLY orchestrator.task_finished, ONLY orchestrator.trace_log IN SHARE UPDATE EXCLUSIVE MODE;
   EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA orchestrator FROM %I', $1);
   EXECUTE format('REVOKE ALL ON ALL ROUTINES IN SCHEMA orchestrator FROM %I', $1);
-  EXECUTE format('REVOKE ALL ON TYPE orchestrator.task_state, orchestrator.task_result FROM %I', $1);
+  EXECUTE format('REVOKE ALL ON TYPE orchestrator.task_state, orchestrator.task_result, orchestrator.step_spec FROM %I', $1);
   EXECUTE format('REVOKE ALL ON SCHEMA orchestrator FROM %I', $1);
 END
 $$;
@@ -86,13 +86,17 @@ DECLARE
   v_routine regprocedure;
 BEGIN
   EXECUTE format('GRANT USAGE ON SCHEMA orchestrator TO %I', $1);
-  EXECUTE format('GRANT USAGE ON TYPE orchestrator.task_state, orchestrator.task_result TO %I', $1);
+  EXECUTE format('GRANT USAGE ON TYPE orchestrator.task_state, orchestrator.task_result, orchestrator.step_spec TO %I', $1);
   EXECUTE format('GRANT SELECT ON orchestrator.task, orchestrator.trace_log, orchestrator.owner, orchestrator.queue,
                   orchestrator.queue_share, orchestrator.definition, orchestrator.definition_share, orchestrator.task_key,
-                  orchestrator.usage_grant, orchestrator.trace, orchestrator.task_status, orchestrator.queue_status,
+                  orchestrator.usage_grant, orchestrator.added_step, orchestrator.signal, orchestrator.checkpoint,
+                  orchestrator.run_context, orchestrator.step_memo, orchestrator.trace, orchestrator.task_status, orchestrator.step_status,
+                  orchestrator.workflow_status, orchestrator.batch_status, orchestrator.queue_status,
                   orchestrator.worker_status, orchestrator.definition_status TO %I', $1);
   -- the policies and views call these as whoever reads
-  EXECUTE format('GRANT EXECUTE ON FUNCTION orchestrator._visible_owners(), orchestrator._slots(), orchestrator._now() TO %I', $1);
+  EXECUTE format('GRANT EXECUTE ON FUNCTION orchestrator._visible_owners(), orchestrator._slots(), orchestrator._now(),
+                  orchestrator._run_started(bigint), orchestrator._run_progress(bigint), orchestrator._run_steps(bigint),
+                  orchestrator._run_traces(bigint, int), orchestrator.graph(bigint, text) TO %I', $1);
   FOR v_routine IN
     SELECT p.oid FROM pg_proc p
       JOIN pg_depend m ON m.classid = 'pg_catalog.pg_proc'::regclass AND m.objid = p.oid AND m.deptype = 'e'
@@ -124,6 +128,8 @@ BEGIN
   PERFORM orchestrator._catch_up('orchestrator.owner_id_seq', (SELECT max(x.id) FROM orchestrator.owner x)),
           orchestrator._catch_up('orchestrator.queue_id_seq', (SELECT max(x.id) FROM orchestrator.queue x)),
           orchestrator._catch_up('orchestrator.definition_id_seq', (SELECT max(x.id) FROM orchestrator.definition x)),
+          orchestrator._catch_up('orchestrator.signal_id_seq', (SELECT max(x.id) FROM orchestrator.signal x)),
+          orchestrator._catch_up('orchestrator.checkpoint_id_seq', (SELECT max(x.id) FROM orchestrator.checkpoint x)),
           -- the number of the node stands above bit 41
           orchestrator._catch_up('orchestrator.task_id_seq', (SELECT max(x.id) & ((1::bigint << 42) - 1) FROM orchestrator.task x));
   PERFORM orchestrator._invalidate();
@@ -144,7 +150,7 @@ $$;
 REVOKE ALL ON ALL TABLES IN SCHEMA orchestrator FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA orchestrator FROM PUBLIC;
 REVOKE ALL ON ALL ROUTINES IN SCHEMA orchestrator FROM PUBLIC;
-REVOKE ALL ON TYPE orchestrator.task_state, orchestrator.task_result FROM PUBLIC;
+REVOKE ALL ON TYPE orchestrator.task_state, orchestrator.task_result, orchestrator.step_spec FROM PUBLIC;
 REVOKE ALL ON SCHEMA orchestrator FROM PUBLIC;
 
 -- Row-level security. What is shared is visible to whom it is shared with, and
@@ -161,6 +167,11 @@ ALTER TABLE orchestrator.task ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURIT
 ALTER TABLE orchestrator.task_live ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.task_finished ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.task_key ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.added_step ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.signal ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.checkpoint ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.run_context ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.step_memo ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.trace_log ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 
 CREATE POLICY visible ON orchestrator.task FOR SELECT
@@ -168,6 +179,16 @@ CREATE POLICY visible ON orchestrator.task FOR SELECT
 CREATE POLICY visible ON orchestrator.trace_log FOR SELECT
   USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
 CREATE POLICY visible ON orchestrator.task_key FOR SELECT
+  USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
+CREATE POLICY visible ON orchestrator.added_step FOR SELECT
+  USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
+CREATE POLICY visible ON orchestrator.signal FOR SELECT
+  USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
+CREATE POLICY visible ON orchestrator.checkpoint FOR SELECT
+  USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
+CREATE POLICY visible ON orchestrator.run_context FOR SELECT
+  USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
+CREATE POLICY visible ON orchestrator.step_memo FOR SELECT
   USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
 CREATE POLICY visible ON orchestrator.usage_grant FOR SELECT
   USING (grantee = ANY ((SELECT orchestrator._visible_owners())::int[]));
@@ -203,6 +224,13 @@ SELECT pg_catalog.pg_extension_config_dump('orchestrator.definition_share', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.task_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.task_live', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.task_key', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.added_step', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.signal', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.signal_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.checkpoint', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.checkpoint_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.run_context', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.step_memo', '');
 
 SELECT orchestrator._announce();
 

@@ -16,6 +16,7 @@
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
+#include "commands/sequence.h"
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -35,6 +36,7 @@
 
 #define IDS_PER_PARTITION INT64CONST(1000000)
 #define MAX_FUNCTION_ARGS 7
+#define NODE_SHIFT		  42
 
 /* Names and argument types of the internal functions, by OrchFunction. */
 static const struct
@@ -52,8 +54,8 @@ static const struct
 	 {INT4OID, INT4OID, TEXTARRAYOID, INTERVALOID, INT8ARRAYOID}},
 	{"_make_partitions", 1, {INT8OID}},
 	{"_settle_completed",
-	 5,
-	 {INT8OID, INT4OID, JSONBOID, TIMESTAMPTZOID, JSONBOID}},
+	 6,
+	 {INT8OID, INT4OID, JSONBOID, TIMESTAMPTZOID, JSONBOID, JSONBOID}},
 	{"_settle_failed",
 	 6,
 	 {INT8OID, INT4OID, TEXTOID, JSONBOID, TIMESTAMPTZOID, JSONBOID}},
@@ -69,6 +71,16 @@ static const struct
 	 7,
 	 {INT8OID, INT4OID, INT4OID, INT4OID, TIMESTAMPTZOID, TEXTOID, JSONBOID}},
 	{"_visible_owners_of", 1, {OIDOID}},
+	{"_check_steps", 3, {OIDOID, INT8OID, JSONBOID}},
+	{"_recall", 3, {INT8OID, INT4OID, TEXTOID}},
+	{"_remember", 4, {INT8OID, INT4OID, TEXTOID, JSONBOID}},
+	{"_take_signal", 2, {INT8OID, TEXTOID}},
+	{"_suspend",
+	 7,
+	 {INT8OID, INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, TEXTOID,
+	  TIMESTAMPTZOID}},
+	{"_advance", 3, {INT8OID, INT4ARRAYOID, INT4OID}},
+	{"_start_steps", 1, {INT8OID}},
 };
 
 /* A name as a role knows it; a role that was renamed is another owner. */
@@ -101,6 +113,7 @@ static OrchCatalog catalog;
 static bool catalog_valid = false;
 static bool definitions_valid = true;
 static bool leaves_valid = true;
+static uint64 generation = 0;
 
 /* Memory of the caches; reset as a whole. */
 static MemoryContext function_context = NULL;
@@ -129,6 +142,7 @@ static void fill_definition(OrchDefinition *definition, HeapTuple row,
 
 PG_FUNCTION_INFO_V1(orchestrator_as_owner);
 PG_FUNCTION_INFO_V1(orchestrator_invalidate);
+PG_FUNCTION_INFO_V1(orchestrator_next_id);
 PG_FUNCTION_INFO_V1(orchestrator_visible_owners);
 
 void
@@ -451,6 +465,27 @@ forget_definitions(void)
 	running_queues = make_cache("orchestrator running queues", sizeof(int32),
 								sizeof(int32), HASH_BLOBS, definition_context);
 	definitions_valid = true;
+	generation++;
+}
+
+uint64
+orch_catalog_generation(void)
+{
+	forget_definitions();
+	return generation;
+}
+
+int64
+orch_catalog_next_id(void)
+{
+	return nextval_internal(orch_catalog(false)->task_id_seq, false) |
+		   ((int64) orch_node_id << NODE_SHIFT);
+}
+
+Datum
+orchestrator_next_id(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(orch_catalog_next_id());
 }
 
 static void
@@ -468,6 +503,8 @@ read_plan(HeapTupleHeader row, OrchPlan *plan)
 	plan->max_attempts =
 		DatumGetInt32(GetAttributeByName(row, "max_attempts", &isnull));
 	plan->notify = DatumGetBool(GetAttributeByName(row, "notify", &isnull));
+	plan->is_workflow = false;
+	plan->run_timeout = 0;
 	timeout = GetAttributeByName(row, "queue_timeout", &isnull);
 	plan->has_queue_timeout = !isnull;
 	if (!isnull)
@@ -513,6 +550,7 @@ const OrchPlan *
 orch_catalog_plan(const char *definition)
 {
 	static OrchPlan plan;
+	const OrchDefinition *known;
 	NameKey key;
 	PlanEntry *entry = NULL;
 	bool fits = fill_key(&key, definition);
@@ -525,6 +563,9 @@ orch_catalog_plan(const char *definition)
 	read_plan(DatumGetHeapTupleHeader(
 				  resolve(ORCH_FN_RESOLVE_DEFINITION, definition)),
 			  &plan);
+	known = orch_catalog_definition(plan.definition);
+	plan.is_workflow = known != NULL && known->kind == ORCH_KIND_WORKFLOW;
+	plan.run_timeout = plan.is_workflow ? known->timeout : 0;
 
 	/* resolving may have invalidated: then the answer serves once */
 	if (!definitions_valid || !fits)
@@ -647,6 +688,12 @@ fetch_row(const char *table, const char *index, AttrNumber column, int32 id,
 	return tuple;
 }
 
+HeapTuple
+orch_catalog_fetch_definition(int32 id, TupleDesc *desc)
+{
+	return fetch_row("definition", "definition_pkey", 1, id, desc);
+}
+
 const OrchDefinition *
 orch_catalog_definition(int32 id)
 {
@@ -660,7 +707,7 @@ orch_catalog_definition(int32 id)
 	if (entry != NULL)
 		return entry->valid ? entry : NULL;
 
-	row = fetch_row("definition", "definition_pkey", 1, id, &desc);
+	row = orch_catalog_fetch_definition(id, &desc);
 	entry = hash_search(definitions, &id, HASH_ENTER, &found);
 	entry->valid = row != NULL;
 	if (row == NULL)
@@ -706,8 +753,9 @@ column_milliseconds(HeapTuple row, TupleDesc desc, const char *column)
 static void
 fill_definition(OrchDefinition *definition, HeapTuple row, TupleDesc desc)
 {
-	static const char *const kinds[] = {"function", "sql", "procedure",
-										"utility"};
+	static const char *const kinds[] = {"function", "sql",		"procedure",
+										"utility",	"workflow", "map",
+										"batch",	"wait"};
 	char *kind = column_text(row, desc, "kind");
 	char *policy = column_text(row, desc, "timeout_policy");
 	char *notify = column_text(row, desc, "notify");
@@ -727,6 +775,9 @@ fill_definition(OrchDefinition *definition, HeapTuple row, TupleDesc desc)
 	definition->timeout_alerts = strcmp(policy, "alert") == 0;
 	definition->notify = strcmp(notify, "off") != 0;
 	definition->notify_all = strcmp(notify, "all") == 0;
+	definition->has_callbacks =
+		column_text(row, desc, "success_callback") != NULL ||
+		column_text(row, desc, "failure_callback") != NULL;
 }
 
 /*

@@ -11,6 +11,8 @@
 #ifndef ORCHESTRATOR_CATALOG_H
 #define ORCHESTRATOR_CATALOG_H
 
+#include "access/htup.h"
+#include "access/tupdesc.h"
 #include "datatype/timestamp.h"
 #include "utils/timestamp.h"
 
@@ -56,6 +58,13 @@ typedef enum OrchFunction
 	ORCH_FN_FAIL_UNRUNNABLE,
 	ORCH_FN_NOTE,
 	ORCH_FN_VISIBLE_OWNERS_OF,
+	ORCH_FN_CHECK_STEPS,
+	ORCH_FN_RECALL,
+	ORCH_FN_REMEMBER,
+	ORCH_FN_TAKE_SIGNAL,
+	ORCH_FN_SUSPEND,
+	ORCH_FN_ADVANCE,
+	ORCH_FN_START_STEPS,
 	ORCH_FN_COUNT
 } OrchFunction;
 
@@ -70,6 +79,8 @@ typedef struct OrchPlan
 	int32 priority;
 	int32 max_attempts;
 	bool notify;
+	bool is_workflow;  /* its tasks are runs ... */
+	int64 run_timeout; /* ... that may take so many milliseconds; 0: any */
 	bool has_queue_timeout;
 	Interval queue_timeout;
 } OrchPlan;
@@ -79,7 +90,13 @@ typedef enum OrchKind
 	ORCH_KIND_FUNCTION,
 	ORCH_KIND_SQL,
 	ORCH_KIND_PROCEDURE,
-	ORCH_KIND_UTILITY
+	ORCH_KIND_UTILITY,
+
+	/* never claimed: their tasks wait for others */
+	ORCH_KIND_WORKFLOW,
+	ORCH_KIND_MAP,
+	ORCH_KIND_BATCH,
+	ORCH_KIND_WAIT
 } OrchKind;
 
 /* What an executor needs of a definition. */
@@ -94,7 +111,8 @@ typedef struct OrchDefinition
 	int64 response_timeout; /* likewise */
 	bool timeout_alerts;	/* timeout_policy = alert: told, not stopped */
 	bool notify;
-	bool notify_all; /* of progress, too */
+	bool notify_all;	/* of progress, too */
+	bool has_callbacks; /* its tasks' ends start others */
 	bool valid;
 } OrchDefinition;
 
@@ -153,6 +171,16 @@ extern int32 orch_catalog_queue(const char *queue);
 
 /* A definition by id, for executors; NULL when it is gone. */
 extern const OrchDefinition *orch_catalog_definition(int32 id);
+
+/*
+ * The row of a definition, copied; NULL when it is gone.  The generation
+ * rises whenever what is remembered of definitions is dropped.
+ */
+extern HeapTuple orch_catalog_fetch_definition(int32 id, TupleDesc *desc);
+extern uint64 orch_catalog_generation(void);
+
+/* The next id of a task. */
+extern int64 orch_catalog_next_id(void);
 
 /* Whether a queue is paused (executors). */
 extern bool orch_catalog_queue_paused(int32 queue);

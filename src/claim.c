@@ -19,12 +19,16 @@
 #include "compat.h"
 #include "guc.h"
 #include "lane.h"
+#include "plan.h"
 
 /* Claims of a definition that was never measured. */
 #define FIRST_CLAIM 8
 
 /* A claim should hold no more than this much work, in microseconds. */
 #define CLAIM_WORTH INT64CONST(100000)
+
+/* Tasks before, among which the copy of a definition is looked for. */
+#define DEFINITIONS_KEPT 16
 
 /* Locked rows after which a claim looks no further. */
 #define MAX_SKIPPED 1000
@@ -41,15 +45,15 @@ typedef struct Measure
 static HTAB *measures = NULL;
 
 static Measure *find_measure(int32 definition);
-static bool is_fast(const OrchDefinition *definition);
 static bool is_full(const OrchBatch *batch, const OrchDefinition *definition,
-					bool fast, int64 worth);
+					bool fast, int steps, int64 worth);
+static int steps_of(const OrchRow *row, bool fast);
 static int64 expected(const OrchDefinition *definition);
-static const OrchDefinition *copy_definition(OrchBatch *batch, int32 id);
 static bool take(OrchLeaf *live, OrchBatch *batch, OrchTask *task,
 				 OrchRow *row, ItemPointer tid);
 static void scan_lane(OrchExecutor *executor, OrchLeaf *live, int32 queue,
 					  OrchBatch *batch);
+static bool is_followed(OrchLeaf *live, const OrchRow *row);
 static void mark_running(OrchRow *row);
 static bool queue_is_paused(int lane, int32 queue);
 
@@ -63,7 +67,8 @@ orch_claim_batch(OrchExecutor *executor, int lane, OrchBatch *batch)
 	batch->from = PG_INT64_MAX;
 	batch->fast = false;
 	batch->left_behind = false;
-	batch->ntasks = 0;
+	batch->executor = executor;
+	batch->nclaimed = batch->ntasks = 0;
 	if (!orch_lane_begin(executor, lane, &queue, &batch->from))
 		return 0;
 	live = orch_heap_open_live();
@@ -72,6 +77,7 @@ orch_claim_batch(OrchExecutor *executor, int lane, OrchBatch *batch)
 	else
 		scan_lane(executor, live, queue, batch);
 	orch_heap_close(live);
+	batch->nclaimed = batch->ntasks;
 	return batch->ntasks;
 }
 
@@ -101,6 +107,7 @@ scan_lane(OrchExecutor *executor, OrchLeaf *live, int32 queue,
 	int64 upto = batch->from;
 	int64 left_behind = PG_INT64_MAX;
 	int64 worth = 0;
+	int steps = 0;
 	int skipped = 0;
 	bool more = false;
 	OrchRow row;
@@ -110,15 +117,18 @@ scan_lane(OrchExecutor *executor, OrchLeaf *live, int32 queue,
 	{
 		OrchTask *task = &batch->tasks[batch->ntasks];
 		int64 sort_key = ORCH_INT64(&row, ORCH_TASK_SORT_KEY);
-		const OrchDefinition *definition =
-			copy_definition(batch, ORCH_INT32(&row, ORCH_TASK_DEFINITION));
-		bool fast = is_fast(definition) && !batch->solo;
+		const OrchDefinition *definition = orch_claim_definition(
+			batch, ORCH_INT32(&row, ORCH_TASK_DEFINITION));
+		bool fast = orch_claim_is_fast(definition) && !batch->solo;
 
 		if (!row.nulls[ORCH_TASK_EXPIRE_AT] &&
 			DatumGetTimestampTz(row.values[ORCH_TASK_EXPIRE_AT]) <= now)
 			continue; /* the supervisor fails it */
-		worth += expected(definition);
-		more = is_full(batch, definition, fast, worth);
+		if (definition != NULL && definition->kind > ORCH_KIND_UTILITY)
+			continue; /* nothing to run */
+		worth += expected(definition) * steps_of(&row, fast);
+		steps += steps_of(&row, fast);
+		more = is_full(batch, definition, fast, steps, worth);
 		if (more || skipped >= MAX_SKIPPED)
 			break;
 		batch->fast = executor->fast = fast;
@@ -156,16 +166,30 @@ scan_lane(OrchExecutor *executor, OrchLeaf *live, int32 queue,
  */
 static bool
 is_full(const OrchBatch *batch, const OrchDefinition *definition, bool fast,
-		int64 worth)
+		int steps, int64 worth)
 {
 	if (batch->ntasks == 0)
 		return false;
 	if (batch->ntasks >= orch_batch_size || fast != batch->fast)
 		return true;
-	if (fast && batch->ntasks >= ORCH_WRITTEN_STEPS &&
+	if (fast && steps > ORCH_WRITTEN_STEPS &&
 		find_measure(definition->id)->writes)
 		return true;
 	return worth > (fast ? orch_batch_time * INT64CONST(1000) : CLAIM_WORTH);
+}
+
+/*
+ * How many steps a claimed row may well be, when its run goes straight on.
+ */
+static int
+steps_of(const OrchRow *row, bool fast)
+{
+	if (!fast || row->nulls[ORCH_TASK_PLAN] || row->nulls[ORCH_TASK_STEP] ||
+		!row->nulls[ORCH_TASK_ITEM])
+		return 1;
+	return orch_plan_chain(ORCH_INT32(row, ORCH_TASK_PLAN),
+						   ORCH_INT32(row, ORCH_TASK_STEP),
+						   ORCH_WRITTEN_STEPS);
 }
 
 /*
@@ -184,11 +208,13 @@ take(OrchLeaf *live, OrchBatch *batch, OrchTask *task, OrchRow *row,
 	task->outcome = ORCH_OUTCOME_NONE;
 	task->has_output = false;
 	task->has_resources = false;
+	task->successor = 0;
+	task->may_go_on = batch->fast && is_followed(live, row);
 	task->notices = NIL;
 	if (batch->fast)
-		taken = orch_heap_delete(live, &task->tid);
+		taken = orch_heap_delete(live, &task->tid, false);
 	else
-		taken = orch_heap_update(live, &task->tid, &task->row);
+		taken = orch_heap_update(live, &task->tid, &task->row, false);
 	if (!taken)
 	{
 		for (int i = ORCH_TASK_NAME; i < ORCH_TASK_COLUMNS; i++)
@@ -199,6 +225,20 @@ take(OrchLeaf *live, OrchBatch *batch, OrchTask *task, OrchRow *row,
 	}
 	MemoryContextSwitchTo(old);
 	return taken;
+}
+
+/*
+ * Whether a row is a step of a run whose steps were all made in the order of
+ * its plan (workflow.h).
+ */
+static bool
+is_followed(OrchLeaf *live, const OrchRow *row)
+{
+	return !row->nulls[ORCH_TASK_PLAN] && row->nulls[ORCH_TASK_ITEM] &&
+		   !row->nulls[ORCH_TASK_ROOT_ID] &&
+		   ORCH_INT64(row, ORCH_TASK_ROOT_ID) ==
+			   ORCH_INT64(row, ORCH_TASK_PARENT_ID) &&
+		   orch_heap_epoch(live, ORCH_INT64(row, ORCH_TASK_ROOT_ID)) <= 0;
 }
 
 static void
@@ -241,20 +281,22 @@ orch_claim_free(OrchExecutor *executor, int number)
 
 /*
  * The session's memory of a definition may be dropped while a step runs: a
- * batch keeps its own copy, one for each definition.
+ * batch keeps its own copy, one for those that take turns.
  */
-static const OrchDefinition *
-copy_definition(OrchBatch *batch, int32 id)
+const OrchDefinition *
+orch_claim_definition(OrchBatch *batch, int32 id)
 {
 	const OrchDefinition *known;
 	OrchDefinition *copy;
 	MemoryContext old;
 
-	if (batch->ntasks > 0 &&
-		batch->tasks[batch->ntasks - 1].definition != NULL &&
-		batch->tasks[batch->ntasks - 1].definition->id == id)
-		return batch->tasks[batch->ntasks - 1].definition;
-
+	for (int i = batch->ntasks - 1;
+		 i >= Max(batch->ntasks - DEFINITIONS_KEPT, 0); i--)
+	{
+		if (batch->tasks[i].definition != NULL &&
+			batch->tasks[i].definition->id == id)
+			return batch->tasks[i].definition;
+	}
 	known = orch_catalog_definition(id);
 	if (known == NULL)
 		return NULL;
@@ -314,8 +356,8 @@ orch_claim_measured(int32 definition, int64 duration, bool wrote)
 	measure->writes |= wrote;
 }
 
-static bool
-is_fast(const OrchDefinition *definition)
+bool
+orch_claim_is_fast(const OrchDefinition *definition)
 {
 	Measure *measure;
 

@@ -18,13 +18,26 @@
  */
 #define ORCH_WRITTEN_STEPS 50
 
+/* Tasks of a batch with the steps it went straight on to. */
+#define ORCH_MAX_BATCH 1000
+
 typedef enum OrchOutcome
 {
 	ORCH_OUTCOME_NONE, /* not run yet; next: any other */
 	ORCH_OUTCOME_COMPLETED,
-	ORCH_OUTCOME_FAILED, /* by an error or its time limit */
-	ORCH_OUTCOME_GONE	 /* no longer ours: cancelled, taken back, stale */
+	ORCH_OUTCOME_FAILED,	/* by an error or its time limit */
+	ORCH_OUTCOME_SUSPENDED, /* a procedure waits for a time or a signal */
+	ORCH_OUTCOME_GONE		/* no longer ours: cancelled, taken back, stale */
 } OrchOutcome;
+
+/* What a procedure that was suspended waits for. */
+typedef struct OrchSuspension
+{
+	TimestampTz until;		/* when signal is NULL */
+	char *signal;			/* name; NULL: waits for a time */
+	char *memo;				/* under which the signal is remembered */
+	TimestampTz timeout_at; /* of the signal; PG_INT64_MAX: never */
+} OrchSuspension;
 
 /* A claimed task and what became of it. */
 typedef struct OrchTask
@@ -32,6 +45,11 @@ typedef struct OrchTask
 	OrchRow row;		 /* the running version */
 	ItemPointerData tid; /* where it is, unless in the fast lane */
 	const OrchDefinition *definition; /* copied to the batch; NULL: gone */
+	int successor;	/* number in the batch of the step that this one was gone
+					* on to; 0: none */
+	bool may_go_on; /* its run has a plan that was followed so far */
+	bool settled;
+	struct OrchRun *run; /* while settled: whose step it is; or NULL */
 	OrchOutcome outcome;
 	const char *reason; /* of failure: error or timeout */
 	bool has_output;
@@ -41,8 +59,17 @@ typedef struct OrchTask
 	Datum resources;
 	TimestampTz started_at; /* of the step itself */
 	TimestampTz finished_at;
-	List *notices; /* OrchNotice *, raised by the step */
+	List *notices;	/* OrchNotice *, raised by the step */
+	Datum requests; /* jsonb array of what the step asked of its run, or 0 */
+	const OrchSuspension *suspension; /* of a suspended procedure */
 } OrchTask;
+
+/* A run that ended with a group, to be told of after the commit. */
+typedef struct OrchEnded
+{
+	int64 task;
+	bool notify;
+} OrchEnded;
 
 /* What an executor took at once. */
 typedef struct OrchBatch
@@ -53,8 +80,11 @@ typedef struct OrchBatch
 	bool left_behind;	   /* the claim met rows locked by others */
 	int lane;
 	int64 from; /* mark at the begin of the claim */
-	int ntasks;
-	OrchTask tasks[ORCH_MAX_CLAIM];
+	OrchExecutor *executor;
+	int nclaimed;
+	int ntasks; /* those claimed and, after them, those gone on to */
+	OrchTask tasks[ORCH_MAX_BATCH];
+	List *ended; /* OrchEnded * */
 } OrchBatch;
 
 /*
@@ -78,6 +108,13 @@ extern void orch_claim_free(OrchExecutor *executor, int number);
 /* Whether a step is known to take longer than a transaction should, or is not
  * known at all. */
 extern bool orch_claim_is_slow(const OrchTask *task);
+
+/* Whether the steps of a definition were measured to be short, and may be run
+ * with others in one transaction. */
+extern bool orch_claim_is_fast(const OrchDefinition *definition);
+
+/* A definition as the batch keeps it; NULL when it is gone. */
+extern const OrchDefinition *orch_claim_definition(OrchBatch *batch, int32 id);
 
 /* How long a step of a definition took, in microseconds, and whether it wrote. */
 extern void orch_claim_measured(int32 definition, int64 duration, bool wrote);

@@ -26,7 +26,7 @@
 /* 16 tells which indexes need an entry; 15 only whether any does. */
 static inline TM_Result
 orch_table_tuple_update(Relation rel, ItemPointer tid, TupleTableSlot *slot,
-						CommandId cid, bool *indexes)
+						CommandId cid, bool wait, bool *indexes)
 {
 	TM_FailureData failure;
 	LockTupleMode mode;
@@ -39,7 +39,7 @@ orch_table_tuple_update(Relation rel, ItemPointer tid, TupleTableSlot *slot,
 
 	result =
 		table_tuple_update(rel, tid, slot, cid, InvalidSnapshot,
-						   InvalidSnapshot, false, &failure, &mode, &update);
+						   InvalidSnapshot, wait, &failure, &mode, &update);
 #if PG_VERSION_NUM >= 160000
 	*indexes = update != TU_None;
 #else

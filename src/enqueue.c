@@ -12,7 +12,6 @@
 #include "access/detoast.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
-#include "commands/sequence.h"
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -28,9 +27,9 @@
 #include "event.h"
 #include "guc.h"
 #include "heap.h"
+#include "plan.h"
 #include "shmem.h"
 
-#define NODE_SHIFT			   42
 #define BULK_PRIORITY		   (-10)
 #define MAX_PRIORITY		   1000000
 #define MAX_NAME_LENGTH		   200
@@ -65,12 +64,15 @@ static TimestampTz ready_time(const Options *options, TimestampTz now);
 static void set_expiry(OrchRow *row, const OrchPlan *plan,
 					   const Options *options, TimestampTz now,
 					   TimestampTz ready_at);
-static int64 next_id(void);
 static int64 take_key(const OrchPlan *plan, const Options *options, int64 id);
 static int64 insert_task(OrchLeaf *live, OrchRow *row, const OrchPlan *plan,
 						 const Options *options);
 static void announce(const OrchRow *row, const OrchPlan *plan);
 static void announce_created(const OrchRow *row, const OrchPlan *plan);
+static void start_runs(OrchLeaf *live, OrchRow *const *runs, int n);
+static void insert_first_steps(OrchLeaf *live, const OrchWorkflow *workflow,
+							   OrchRow *const *runs, int n);
+static void start_by_sql(OrchRow *const *runs, int n);
 static Datum text_argument(FunctionCallInfo fcinfo, int number,
 						   const char *what);
 static ArrayType *take_keys(const OrchPlan *plan, const Options *options,
@@ -189,7 +191,7 @@ orchestrator_enqueue_many(PG_FUNCTION_ARGS)
 	{
 		if (!nulls[i])
 			check_size(inputs[i], "input");
-		ids[i] = Int64GetDatum(next_id());
+		ids[i] = Int64GetDatum(orch_catalog_next_id());
 	}
 	if (!options.key.isnull)
 	{
@@ -211,9 +213,8 @@ orchestrator_enqueue_many(PG_FUNCTION_ARGS)
 Datum
 orchestrator_sort_key(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_INT64(PG_GETARG_TIMESTAMPTZ(0) -
-					PG_GETARG_INT32(1) *
-						((int64) orch_priority_step * USECS_PER_SEC));
+	PG_RETURN_INT64(
+		orch_sort_key(PG_GETARG_TIMESTAMPTZ(0), PG_GETARG_INT32(1)));
 }
 
 static Datum
@@ -327,15 +328,19 @@ prepare_row(OrchRow *row, OrchPlan *plan, const Options *options,
 		orch_row_set(row, ORCH_TASK_STATE,
 					 ObjectIdGetDatum(states[ORCH_STATE_SCHEDULED]));
 	}
+	else if (plan->is_workflow)
+		orch_row_set(row, ORCH_TASK_STATE,
+					 ObjectIdGetDatum(states[ORCH_STATE_WAITING]));
 	else
 	{
 		orch_row_set(row, ORCH_TASK_SORT_KEY,
-					 DirectFunctionCall2(orchestrator_sort_key,
-										 TimestampTzGetDatum(now),
-										 Int32GetDatum(priority)));
+					 Int64GetDatum(orch_sort_key(now, priority)));
 		orch_row_set(row, ORCH_TASK_STATE,
 					 ObjectIdGetDatum(states[ORCH_STATE_PENDING]));
 	}
+	if (plan->is_workflow)
+		orch_row_set(row, ORCH_TASK_REMAINING,
+					 Int32GetDatum(orch_plan(plan->definition)->nsteps));
 	set_expiry(row, plan, options, now, ready_at);
 	orch_row_set(row, ORCH_TASK_OWNER, Int32GetDatum(plan->owner));
 	orch_row_set(row, ORCH_TASK_DEFINITION, Int32GetDatum(plan->definition));
@@ -378,10 +383,13 @@ set_expiry(OrchRow *row, const OrchPlan *plan, const Options *options,
 {
 	TimestampTz expire_at = DT_NOEND;
 
-	if (plan->has_queue_timeout)
+	if (plan->has_queue_timeout && !plan->is_workflow)
 		expire_at = DatumGetTimestampTz(DirectFunctionCall2(
 			timestamptz_pl_interval, TimestampTzGetDatum(Max(now, ready_at)),
 			IntervalPGetDatum(&plan->queue_timeout)));
+	if (plan->run_timeout > 0)
+		expire_at =
+			TimestampTzPlusMilliseconds(Max(now, ready_at), plan->run_timeout);
 	if (!options->deadline.isnull)
 	{
 		TimestampTz deadline = DatumGetTimestampTz(options->deadline.value);
@@ -397,13 +405,6 @@ set_expiry(OrchRow *row, const OrchPlan *plan, const Options *options,
 	}
 	if (!TIMESTAMP_NOT_FINITE(expire_at))
 		orch_row_set(row, ORCH_TASK_EXPIRE_AT, TimestampTzGetDatum(expire_at));
-}
-
-static int64
-next_id(void)
-{
-	return nextval_internal(orch_catalog(false)->task_id_seq, false) |
-		   ((int64) orch_node_id << NODE_SHIFT);
 }
 
 /*
@@ -451,7 +452,7 @@ static int64
 insert_task(OrchLeaf *live, OrchRow *row, const OrchPlan *plan,
 			const Options *options)
 {
-	int64 id = next_id();
+	int64 id = orch_catalog_next_id();
 
 	if (!options->key.isnull)
 	{
@@ -465,6 +466,7 @@ insert_task(OrchLeaf *live, OrchRow *row, const OrchPlan *plan,
 	orch_heap_insert(live, row);
 	announce(row, plan);
 	announce_created(row, plan);
+	start_runs(live, &row, 1);
 	return id;
 }
 
@@ -512,6 +514,7 @@ insert_tasks(OrchLeaf *live, const OrchRow *model, const OrchPlan *plan,
 		{
 			CHECK_FOR_INTERRUPTS();
 			orch_heap_insert_many(live, rows, waiting);
+			start_runs(live, rows, waiting);
 			waiting = 0;
 		}
 	}
@@ -523,9 +526,9 @@ insert_tasks(OrchLeaf *live, const OrchRow *model, const OrchPlan *plan,
 static void
 announce(const OrchRow *row, const OrchPlan *plan)
 {
-	if (row->nulls[ORCH_TASK_SORT_KEY])
+	if (!row->nulls[ORCH_TASK_RUN_AT])
 		orch_event_due(DatumGetTimestampTz(row->values[ORCH_TASK_RUN_AT]));
-	else
+	else if (!plan->is_workflow)
 		orch_event_ready(plan->owner, GetUserId(), plan->queue,
 						 ORCH_INT64(row, ORCH_TASK_SORT_KEY));
 	if (!row->nulls[ORCH_TASK_EXPIRE_AT])
@@ -537,8 +540,76 @@ announce_created(const OrchRow *row, const OrchPlan *plan)
 {
 	int64 id = ORCH_INT64(row, ORCH_TASK_ID);
 
-	orch_event_transition(id, id, 0, ORCH_EVENT_CREATED,
-						  row->nulls[ORCH_TASK_SORT_KEY] ? ORCH_STATE_SCHEDULED
-														 : ORCH_STATE_PENDING,
-						  -1, 0, plan->notify);
+	OrchState state = !row->nulls[ORCH_TASK_RUN_AT] ? ORCH_STATE_SCHEDULED
+					  : plan->is_workflow			? ORCH_STATE_WAITING
+													: ORCH_STATE_PENDING;
+
+	orch_event_transition(id, id, 0, ORCH_EVENT_CREATED, state, -1, 0,
+						  plan->notify);
+}
+
+/*
+ * Rows of runs of one workflow were inserted: make the rows of their first
+ * steps, unless they wait for their time.
+ */
+static void
+start_runs(OrchLeaf *live, OrchRow *const *runs, int n)
+{
+	const OrchWorkflow *workflow;
+
+	if (runs[0]->nulls[ORCH_TASK_REMAINING] ||
+		!runs[0]->nulls[ORCH_TASK_RUN_AT])
+		return;
+	workflow = orch_plan(ORCH_INT32(runs[0], ORCH_TASK_DEFINITION));
+	if (workflow->starts_simple)
+		insert_first_steps(live, workflow, runs, n);
+	else
+		start_by_sql(runs, n);
+}
+
+static void
+insert_first_steps(OrchLeaf *live, const OrchWorkflow *workflow,
+				   OrchRow *const *runs, int n)
+{
+	MemoryContext context = AllocSetContextCreate(
+		CurrentMemoryContext, "first steps", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	OrchRow **rows = palloc(ROWS_AT_ONCE * sizeof(OrchRow *));
+	int nrows = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		Datum input = orch_plan_input(runs[i]->values[ORCH_TASK_INPUT], NULL,
+									  (Datum) 0, false);
+
+		for (int step = 1; step <= workflow->nsteps; step++)
+		{
+			if (!(workflow->steps[step - 1].flags & ORCH_STEP_STARTS))
+				continue;
+			if (nrows == ROWS_AT_ONCE)
+			{
+				orch_plan_insert(live, rows, nrows);
+				nrows = 0;
+			}
+			rows[nrows] = palloc(sizeof(OrchRow));
+			orch_plan_row(rows[nrows], workflow, step, runs[i], input);
+			orch_row_set(rows[nrows++], ORCH_TASK_ID,
+						 Int64GetDatum(orch_catalog_next_id()));
+		}
+	}
+	orch_plan_insert(live, rows, nrows);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
+}
+
+static void
+start_by_sql(OrchRow *const *runs, int n)
+{
+	CommandCounterIncrement();
+	for (int i = 0; i < n; i++)
+	{
+		NullableDatum arg = {runs[i]->values[ORCH_TASK_ID], false};
+
+		orch_catalog_call(ORCH_FN_START_STEPS, 1, &arg, &(bool){false});
+	}
 }

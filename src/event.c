@@ -90,8 +90,8 @@ typedef enum Holder
 
 /* In the order of OrchEventKind. */
 static const char *const event_names[] = {
-	"created",	"started",	 "progress", "completed", "failed",
-	"retrying", "cancelled", "paused",	 "resumed",	  "resync",
+	"created",	 "started", "progress", "completed", "failed", "retrying",
+	"cancelled", "paused",	"resumed",	"skipped",	 "resync",
 };
 
 /* In the order of OrchState. */
@@ -832,6 +832,9 @@ ask_holder(int64 task, bool ask)
 			  (executor->pid == MyProcPid && executor->task == task)))
 			continue;
 
+		/* between steps it is the engine that asks, for its own batch */
+		if (executor->pid == MyProcPid && executor->task == 0)
+			continue;
 		holder = executor->pid == MyProcPid ? HOLDER_SELF : HOLDER_OTHER;
 		if (holder == HOLDER_SELF || !ask)
 			continue;

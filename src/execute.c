@@ -40,7 +40,9 @@
 #include "json.h"
 #include "note.h"
 #include "notice.h"
+#include "procedure.h"
 #include "progress.h"
+#include "request.h"
 
 /* A step that caught the cancel of its time limit is cancelled again. */
 #define TIMEOUT_AGAIN_MS 1000
@@ -91,10 +93,13 @@ static bool judge_error(OrchExecutor *executor, OrchTask *task,
 static Interruption judge_interruption(OrchExecutor *executor,
 									   const OrchTask *task);
 static void clean_after_step(void);
+static void take_requests(OrchTask *task, MemoryContext context);
 static void check_output(Datum output);
 static void measure_begin(Usage *usage);
 static void measure_end(const Usage *usage, OrchTask *task, uint64 rows,
 						MemoryContext context);
+static bool is_suspended(OrchTask *task, const ErrorData *error,
+						 MemoryContext context);
 static void run_alone(OrchTask *task);
 static void clean_after_alone(void);
 
@@ -107,6 +112,7 @@ orch_execute_install(void)
 										 ALLOCSET_DEFAULT_SIZES);
 	orch_notice_install();
 	orch_handler_install();
+	orch_request_install();
 	orch_execute_hold_cancel();
 }
 
@@ -190,12 +196,16 @@ enter_step(OrchExecutor *executor, OrchTask *task, OrchStep *step)
 	step->notify = task->definition == NULL || task->definition->notify;
 	step->notify_all =
 		task->definition != NULL && task->definition->notify_all;
+	step->procedure = task->definition != NULL &&
+					  task->definition->kind == ORCH_KIND_PROCEDURE;
 	orch_last_report = GetCurrentTimestamp();
 
 	snprintf(activity, sizeof(activity), "task " INT64_FORMAT " %s", step->id,
 			 step->definition);
 	pgstat_report_activity(STATE_RUNNING, activity);
 	task->started_at = orch_clock();
+	task->requests = (Datum) 0;
+	task->suspension = NULL;
 	orch_progress_enter(executor, step);
 	orch_note_begin(executor - orch_shared->executors, MyDatabaseId, step->id,
 					step->epoch, step->attempt);
@@ -289,6 +299,7 @@ attempt_step(OrchExecutor *executor, OrchTask *task, MemoryContext context,
 	volatile bool written = false;
 
 	constraints_set = false;
+	orch_request_begin();
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(step_context);
 	PG_TRY();
@@ -309,6 +320,7 @@ attempt_step(OrchExecutor *executor, OrchTask *task, MemoryContext context,
 		clean_after_step();
 		AtEOXact_GUC(false, level);
 		written = TransactionIdIsValid(GetCurrentTransactionIdIfAny());
+		take_requests(task, context);
 		task->outcome = ORCH_OUTCOME_COMPLETED;
 		ReleaseCurrentSubTransaction();
 	}
@@ -356,6 +368,15 @@ call_handler(OrchTask *task, MemoryContext context)
 	}
 	if (measured)
 		measure_end(&usage, task, rows, context);
+}
+
+static void
+take_requests(OrchTask *task, MemoryContext context)
+{
+	MemoryContext old = MemoryContextSwitchTo(context);
+
+	task->requests = orch_request_take();
+	MemoryContextSwitchTo(old);
 }
 
 static void
@@ -561,11 +582,14 @@ orch_execute_alone(OrchExecutor *executor, OrchTask *task,
 
 	enter_step(executor, task, &step);
 	measure_begin(&usage);
+	orch_request_begin();
+	orch_procedure_begin();
 	PG_TRY();
 	{
 		begin_user_code(task);
 		run_alone(task);
 		end_user_code();
+		take_requests(task, context);
 		task->outcome = ORCH_OUTCOME_COMPLETED;
 	}
 	PG_CATCH();
@@ -581,7 +605,9 @@ orch_execute_alone(OrchExecutor *executor, OrchTask *task,
 
 		/* part of it may have been committed: an attempt is spent */
 		MemoryContextSwitchTo(step_context);
-		if (!judge_error(executor, task, error, context))
+		if (is_suspended(task, error, context))
+			task->outcome = ORCH_OUTCOME_SUSPENDED;
+		else if (!judge_error(executor, task, error, context))
 			orch_execute_fail(task, "error", error, context);
 	}
 	PG_END_TRY();
@@ -590,6 +616,18 @@ orch_execute_alone(OrchExecutor *executor, OrchTask *task,
 	if (orch_track_resources)
 		measure_end(&usage, task, 0, context);
 	leave_step(executor, task, true);
+}
+
+/*
+ * Whether the procedure ended because it waits: the error is its own.  A
+ * cancel or time limit that came earlier was raised instead of it.
+ */
+static bool
+is_suspended(OrchTask *task, const ErrorData *error, MemoryContext context)
+{
+	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		task->suspension = orch_procedure_suspension(context);
+	return task->suspension != NULL;
 }
 
 static void

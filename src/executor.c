@@ -44,6 +44,7 @@
 #include "lane.h"
 #include "note.h"
 #include "settle.h"
+#include "workflow.h"
 
 /* While a batch runs: does a step take so long that the others should go? */
 #define WATCH_MS 51 /* later than the supervisor's LONG_STEP */
@@ -68,7 +69,7 @@ static TimeoutId watch_timer;
 typedef struct StepGroup
 {
 	int n;
-	int numbers[ORCH_MAX_CLAIM];
+	int numbers[ORCH_MAX_BATCH];
 } StepGroup;
 
 typedef enum GroupResult
@@ -86,6 +87,7 @@ static void leave_slot(int code, Datum arg);
 static void discover_lanes(void);
 static int next_lane(void);
 static bool run_batch(void);
+static bool goes_on(const OrchTask *task);
 static void note_role_change(Datum arg, int cacheid, uint32 hashvalue);
 static bool is_same_extension(void);
 static bool may_run(void);
@@ -97,12 +99,14 @@ static void run_alone_task(int number);
 static GroupResult try_group(StepGroup *group, int first, int end,
 							 ErrorData **error);
 static int run_steps(StepGroup *group, int first, int end);
+static bool run_chain(StepGroup *group, int number, TimestampTz began);
 static bool group_is_full(const OrchTask *last, TimestampTz began);
 static void begin_transaction(void);
 static void commit_transaction(bool durable);
 static void finish_group(const StepGroup *group);
 static void charge(int number, ErrorData *error);
-static void announce_start(const OrchTask *task);
+static void announce(const OrchTask *task, OrchEventKind kind, OrchState state,
+					 int32 attempt);
 static void end_batch(void);
 static bool wait_for_work(void);
 static bool should_leave(void);
@@ -302,7 +306,7 @@ run_batch(void)
 	batch->solo = solo_left > 0;
 	if (claim(lane) > 0)
 	{
-		if (batch->ntasks > 1)
+		if (batch->nclaimed > 1 || goes_on(&batch->tasks[0]))
 			enable_timeout_every(
 				watch_timer,
 				TimestampTzPlusMilliseconds(GetCurrentTimestamp(), WATCH_MS),
@@ -315,6 +319,15 @@ run_batch(void)
 	}
 	end_batch();
 	return true;
+}
+
+/*
+ * Whether a task may be the first of several steps.
+ */
+static bool
+goes_on(const OrchTask *task)
+{
+	return batch->fast && !task->row.nulls[ORCH_TASK_PLAN];
 }
 
 static void
@@ -446,10 +459,10 @@ run_fast(void)
 	StepGroup group;
 	ErrorData *error;
 
-	if (try_group(&group, 0, batch->ntasks, &error) == GROUP_DONE)
+	if (try_group(&group, 0, batch->nclaimed, &error) == GROUP_DONE)
 		return;
 	orch_lane_abort(me, batch->lane, batch->from);
-	solo_left = batch->ntasks;
+	solo_left = batch->nclaimed;
 }
 
 static void
@@ -457,7 +470,7 @@ run_claimed(void)
 {
 	int next = 0;
 
-	while (next < batch->ntasks)
+	while (next < batch->nclaimed)
 	{
 		StepGroup group;
 		ErrorData *error;
@@ -468,9 +481,9 @@ run_claimed(void)
 			run_alone_task(next++);
 			continue;
 		}
-		if (try_group(&group, next, batch->ntasks, &error) != GROUP_DONE)
+		if (try_group(&group, next, batch->nclaimed, &error) != GROUP_DONE)
 			run_each(&group);
-		next = group.n > 0 ? group.numbers[group.n - 1] + 1 : batch->ntasks;
+		next = group.n > 0 ? group.numbers[group.n - 1] + 1 : batch->nclaimed;
 	}
 }
 
@@ -515,6 +528,7 @@ try_group(StepGroup *group, int first, int end, ErrorData **error)
 	volatile GroupResult result = GROUP_DONE;
 
 	group->n = 0;
+	batch->ntasks = batch->nclaimed;
 	PG_TRY();
 	{
 		int next;
@@ -522,14 +536,13 @@ try_group(StepGroup *group, int first, int end, ErrorData **error)
 		if (!batch->fast)
 			begin_transaction();
 		next = is_same_extension() ? run_steps(group, first, end) : -1;
-		if (next < 0 || !is_same_extension() ||
+		if (next < 0 || !is_same_extension())
+			result = GROUP_STALE;
+		for (; result == GROUP_DONE && batch->fast && next < end; next++)
+			orch_settle_give_back(batch, next);
+		if (result == GROUP_DONE &&
 			!orch_settle_tasks(batch, group->numbers, group->n))
 			result = GROUP_STALE;
-		if (result == GROUP_DONE && batch->fast)
-		{
-			for (; next < end; next++)
-				orch_settle_give_back(batch, next);
-		}
 		if (result == GROUP_DONE)
 		{
 			commit_transaction(true);
@@ -582,15 +595,39 @@ run_steps(StepGroup *group, int first, int end)
 			task->outcome = ORCH_OUTCOME_GONE;
 			continue;
 		}
-		announce_start(task);
-		group->numbers[group->n++] = i;
-		orch_execute_step(me, task, batch->context);
-		if (task->outcome == ORCH_OUTCOME_NONE)
+		if (!run_chain(group, i, began))
 			return -1;
-		if (group_is_full(task, began))
+		if (group_is_full(&batch->tasks[group->numbers[group->n - 1]], began))
 			return i + 1;
 	}
 	return end;
+}
+
+/*
+ * Run a task and, straight on, the steps of its run that follow.  False:
+ * somebody wants a row of the batch.
+ */
+static bool
+run_chain(StepGroup *group, int number, TimestampTz began)
+{
+	do
+	{
+		OrchTask *task = &batch->tasks[number];
+
+		if (number >= batch->nclaimed)
+			announce(task, ORCH_EVENT_CREATED, ORCH_STATE_PENDING, 0);
+		announce(task, ORCH_EVENT_STARTED, ORCH_STATE_RUNNING,
+				 ORCH_INT32(&task->row, ORCH_TASK_ATTEMPT));
+		group->numbers[group->n++] = number;
+		orch_execute_step(me, task, batch->context);
+		if (task->outcome == ORCH_OUTCOME_NONE ||
+			(batch->fast && me->yield_task != 0))
+			return false;
+		number = group_is_full(task, began)
+					 ? 0
+					 : orch_workflow_go_on(batch, number);
+	} while (number != 0);
+	return true;
 }
 
 static bool
@@ -604,14 +641,15 @@ group_is_full(const OrchTask *last, TimestampTz began)
 }
 
 static void
-announce_start(const OrchTask *task)
+announce(const OrchTask *task, OrchEventKind kind, OrchState state,
+		 int32 attempt)
 {
 	OrchEvent event = {
 		.task = ORCH_INT64(&task->row, ORCH_TASK_ID),
 		.progress = -1,
-		.attempt = ORCH_INT32(&task->row, ORCH_TASK_ATTEMPT),
-		.event = ORCH_EVENT_STARTED,
-		.state = ORCH_STATE_RUNNING,
+		.attempt = attempt,
+		.event = kind,
+		.state = state,
 	};
 
 	if (!orch_event_heard() ||
@@ -634,7 +672,10 @@ finish_group(const StepGroup *group)
 {
 	orch_settle_announce(batch, group->numbers, group->n);
 	for (int i = 0; i < group->n; i++)
-		orch_claim_free(me, group->numbers[i]);
+	{
+		if (group->numbers[i] < batch->nclaimed)
+			orch_claim_free(me, group->numbers[i]);
+	}
 	tasks_done += group->n;
 	if (solo_left > 0)
 		solo_left -= group->n;
@@ -669,7 +710,8 @@ run_alone_task(int number)
 		return;
 	MemoryContextSwitchTo(
 		batch->context); /* the claim's commit left us in Top */
-	announce_start(&batch->tasks[number]);
+	announce(&batch->tasks[number], ORCH_EVENT_STARTED, ORCH_STATE_RUNNING,
+			 ORCH_INT32(&batch->tasks[number].row, ORCH_TASK_ATTEMPT));
 	orch_execute_alone(me, &batch->tasks[number], batch->context);
 	begin_transaction();
 	if (is_same_extension())

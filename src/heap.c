@@ -64,7 +64,12 @@ struct OrchLeaf
 	LeafIndex indexes[MAX_LEAF_INDEXES];
 	TupleTableSlot *slot;
 	EState *estate; /* made for RULE_GENERAL only */
-	CommandId cid;
+	MemoryContext context;
+
+	/* of orch_heap_lock; NULL until needed */
+	Relation id_index;
+	IndexScanDesc id_scan;
+	TupleTableSlot *id_slot;
 };
 
 struct OrchReadyScan
@@ -77,17 +82,20 @@ struct OrchReadyScan
 };
 
 static const char *const column_names[ORCH_TASK_COLUMNS] = {
-	"id",		"sort_key",	  "created_at",	  "started_at", "finished_at",
-	"run_at",	"expire_at",  "deadline",	  "parent_id",	"root_id",
-	"state",	"held_state", "owner",		  "definition", "queue",
-	"priority", "attempt",	  "max_attempts", "epoch",		"worker",
-	"live",		"name",		  "key",		  "command",	"traceparent",
-	"input",	"output",	  "error",		  "metadata",	"resources"};
+	"id",		   "sort_key",	   "created_at",   "started_at", "finished_at",
+	"run_at",	   "expire_at",	   "deadline",	   "parent_id",	 "root_id",
+	"state",	   "held_state",   "owner",		   "definition", "queue",
+	"priority",	   "attempt",	   "max_attempts", "epoch",		 "worker",
+	"live",		   "plan",		   "step",		   "item",		 "iteration",
+	"remaining",   "held_by",	   "name",		   "key",		 "command",
+	"traceparent", "input",		   "output",	   "error",		 "metadata",
+	"resources",   "compensation", "callbacks"};
 
 static OrchLeaf *open_leaf(Oid relid, bool live);
 static IndexRule rule_of(Oid index, bool live);
 static bool index_applies(LeafIndex *index, const OrchRow *row);
 static void open_index(OrchLeaf *leaf, LeafIndex *index);
+static void prepare_index(OrchLeaf *leaf, LeafIndex *index);
 static void insert_indexes(OrchLeaf *leaf, const OrchRow *row, ItemPointer tid,
 						   bool is_update);
 static void insert_general(OrchLeaf *leaf, LeafIndex *index,
@@ -95,6 +103,7 @@ static void insert_general(OrchLeaf *leaf, LeafIndex *index,
 static int32 first_ready(OrchLeaf *live, ScanKey keys, int nkeys,
 						 OrchColumn column);
 static void store_row(TupleTableSlot *slot, const OrchRow *row);
+static bool find_live(OrchLeaf *live, int64 id, Snapshot snapshot);
 static bool read_leaf(Oid relid, Oid index, int64 task, OrchTaskView *view);
 static Oid unique_index_on_id(Oid relid);
 
@@ -166,6 +175,7 @@ open_leaf(Oid relid, bool live)
 
 	leaf->rel = table_open(relid, RowExclusiveLock);
 	leaf->live = live;
+	leaf->context = CurrentMemoryContext;
 	leaf->slot =
 		MakeSingleTupleTableSlot(RelationGetDescr(leaf->rel), &TTSOpsVirtual);
 	list = RelationGetIndexList(leaf->rel);
@@ -216,6 +226,12 @@ orch_heap_close(OrchLeaf *leaf)
 	}
 	if (leaf->estate != NULL)
 		FreeExecutorState(leaf->estate);
+	if (leaf->id_scan != NULL)
+	{
+		index_endscan(leaf->id_scan);
+		index_close(leaf->id_index, NoLock);
+		ExecDropSingleTupleTableSlot(leaf->id_slot);
+	}
 	ExecDropSingleTupleTableSlot(leaf->slot);
 	table_close(leaf->rel, NoLock);
 	pfree(leaf);
@@ -248,6 +264,15 @@ index_applies(LeafIndex *index, const OrchRow *row)
 
 static void
 open_index(OrchLeaf *leaf, LeafIndex *index)
+{
+	MemoryContext old = MemoryContextSwitchTo(leaf->context);
+
+	prepare_index(leaf, index);
+	MemoryContextSwitchTo(old);
+}
+
+static void
+prepare_index(OrchLeaf *leaf, LeafIndex *index)
 {
 	index->rel = index_open(index->oid, RowExclusiveLock);
 
@@ -481,15 +506,17 @@ first_ready(OrchLeaf *live, ScanKey keys, int nkeys, OrchColumn column)
 }
 
 bool
-orch_heap_update(OrchLeaf *live, ItemPointer tid, const OrchRow *row)
+orch_heap_update(OrchLeaf *live, ItemPointer tid, const OrchRow *row,
+				 bool locked)
 {
 	TM_Result result;
 	bool indexes;
 
 	assert_row(live, row);
 	store_row(live->slot, row);
-	result = orch_table_tuple_update(live->rel, tid, live->slot,
-									 GetCurrentCommandId(true), &indexes);
+	result =
+		orch_table_tuple_update(live->rel, tid, live->slot,
+								GetCurrentCommandId(true), locked, &indexes);
 	if (result != TM_Ok)
 		return false;
 	*tid = live->slot->tts_tid;
@@ -499,13 +526,90 @@ orch_heap_update(OrchLeaf *live, ItemPointer tid, const OrchRow *row)
 }
 
 bool
-orch_heap_delete(OrchLeaf *live, ItemPointer tid)
+orch_heap_delete(OrchLeaf *live, ItemPointer tid, bool locked)
 {
 	TM_FailureData failure;
 
 	return table_tuple_delete(live->rel, tid, GetCurrentCommandId(true),
-							  GetActiveSnapshot(), InvalidSnapshot, false,
+							  GetActiveSnapshot(), InvalidSnapshot, locked,
 							  &failure, false) == TM_Ok;
+}
+
+/*
+ * Look a live row up by its id, into the leaf's slot.
+ */
+static bool
+find_live(OrchLeaf *live, int64 id, Snapshot snapshot)
+{
+	ScanKeyData key;
+
+	if (live->id_scan == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(live->context);
+
+		live->id_index =
+			index_open(orch_catalog(false)->live_id, AccessShareLock);
+		live->id_slot = table_slot_create(live->rel, NULL);
+		live->id_scan =
+			orch_index_beginscan(live->rel, live->id_index, snapshot, 1);
+		MemoryContextSwitchTo(old);
+	}
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
+	live->id_scan->xs_snapshot = snapshot;
+	index_rescan(live->id_scan, &key, 1, NULL, 0);
+	return index_getnext_slot(live->id_scan, ForwardScanDirection,
+							  live->id_slot);
+}
+
+OrchLock
+orch_heap_lock(OrchLeaf *live, int64 id, bool wait, OrchRow *row,
+			   ItemPointer tid)
+{
+	for (;;)
+	{
+		Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
+		TM_Result result = TM_Ok;
+		TM_FailureData failure;
+		bool found = find_live(live, id, snapshot);
+
+		if (found)
+			result = table_tuple_lock(
+				live->rel, &live->id_slot->tts_tid, snapshot, live->id_slot,
+				GetCurrentCommandId(false), LockTupleNoKeyExclusive,
+				wait ? LockWaitBlock : LockWaitSkip,
+				TUPLE_LOCK_FLAG_FIND_LAST_VERSION, &failure);
+		UnregisterSnapshot(snapshot);
+		if (!found)
+			return ORCH_LOCK_GONE;
+		if (result == TM_WouldBlock)
+			return ORCH_LOCK_BUSY;
+		if (result == TM_Ok)
+		{
+			slot_getallattrs(live->id_slot);
+			memcpy(row->values, live->id_slot->tts_values,
+				   sizeof(row->values));
+			memcpy(row->nulls, live->id_slot->tts_isnull, sizeof(row->nulls));
+			*tid = live->id_slot->tts_tid;
+			return ORCH_LOCK_OK;
+		}
+		if (result != TM_Deleted && result != TM_Updated)
+			elog(ERROR, "task " INT64_FORMAT " cannot be locked: %d", id,
+				 (int) result);
+
+		/* it left, and may be back as another row: look again */
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+int32
+orch_heap_epoch(OrchLeaf *live, int64 id)
+{
+	bool isnull;
+
+	if (!find_live(live, id, GetActiveSnapshot()))
+		return -1;
+	return DatumGetInt32(
+		slot_getattr(live->id_slot, ORCH_TASK_EPOCH + 1, &isnull));
 }
 
 bool

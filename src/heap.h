@@ -40,6 +40,12 @@ typedef enum OrchColumn
 	ORCH_TASK_EPOCH,
 	ORCH_TASK_WORKER,
 	ORCH_TASK_LIVE,
+	ORCH_TASK_PLAN,
+	ORCH_TASK_STEP,
+	ORCH_TASK_ITEM,
+	ORCH_TASK_ITERATION,
+	ORCH_TASK_REMAINING,
+	ORCH_TASK_HELD_BY,
 	ORCH_TASK_NAME,
 	ORCH_TASK_KEY,
 	ORCH_TASK_COMMAND,
@@ -49,6 +55,8 @@ typedef enum OrchColumn
 	ORCH_TASK_ERROR,
 	ORCH_TASK_METADATA,
 	ORCH_TASK_RESOURCES,
+	ORCH_TASK_COMPENSATION,
+	ORCH_TASK_CALLBACKS,
 	ORCH_TASK_COLUMNS
 } OrchColumn;
 
@@ -110,12 +118,31 @@ extern int32 orch_heap_next_owner(OrchLeaf *live, int32 owner);
 /*
  * Replace the row at tid, or return false when it is locked, changed or gone:
  * SKIP LOCKED in one step.  On success tid is where the new version is.
+ * locked: the caller holds the row's lock (orch_heap_lock).
  */
 extern bool orch_heap_update(OrchLeaf *live, ItemPointer tid,
-							 const OrchRow *row);
+							 const OrchRow *row, bool locked);
 
 /* Delete the row at tid, or return false likewise. */
-extern bool orch_heap_delete(OrchLeaf *live, ItemPointer tid);
+extern bool orch_heap_delete(OrchLeaf *live, ItemPointer tid, bool locked);
+
+/*
+ * Lock the live row of a task against changes by others, in its newest
+ * version, and read it: row points into the leaf's memory until the next
+ * call.  wait: else whoever holds it makes this BUSY at once.
+ */
+typedef enum OrchLock
+{
+	ORCH_LOCK_OK,
+	ORCH_LOCK_BUSY,
+	ORCH_LOCK_GONE
+} OrchLock;
+
+extern OrchLock orch_heap_lock(OrchLeaf *live, int64 id, bool wait,
+							   OrchRow *row, ItemPointer tid);
+
+/* The epoch of a live task as this transaction sees it; -1: it does not. */
+extern int32 orch_heap_epoch(OrchLeaf *live, int64 id);
 
 /*
  * Whether the row at tid still is this running task in this epoch.

@@ -11,6 +11,8 @@
 #include "json.h"
 
 static void push_key(JsonbParseState **state, const char *key);
+static void push_jsonb(JsonbParseState **state, JsonbIteratorToken place,
+					   Jsonb *jsonb);
 
 void
 orch_json_begin(JsonbParseState **state)
@@ -61,6 +63,31 @@ orch_json_number(JsonbParseState **state, const char *key, double number)
 	value.val.numeric = DatumGetNumeric(
 		DirectFunctionCall1(float8_numeric, Float8GetDatum(number)));
 	pushJsonbValue(state, WJB_VALUE, &value);
+}
+
+/*
+ * A jsonb value as it is.
+ */
+void
+orch_json_value(JsonbParseState **state, const char *key, Datum value)
+{
+	push_key(state, key);
+	push_jsonb(state, WJB_VALUE, DatumGetJsonbP(value));
+}
+
+void
+orch_json_element(JsonbParseState **state, Jsonb *value)
+{
+	push_jsonb(state, WJB_ELEM, value);
+}
+
+static void
+push_jsonb(JsonbParseState **state, JsonbIteratorToken place, Jsonb *jsonb)
+{
+	JsonbValue value;
+
+	JsonbToJsonbValue(jsonb, &value);
+	pushJsonbValue(state, place, &value);
 }
 
 Datum

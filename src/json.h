@@ -17,6 +17,11 @@ extern void orch_json_text(JsonbParseState **state, const char *key,
 						   const char *text);
 extern void orch_json_number(JsonbParseState **state, const char *key,
 							 double number);
+extern void orch_json_value(JsonbParseState **state, const char *key,
+							Datum value);
 extern Datum orch_json_end(JsonbParseState **state);
+
+/* Add a value to an array begun with pushJsonbValue(). */
+extern void orch_json_element(JsonbParseState **state, Jsonb *value);
 
 #endif

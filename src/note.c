@@ -43,6 +43,10 @@
 #define FIRST_BACKOFF	(5 * USECS_PER_SEC)
 #define MOST_BACKOFF	(60 * USECS_PER_SEC)
 
+/* After a crash in a step, steps without rows are not run for so long: they
+ * cannot be charged (workflow.c). */
+#define STRAIGHT_ON_PAUSE (600 * USECS_PER_SEC)
+
 typedef struct NoteHeader
 {
 	uint64 magic;
@@ -118,6 +122,8 @@ orch_note_load(void)
 
 	if (take_evidence() > 0)
 		count_crash(now);
+	if (orch_shared->nguilty > 0)
+		orch_shared->straight_on_from = now + STRAIGHT_ON_PAUSE;
 	set_breaker(now);
 }
 

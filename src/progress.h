@@ -23,6 +23,7 @@ typedef struct OrchStep
 	int epoch;
 	bool notify;	 /* listeners to its root hear of its progress */
 	bool notify_all; /* and listeners to everything */
+	bool procedure;	 /* of kind procedure */
 } OrchStep;
 
 /* When the step under way began or last reported. */

@@ -6,7 +6,8 @@
  * claim left it at (in the fast lane it is gone already) and the finished
  * rows go to their partition together.  Whatever is not that (a failure, a
  * row that moved) goes the SQL way, orchestrator._settle_failed and
- * _settle_completed, in the same transaction.
+ * _settle_completed, in the same transaction.  What it means to the run whose
+ * step it was is in workflow.c.
  */
 #include "postgres.h"
 
@@ -20,44 +21,106 @@
 #include "json.h"
 #include "notice.h"
 #include "settle.h"
+#include "workflow.h"
 
 #define IDS_PER_PARTITION INT64CONST(1000000)
 
 static void write_notes(const OrchTask *task);
 static void write_note(const OrchTask *task, TimestampTz at, const char *event,
 					   Datum detail);
-static bool settle_completed(OrchLeaf *live, OrchBatch *batch, OrchTask *task,
-							 OrchRow **rows, int *nrows);
-static bool settle_completed_by_sql(OrchTask *task);
-static bool settle_failed(OrchLeaf *live, OrchBatch *batch, OrchTask *task);
+static void settle_plain(OrchLeaf *live, OrchBatch *batch, OrchRuns *runs,
+						 const int *numbers, int n);
+static bool settle_by_sql(OrchLeaf *live, OrchBatch *batch, const int *numbers,
+						  int n);
+static bool remove_row(OrchLeaf *live, OrchTask *task);
+static bool settle_completed(OrchTask *task);
+static void settle_failed(OrchTask *task);
+static void settle_suspended(OrchTask *task);
+static void announce_completed(const OrchTask *task);
 static void make_finished(OrchTask *task);
 static void write_finished(OrchRow **rows, int nrows);
+static int compare_rows(const void *left, const void *right);
 
 bool
 orch_settle_tasks(OrchBatch *batch, const int *numbers, int n)
 {
 	OrchLeaf *live = orch_heap_open_live();
-	OrchRow **rows = palloc(Max(n, 1) * sizeof(OrchRow *));
-	int nrows = 0;
-	bool ours = true;
+	OrchRuns *runs;
+	bool ours = false;
 
 	PushActiveSnapshot(GetTransactionSnapshot());
+	runs = orch_workflow_lock(batch, live, numbers, n);
+	batch->ended = NIL;
+	if (runs != NULL)
+	{
+		settle_plain(live, batch, runs, numbers, n);
+		ours = settle_by_sql(live, batch, numbers, n);
+		if (ours)
+			orch_workflow_settle_by_sql(runs);
+	}
+	PopActiveSnapshot();
+	orch_heap_close(live);
+	return ours;
+}
+
+/*
+ * First, so that SQL finds the rows of all that completed.
+ */
+static void
+settle_plain(OrchLeaf *live, OrchBatch *batch, OrchRuns *runs,
+			 const int *numbers, int n)
+{
+	OrchRow **rows =
+		palloc((n + orch_workflow_count(runs)) * sizeof(OrchRow *));
+	int nrows = 0;
+
 	for (int i = 0; i < n; i++)
 	{
 		OrchTask *task = &batch->tasks[numbers[i]];
 
 		CHECK_FOR_INTERRUPTS();
 		write_notes(task);
-		if (task->outcome == ORCH_OUTCOME_COMPLETED)
-			ours &= settle_completed(live, batch, task, rows, &nrows);
-		else if (task->outcome == ORCH_OUTCOME_FAILED)
-			ours &= settle_failed(live, batch, task);
+		task->settled = orch_workflow_is_plain(task) &&
+						orch_workflow_is_live(task) &&
+						(batch->fast || remove_row(live, task));
+		if (!task->settled)
+			continue;
+		make_finished(task);
+		rows[nrows++] = &task->row;
 	}
-	if (ours)
-		write_finished(rows, nrows);
-	PopActiveSnapshot();
-	orch_heap_close(live);
+	orch_workflow_settle(batch, live, runs, rows, &nrows);
+	write_finished(rows, nrows);
 	pfree(rows);
+}
+
+static bool
+settle_by_sql(OrchLeaf *live, OrchBatch *batch, const int *numbers, int n)
+{
+	bool ours = true;
+
+	CommandCounterIncrement();
+	for (int i = 0; i < n; i++)
+	{
+		OrchTask *task = &batch->tasks[numbers[i]];
+
+		if (task->outcome == ORCH_OUTCOME_SUSPENDED)
+			settle_suspended(task);
+		if (task->settled || (task->outcome != ORCH_OUTCOME_COMPLETED &&
+							  task->outcome != ORCH_OUTCOME_FAILED))
+			continue;
+
+		/* in the fast lane there is no row: make the running one that a claim
+		 * of the other kind would have left, for SQL to judge */
+		if (batch->fast)
+		{
+			orch_heap_insert(live, &task->row);
+			CommandCounterIncrement();
+		}
+		if (task->outcome == ORCH_OUTCOME_COMPLETED)
+			ours &= settle_completed(task);
+		else
+			settle_failed(task);
+	}
 	return ours;
 }
 
@@ -109,38 +172,36 @@ write_note(const OrchTask *task, TimestampTz at, const char *event,
 	orch_catalog_call(ORCH_FN_NOTE, 7, args, &isnull);
 }
 
+/*
+ * Delete the row of a running task.  False: it is not where the claim left it.
+ */
 static bool
-settle_completed(OrchLeaf *live, OrchBatch *batch, OrchTask *task,
-				 OrchRow **rows, int *nrows)
+remove_row(OrchLeaf *live, OrchTask *task)
 {
-	if (!batch->fast &&
-		!(orch_heap_is_running(live, &task->tid,
-							   ORCH_INT64(&task->row, ORCH_TASK_ID),
-							   ORCH_INT32(&task->row, ORCH_TASK_EPOCH)) &&
-		  orch_heap_delete(live, &task->tid)))
-		return settle_completed_by_sql(task);
-
-	make_finished(task);
-	rows[(*nrows)++] = &task->row;
-	return true;
+	return orch_heap_is_running(live, &task->tid,
+								ORCH_INT64(&task->row, ORCH_TASK_ID),
+								ORCH_INT32(&task->row, ORCH_TASK_EPOCH)) &&
+		   orch_heap_delete(live, &task->tid, false);
 }
 
 /*
- * The row is not where the claim left it: paused, changed, or taken away.
+ * The row is not where the claim left it (paused, changed, or taken away), or
+ * its run is not, or the step asked something of its run.
  */
 static bool
-settle_completed_by_sql(OrchTask *task)
+settle_completed(OrchTask *task)
 {
-	NullableDatum args[5] = {
+	NullableDatum args[6] = {
 		{task->row.values[ORCH_TASK_ID], false},
 		{task->row.values[ORCH_TASK_EPOCH], false},
 		{task->output, !task->has_output},
 		{TimestampTzGetDatum(task->started_at), false},
 		{task->resources, !task->has_resources},
+		{task->requests, task->requests == (Datum) 0},
 	};
 	bool isnull;
 	Datum settled =
-		orch_catalog_call(ORCH_FN_SETTLE_COMPLETED, 5, args, &isnull);
+		orch_catalog_call(ORCH_FN_SETTLE_COMPLETED, 6, args, &isnull);
 
 	if (!isnull && DatumGetBool(settled))
 		return true;
@@ -149,11 +210,10 @@ settle_completed_by_sql(OrchTask *task)
 }
 
 /*
- * In the fast lane the row has left the leaf: it comes back as the running
- * row that a claim of the other kind would have left, for SQL to judge.
+ * A failed step left no effects: the transaction may go on without it.
  */
-static bool
-settle_failed(OrchLeaf *live, OrchBatch *batch, OrchTask *task)
+static void
+settle_failed(OrchTask *task)
 {
 	NullableDatum args[6] = {
 		{task->row.values[ORCH_TASK_ID], false},
@@ -165,17 +225,40 @@ settle_failed(OrchLeaf *live, OrchBatch *batch, OrchTask *task)
 	};
 	bool stale;
 
-	if (batch->fast)
-	{
-		orch_heap_insert(live, &task->row);
-		CommandCounterIncrement();
-	}
 	(void) orch_catalog_call(ORCH_FN_SETTLE_FAILED, 6, args, &stale);
 	if (stale)
 		task->outcome = ORCH_OUTCOME_GONE;
+}
 
-	/* a failed step left no effects: the transaction may go on without it */
-	return true;
+/*
+ * A procedure waits: nothing of it is left but what it committed.
+ */
+static void
+settle_suspended(OrchTask *task)
+{
+	const OrchSuspension *suspension = task->suspension;
+	bool sleeps = suspension->signal == NULL;
+	NullableDatum args[7] = {
+		{task->row.values[ORCH_TASK_ID], false},
+		{task->row.values[ORCH_TASK_EPOCH], false},
+		{TimestampTzGetDatum(task->started_at), false},
+		{TimestampTzGetDatum(suspension->until), !sleeps},
+		{(Datum) 0, true},
+		{(Datum) 0, true},
+		{TimestampTzGetDatum(suspension->timeout_at),
+		 suspension->timeout_at == PG_INT64_MAX},
+	};
+	bool stale;
+
+	if (!sleeps)
+	{
+		args[4].value = CStringGetTextDatum(suspension->signal);
+		args[5].value = CStringGetTextDatum(suspension->memo);
+		args[4].isnull = args[5].isnull = false;
+	}
+	(void) orch_catalog_call(ORCH_FN_SUSPEND, 7, args, &stale);
+	if (stale)
+		task->outcome = ORCH_OUTCOME_GONE;
 }
 
 /*
@@ -230,14 +313,24 @@ make_finished(OrchTask *task)
 		orch_row_set(row, ORCH_TASK_RESOURCES, task->resources);
 }
 
+static int
+compare_rows(const void *left, const void *right)
+{
+	int64 one = ORCH_INT64(*(OrchRow *const *) left, ORCH_TASK_ID);
+	int64 other = ORCH_INT64(*(OrchRow *const *) right, ORCH_TASK_ID);
+
+	return one < other ? -1 : one > other;
+}
+
 /*
- * Rows of one partition after another; ids of a batch are nearly in order.
+ * Rows of one partition after another.
  */
 static void
 write_finished(OrchRow **rows, int nrows)
 {
 	int first = 0;
 
+	qsort(rows, nrows, sizeof(OrchRow *), compare_rows);
 	while (first < nrows)
 	{
 		int64 range =
@@ -259,33 +352,49 @@ write_finished(OrchRow **rows, int nrows)
 void
 orch_settle_announce(const OrchBatch *batch, const int *numbers, int n)
 {
-	bool heard = orch_event_heard();
+	ListCell *cell;
 
 	for (int i = 0; i < n; i++)
 	{
 		const OrchTask *task = &batch->tasks[numbers[i]];
-		int64 id = ORCH_INT64(&task->row, ORCH_TASK_ID);
 
-		if (task->outcome != ORCH_OUTCOME_COMPLETED)
-			continue;
-		orch_event_wake_waiters(id);
-		if (heard && (task->definition == NULL || task->definition->notify))
-		{
-			OrchEvent event = {
-				.task = id,
-				.root = task->row.nulls[ORCH_TASK_ROOT_ID]
-							? id
-							: ORCH_INT64(&task->row, ORCH_TASK_ROOT_ID),
-				.parent = task->row.nulls[ORCH_TASK_PARENT_ID]
-							  ? 0
-							  : ORCH_INT64(&task->row, ORCH_TASK_PARENT_ID),
-				.progress = 1,
-				.attempt = ORCH_INT32(&task->row, ORCH_TASK_ATTEMPT),
-				.event = ORCH_EVENT_COMPLETED,
-				.state = ORCH_STATE_COMPLETED,
-			};
-
-			orch_event_push(&event);
-		}
+		if (task->settled)
+			announce_completed(task);
 	}
+	foreach(cell, batch->ended)
+	{
+		const OrchEnded *ended = lfirst(cell);
+		OrchEvent event = {.task = ended->task,
+						   .root = ended->task,
+						   .progress = 1,
+						   .event = ORCH_EVENT_COMPLETED,
+						   .state = ORCH_STATE_COMPLETED};
+
+		orch_event_wake_waiters(ended->task);
+		if (ended->notify)
+			orch_event_push(&event);
+	}
+}
+
+static void
+announce_completed(const OrchTask *task)
+{
+	int64 id = ORCH_INT64(&task->row, ORCH_TASK_ID);
+	OrchEvent event = {
+		.task = id,
+		.root = id,
+		.progress = 1,
+		.attempt = ORCH_INT32(&task->row, ORCH_TASK_ATTEMPT),
+		.event = ORCH_EVENT_COMPLETED,
+		.state = ORCH_STATE_COMPLETED,
+	};
+
+	orch_event_wake_waiters(id);
+	if (task->definition != NULL && !task->definition->notify)
+		return;
+	if (!task->row.nulls[ORCH_TASK_ROOT_ID])
+		event.root = ORCH_INT64(&task->row, ORCH_TASK_ROOT_ID);
+	if (!task->row.nulls[ORCH_TASK_PARENT_ID])
+		event.parent = ORCH_INT64(&task->row, ORCH_TASK_PARENT_ID);
+	orch_event_push(&event);
 }

@@ -10,8 +10,9 @@
 /*
  * Settle the tasks of a batch with the given numbers in the current
  * transaction, the one that holds the effects of their steps.  False: one of
- * them turned out not to be ours any more (it is marked GONE), so that this
- * transaction must not commit.
+ * them turned out not to be ours any more (it is marked GONE), or somebody
+ * wants a row of the batch, so that this transaction must not commit.  In the
+ * fast lane, what was not started was given back before.
  */
 extern bool orch_settle_tasks(OrchBatch *batch, const int *numbers, int n);
 

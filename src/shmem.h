@@ -219,7 +219,9 @@ typedef struct OrchShared
 	bool launcher_look;		   /* look at pg_database again */
 	pg_atomic_uint32 starved;  /* a worker could not be registered */
 	TimestampTz breaker_until; /* no executors before: crashes came too fast */
-	int nexecutors;			   /* slots */
+	TimestampTz straight_on_from; /* no step is gone straight on to before: one
+								   * may have crashed the server (workflow.c) */
+	int nexecutors;				  /* slots */
 
 	int nguilty;
 	OrchGuilty guilty[ORCH_MAX_GUILTY];

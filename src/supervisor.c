@@ -36,6 +36,7 @@
 #include "utils/memutils.h"
 #include "utils/pidfile.h"
 #include "utils/snapmgr.h"
+#include "utils/timeout.h"
 
 #include "catalog.h"
 #include "compat.h"
@@ -69,12 +70,16 @@
 /* Wait after an error of our own. */
 #define ERROR_PAUSE USECS_PER_SEC
 
+/* What a task needs of us may take at most twice as long (_give_up). */
+#define WATCHDOG_MS 5000
+
 static OrchDatabase *database = NULL;
 static MemoryContext turn_context = NULL;
 static TimestampTz next_look = DT_NOEND;
 static TimestampTz next_partitions = 0;
 static TimestampTz next_progress = DT_NOEND;
 static TimestampTz retry_at = DT_NOEND;
+static TimeoutId watchdog;
 static bool may_fire = false;
 static bool recovered = false; /* what died before us was handed back */
 static bool catalog_again = false;
@@ -88,6 +93,7 @@ static Oid live_now = InvalidOid; /* task_live */
 static void start_supervisor(Oid dboid);
 static void leave_slot(int code, Datum arg);
 static void check_extension(void);
+static void handle_watchdog(void);
 static bool perform(Duty duty);
 static void recover_all(void);
 static void charge_guilty(void);
@@ -139,6 +145,7 @@ start_supervisor(Oid dboid)
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
+	watchdog = RegisterTimeout(USER_TIMEOUT, handle_watchdog);
 	BackgroundWorkerInitializeConnectionByOid(dboid, InvalidOid, 0);
 
 	/* short statements, whose costs say nothing (chapter 40) */
@@ -216,6 +223,17 @@ check_extension(void)
 }
 
 /*
+ * Paths of a workflow may take for ever: that is an error (_give_up).
+ */
+static void
+handle_watchdog(void)
+{
+	InterruptPending = true;
+	QueryCancelPending = true;
+	SetLatch(MyLatch);
+}
+
+/*
  * Do something in a transaction of its own.  An error is logged and tried
  * again a little later: it must not end the supervisor.
  */
@@ -230,12 +248,20 @@ perform(Duty duty)
 	pgstat_report_activity(STATE_RUNNING, "orchestrator supervisor");
 	PG_TRY();
 	{
+		enable_timeout_every(
+			watchdog,
+			TimestampTzPlusMilliseconds(GetCurrentTimestamp(), WATCHDOG_MS),
+			WATCHDOG_MS);
 		duty();
+		disable_timeout(watchdog, false);
+		QueryCancelPending = false;
 		PopActiveSnapshot();
 		CommitTransactionCommand();
 	}
 	PG_CATCH();
 	{
+		disable_timeout(watchdog, false);
+		QueryCancelPending = false;
 		MemoryContextSwitchTo(turn_context);
 		EmitErrorReport();
 		FlushErrorState();

@@ -8,6 +8,7 @@
  */
 #include "postgres.h"
 
+#include "catalog/pg_type_d.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -53,6 +54,7 @@ static void register_waiter(int64 task);
 static void deregister_waiter(void);
 static void exit_waiter(int code, Datum arg);
 static bool look_at_task(Wait *wait, TupleDesc tupdesc, Datum *result);
+static OrchState shown_state(int64 task, OrchState state);
 static Datum form_result(const OrchTaskView *view, TupleDesc tupdesc);
 static bool sleep_until_told(TimestampTz until);
 static Datum await_result(Wait *wait, Oid type);
@@ -181,7 +183,8 @@ check_arguments(FunctionCallInfo fcinfo, const char *name)
 				 errmsg("%s() cannot be called inside a step", name),
 				 errdetail("The step would hold its executor while it "
 						   "waits."),
-				 errhint("Return from the step and go on in another task.")));
+				 errhint("Let a later step need that task (needs), or CALL "
+						 "orchestrator.wait_signal() in a procedure.")));
 	if (PG_ARGISNULL(0))
 		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 						errmsg("task must not be null")));
@@ -305,12 +308,38 @@ look_at_task(Wait *wait, TupleDesc tupdesc, Datum *result)
 	done = done || wait->until <= GetCurrentTimestamp();
 	if (done)
 	{
+		view.state = shown_state(wait->task, view.state);
 		MemoryContextSwitchTo(wait->result);
 		*result = form_result(&view, tupdesc);
 	}
 	MemoryContextSwitchTo(caller);
 	MemoryContextReset(wait->look);
 	return done;
+}
+
+/*
+ * A run runs as soon as a step of it started, though its row waits for them;
+ * as in the view task_status.
+ */
+static OrchState
+shown_state(int64 task, OrchState state)
+{
+	Oid types[] = {INT8OID};
+	Datum values[] = {Int64GetDatum(task)};
+	bool no_step;
+
+	if (state != ORCH_STATE_WAITING)
+		return state;
+
+	SPI_connect();
+	if (SPI_execute_with_args("SELECT orchestrator._run_started($1)", 1, types,
+							  values, NULL, false, 0) != SPI_OK_SELECT ||
+		SPI_processed != 1)
+		elog(ERROR, "could not see whether a step started");
+	(void) SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+						 &no_step);
+	SPI_finish();
+	return no_step ? state : ORCH_STATE_RUNNING;
 }
 
 static Datum

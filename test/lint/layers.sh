@@ -14,12 +14,16 @@ notify
 catalog
 heap
 progress
+request
 wait
+plan
 enqueue
 notice
 claim
 handler
+procedure
 execute
+workflow
 settle
 executor
 pool

@@ -22,9 +22,9 @@ CREATE FUNCTION reaches(role text) RETURNS text LANGUAGE sql AS $$
   WHERE p.pronamespace = 'orchestrator'::regnamespace AND has_function_privilege($1, p.oid, 'EXECUTE');
 $$;
 SELECT is(reaches('access_stranger'), NULL, 'a role without usage reaches nothing');
-SELECT is(reaches('access_viewer'), '_now _slots _visible_owners', 'a viewer reaches what the views and policies call');
-SELECT is(reaches('access_producer'), '_now _slots _visible_owners await cancel cancel_many current_task define define_queue drop_definition enqueue enqueue_many pause pause_many pause_queue '
-  'progress resume resume_many resume_queue retry retry_many run share_definition share_queue unshare_definition unshare_queue wait', 'a producer reaches what makes and controls tasks');
+SELECT is(reaches('access_viewer'), '_now _run_progress _run_started _run_steps _run_traces _slots _visible_owners graph', 'a viewer reaches what the views and policies call, and graph()');
+SELECT is(reaches('access_producer'), '_now _run_progress _run_started _run_steps _run_traces _slots _visible_owners add_steps approve await cancel cancel_many checkpoint context current_task define define_queue define_workflow definition_graph definition_json drop_definition '
+  'enqueue enqueue_batch enqueue_many enqueue_workflow fork graph on_completion pause pause_many pause_queue progress purge_definition reject rerun_from restore resume resume_many resume_queue retry retry_many run set_context share_definition share_queue signal skip_step sleep_until step step_once unshare_definition unshare_queue wait wait_batch wait_signal', 'a producer reaches what makes and controls tasks');
 SELECT is(reaches('access_worker'), reaches('access_producer'), 'a worker the same, so far');
 SELECT is(reaches('access_admin'), (SELECT string_agg(f, ' ' ORDER BY f) FROM unnest(string_to_array(reaches('access_producer'), ' ') || '{activate,grant_usage,revoke_usage}') f), 'an administrator reaches the rest');
 SELECT is(reaches('access_member'), reaches('access_producer'), 'a member has what its group has');
@@ -33,10 +33,10 @@ SELECT is((SELECT string_agg(c.relname || ' ' || p, ', ') FROM pg_class c, unnes
 SELECT is((SELECT string_agg(c.relname, ', ') FROM pg_class c, unnest('{access_producer,access_worker,access_viewer,access_admin}'::name[]) r
            WHERE c.relnamespace = 'orchestrator'::regnamespace AND c.relkind = 'S' AND has_sequence_privilege(r, c.oid, 'USAGE,SELECT,UPDATE')), NULL, 'nor touch a sequence');
 SELECT is((SELECT string_agg(c.relname, ' ' ORDER BY c.relname) FROM pg_class c WHERE c.relnamespace = 'orchestrator'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND has_table_privilege('access_viewer', c.oid, 'SELECT')),
-          'definition definition_share definition_status owner queue queue_share queue_status task task_key task_status trace trace_log usage_grant worker_status', 'what a viewer may read');
+          'added_step batch_status checkpoint definition definition_share definition_status owner queue queue_share queue_status run_context signal step_memo step_status task task_key task_status trace trace_log usage_grant worker_status workflow_status', 'what a viewer may read');
 SELECT is((SELECT array_agg(DISTINCT x) FROM unnest('{access_producer,access_worker,access_admin}'::name[]) r,
            LATERAL (SELECT string_agg(c.relname, ' ' ORDER BY c.relname) AS x FROM pg_class c WHERE c.relnamespace = 'orchestrator'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND has_table_privilege(r, c.oid, 'SELECT')) y),
-          array['definition definition_share definition_status owner queue queue_share queue_status task task_key task_status trace trace_log usage_grant worker_status'], 'is what every level may read');
+          array['added_step batch_status checkpoint definition definition_share definition_status owner queue queue_share queue_status run_context signal step_memo step_status task task_key task_status trace trace_log usage_grant worker_status workflow_status'], 'is what every level may read');
 SELECT is(error_of('SELECT orchestrator._cancel(0::oid, 1, NULL)', role), '42501: permission denied for function _cancel', role || ' reaches no internal twin')
 FROM unnest('{access_producer,access_worker,access_viewer,access_admin}'::text[]) role;
 SELECT matches(error_of(command, 'access_admin'), '^42501: permission denied for (table|sequence)', 'even an administrator: ' || command)

@@ -49,7 +49,7 @@ SELECT orchestrator.cancel_many(all_tasks => true);
 
 -- What is kept
 SELECT orchestrator.define('plain', 'lib.echo');
-SELECT is(to_jsonb(d) - '{id,owner,created_at,handler_owner}'::text[],
+SELECT is(to_jsonb(d) - '{id,owner,created_at,handler_owner,success_callback,failure_callback,checkpoint_interval,max_steps,max_depth,document,steps,step_names,plan}'::text[],
           '{"name": "plain", "version": 1, "is_current": true, "kind": "function", "handler": "lib.echo(jsonb)",
             "queue": null, "priority": 0, "max_attempts": 3, "backoff": "exponential", "retry_delay": "00:00:01",
             "max_retry_delay": "01:00:00", "retry_jitter": 0.1, "retry_budget": null, "never_retry": [],
@@ -61,7 +61,7 @@ FROM orchestrator.definition d WHERE name = 'plain';
 SELECT orchestrator.define_queue('q');
 SELECT orchestrator.define('full', 'lib.echo', 'function', 'q', 7, 9, 'linear', '2 s', '3 min', 0.5, '1 day',
     '{23505,40}', 4, '5 s', '6 s', '7 s', 'fail', 8, 9, '10 s', 'all', 'words', '11 s', '{"m": 1}');
-SELECT is(to_jsonb(d) - '{id,owner,created_at,handler_owner,queue}'::text[],
+SELECT is(to_jsonb(d) - '{id,owner,created_at,handler_owner,queue,success_callback,failure_callback,checkpoint_interval,max_steps,max_depth,document,steps,step_names,plan}'::text[],
           '{"name": "full", "version": 1, "is_current": true, "kind": "function", "handler": "lib.echo(jsonb)",
             "priority": 7, "max_attempts": 9, "backoff": "linear", "retry_delay": "00:00:02",
             "max_retry_delay": "00:03:00", "retry_jitter": 0.5, "retry_budget": "1 day", "never_retry": ["23505", "40"],

@@ -163,7 +163,7 @@ SQL
 	}
 
 	# Functions.
-	is($node->safe_psql('postgres', <<'SQL'), '_now,_slots,_visible_owners', 'the internal functions that a producer may call');
+	is($node->safe_psql('postgres', <<'SQL'), '_now,_run_progress,_run_started,_run_steps,_run_traces,_slots,_visible_owners', 'the internal functions that a producer may call');
 SELECT string_agg(p.proname, ',' ORDER BY p.proname) FROM pg_proc p
 WHERE p.pronamespace = 'orchestrator'::regnamespace AND p.proname LIKE '\_%' AND has_function_privilege('app', p.oid, 'EXECUTE')
 SQL
@@ -190,7 +190,7 @@ SELECT string_agg(what, E'\n') FROM (
   SELECT c.oid::regclass::text FROM pg_class c WHERE c.relnamespace = 'orchestrator'::regnamespace
     AND CASE c.relkind WHEN 'S' THEN has_sequence_privilege('public', c.oid, 'SELECT, USAGE, UPDATE') END
   UNION ALL
-  SELECT t.oid::regtype::text FROM pg_type t WHERE t.typname IN ('task_state', 'task_result') AND has_type_privilege('public', t.oid, 'USAGE')
+  SELECT t.oid::regtype::text FROM pg_type t WHERE t.typname IN ('task_state', 'task_result', 'step_spec') AND has_type_privilege('public', t.oid, 'USAGE')
   UNION ALL
   SELECT nspname FROM pg_namespace WHERE nspname = 'orchestrator' AND has_schema_privilege('public', oid, 'USAGE, CREATE')) x(what)
 SQL
