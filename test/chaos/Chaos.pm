@@ -29,8 +29,10 @@ my $clients = 4;
 # Kinds of transactions and how many of a hundred they are.
 my %mix = (
 	note => 26, noop => 14, retried => 8, delayed => 8, keyed => 8, slow => 16, rolled_back => 6,
-	sql => 4, fails => 3, many => 3, parent => 2, procedure => 2, prepared => 2);
+	sql => 4, fails => 3, many => 3, parent => 2, procedure => 2, prepared => 2,
+	chain => 5, fan => 3, signalled => 3, undone => 3);
 my $many = 10;
+my $workflows = "'chain', 'fan', 'signalled', 'undone'";
 
 my $node;
 my $tell;
@@ -57,6 +59,7 @@ sub run
 	waitpid $_, 0 foreach @pids;
 
 	$done{prepared} = settle_prepared($journals);
+	$node->safe_psql('postgres', send_signals(''));
 	$quiet = time;
 	$done{drained} =
 	  within(120, sub { (value($node, 'SELECT count(*) FROM orchestrator.task WHERE live') // 1) == 0 }) // 'never';
@@ -109,6 +112,21 @@ BEGIN
   PERFORM orchestrator.enqueue('note', jsonb_build_object('token', (input ->> 'token') || '-child', 'kind', 'child'));
 END
 $$;
+-- A step of a workflow: its run's token, and which step it is.
+CREATE FUNCTION chaos.step(input jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+  INSERT INTO chaos.ledger
+    SELECT t.task_id, t.attempt, (input -> 'input' ->> 'token') || '/' || regexp_replace(t.definition, '^orchestrator\.', ''), pg_backend_pid(), clock_timestamp()
+    FROM orchestrator.current_task() t;
+  RETURN to_jsonb((SELECT attempt FROM orchestrator.current_task()));
+END
+$$;
+CREATE FUNCTION chaos.step_fails(input jsonb) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM chaos.step(input);
+  RAISE EXCEPTION 'never';
+END
+$$;
 CREATE PROCEDURE chaos.procedure(input jsonb) LANGUAGE plpgsql AS $$
 BEGIN
   INSERT INTO chaos.witness VALUES (input ->> 'token');
@@ -126,6 +144,13 @@ SQL
 		$node->safe_psql('postgres', "ALTER ROLE $role SET synchronous_commit = off") if $role eq 'app_c';
 		$node->psql_as($role, "SELECT orchestrator.define('$_', 'chaos.$_', $options)")
 		  foreach 'noop', 'note', 'retried', 'slow', 'parent';
+		$node->psql_as($role, workflow('chain', ['a'], [ 'b', needs => '{a}' ], [ 'c', needs => '{b}' ]));
+		$node->psql_as($role, workflow('fan', ['a'],
+			[ 'm', needs => '{a}', each => '$.input.items[*]', max_parallel => 3 ], ['o'], [ 'z', needs => '{m,o}' ]));
+		$node->psql_as($role, workflow('signalled', ['a'],
+			[ 'w', needs => '{a}', wait_for => 'go' ], [ 's', sleep => '0.3 second' ], [ 'z', needs => '{w,s}' ]));
+		$node->psql_as($role, workflow('undone', [ 'a', undo => 'chaos.step' ],
+			[ 'b', needs => '{a}', undo => 'chaos.step' ], [ 'f', handler => 'chaos.step_fails', needs => '{b}', max_attempts => 2 ]));
 		$node->psql_as($role, <<"SQL");
 SELECT orchestrator.define('fails', 'chaos.fails', max_attempts => 3, retry_delay => '0.05 second');
 SELECT orchestrator.define('procedure', 'chaos.procedure', 'procedure', max_attempts => 10000, retry_delay => '0.05 second', backoff => 'fixed');
@@ -134,6 +159,21 @@ SELECT orchestrator.define('sql', 'INSERT INTO chaos.ledger SELECT t.task_id, t.
 SQL
 	}
 	return;
+}
+
+# A workflow whose steps write the ledger, and are tried for as long as it takes.
+sub workflow
+{
+	my ($name, @steps) = @_;
+	return "SELECT orchestrator.define_workflow('$name', ARRAY[" . join(', ', map { step(@$_) } @steps) . '])';
+}
+
+sub step
+{
+	my ($name, %given) = @_;
+	my %option = (max_attempts => 10000, retry_delay => '0.05 second', backoff => 'fixed', handler => 'chaos.step', %given);
+	delete @option{qw(handler max_attempts retry_delay backoff)} if $given{wait_for} || $given{sleep};
+	return "orchestrator.step('$name', " . join(', ', map { "$_ => '$option{$_}'" } sort keys %option) . ')';
 }
 
 # ---------------------------------------------------------------- load
@@ -220,6 +260,12 @@ sub compose
 		$key = 'key-' . int rand 100;
 		$options = ", key => '$key'";
 	}
+	elsif ($kind eq 'signalled' && rand() < 0.3)
+	{
+		# early: before its step waits for it
+		$tail = "SELECT orchestrator.signal(max(id), 'go') FROM orchestrator.task WHERE input ->> 'token' = '$tokens[0]';\nCOMMIT;\n";
+		$head = "BEGIN;\n";
+	}
 	elsif ($kind eq 'many') { @tokens = map { "$number-$n-$_" } 1 .. $many }
 
 	my $statement = $kind eq 'many'
@@ -235,7 +281,8 @@ sub compose
 sub input
 {
 	my ($token, $kind) = @_;
-	return qq('{"token": "$token", "kind": "$kind"}');
+	my $items = $kind eq 'fan' ? ', "items": [1, 2, 3, 4, 5, 6, 7]' : '';
+	return qq('{"token": "$token", "kind": "$kind"$items}');
 }
 
 sub connect_as
@@ -357,6 +404,7 @@ sub haunt
 		my $name = shift @next // (grep { ($pick -= $fault{$_}[0]) < 0 } @names)[0];
 
 		usleep(100_000 + rand 900_000);
+		value($node, send_signals('AND random() < 0.5'));
 		forget_crashes($node);
 		my $offset = log_end($node);
 		my $from = time;
@@ -369,6 +417,14 @@ sub haunt
 	$done->{kills} = $killed;
 	$done->{events} = sum0 values %{ $done->{faults} };
 	return;
+}
+
+# Signals for runs that nobody sent one yet.
+sub send_signals
+{
+	my ($which) = @_;
+	return "SELECT count(*) FROM (SELECT orchestrator.signal(t.id, 'go') FROM orchestrator.task t
+		WHERE t.live AND t.input ->> 'kind' = 'signalled' AND NOT EXISTS (SELECT FROM orchestrator.signal s WHERE s.task_id = t.id) $which) sent";
 }
 
 sub pick { return @_ ? $_[ rand @_ ] : () }
@@ -446,7 +502,7 @@ my @checks = (
 		SELECT j.* FROM chaos.journal j LEFT JOIN orchestrator.task t ON t.input ->> 'token' = j.token
 		WHERE j.event = 'ok' AND j.client = 0 AND t.id IS NULL),
 	'I2: one enqueue made two tasks' => q(
-		SELECT t.input ->> 'token', array_agg(t.id) FROM orchestrator.task t GROUP BY 1 HAVING count(*) > 1),
+		SELECT t.input ->> 'token', array_agg(t.id) FROM orchestrator.task t WHERE t.parent_id IS NULL GROUP BY 1 HAVING count(*) > 1),
 	'I2: one key made two tasks' => q(
 		SELECT t.owner, t.queue, t.key, array_agg(t.id) FROM orchestrator.task t WHERE t.key IS NOT NULL GROUP BY 1, 2, 3 HAVING count(*) > 1),
 	'a key answered two ids' => q(
@@ -462,15 +518,39 @@ my @checks = (
 		WHERE t.input ->> 'kind' <> 'child' AND NOT EXISTS (SELECT FROM chaos.journal j WHERE j.token = t.input ->> 'token')),
 	'I4: a task is not finished' => q(
 		SELECT t.id, t.state, t.attempt, t.epoch, t.worker, t.run_at, t.sort_key, t.input, t.error FROM orchestrator.task t
-		WHERE t.live OR t.state NOT IN ('completed', 'failed')),
+		WHERE t.live OR t.state NOT IN ('completed', 'failed') AND t.parent_id IS NULL),
 	'a task is there twice' => q(
 		SELECT t.id, array_agg(t.tableoid::regclass) FROM orchestrator.task t GROUP BY 1 HAVING count(*) > 1),
 	'a task ended in the wrong state' => q(
 		SELECT t.id, t.state, t.attempt, t.error, t.input FROM orchestrator.task t
-		WHERE NOT t.live AND t.state <> CASE t.input ->> 'kind' WHEN 'fails' THEN 'failed' ELSE 'completed' END::orchestrator.task_state),
+		WHERE NOT t.live AND t.parent_id IS NULL
+		  AND t.state <> CASE WHEN t.input ->> 'kind' IN ('fails', 'undone') THEN 'failed' ELSE 'completed' END::orchestrator.task_state),
+	'a run has open steps, or a compensation that was not done' => q(
+		SELECT t.id, t.state, t.remaining, t.compensation FROM orchestrator.task t
+		WHERE t.remaining IS NOT NULL
+		  AND (t.state = 'completed' AND t.remaining <> 0 OR t.compensation IS DISTINCT FROM CASE t.input ->> 'kind' WHEN 'undone' THEN 'done' END)),
+	'a step of a run did not happen exactly once' => q(
+		SELECT t.id, t.input, e.step, e.n, l.n, l.at FROM orchestrator.task t
+		JOIN (VALUES ('chain', 'step.chain.a', 1), ('chain', 'step.chain.b', 1), ('chain', 'step.chain.c', 1),
+		             ('fan', 'step.fan.a', 1), ('fan', 'step.fan.m', 7), ('fan', 'step.fan.o', 1), ('fan', 'step.fan.z', 1),
+		             ('signalled', 'step.signalled.a', 1), ('signalled', 'step.signalled.z', 1),
+		             ('undone', 'step.undone.a', 1), ('undone', 'step.undone.b', 1), ('undone', 'step.undone.f', 0),
+		             ('undone', 'undo.undone.a', 1), ('undone', 'undo.undone.b', 1)) e(kind, step, n) ON e.kind = t.input ->> 'kind'
+		CROSS JOIN LATERAL (SELECT count(*) AS n, array_agg(l.at) AS at FROM chaos.ledger l WHERE l.token = (t.input ->> 'token') || '/' || e.step) l
+		WHERE t.parent_id IS NULL AND l.n <> e.n),
+	'a step came before what it needs, or an undo before a later one' => q(
+		SELECT b.* FROM chaos.ledger a JOIN chaos.ledger b ON split_part(a.token, '/', 1) = split_part(b.token, '/', 1)
+		JOIN (VALUES ('step.chain.a', 'step.chain.b'), ('step.chain.b', 'step.chain.c'), ('step.fan.a', 'step.fan.m'), ('step.fan.m', 'step.fan.z'),
+		             ('step.fan.o', 'step.fan.z'), ('step.signalled.a', 'step.signalled.z'), ('step.undone.a', 'step.undone.b'),
+		             ('step.undone.b', 'undo.undone.b'), ('undo.undone.b', 'undo.undone.a')) o(first, second)
+		  ON split_part(a.token, '/', 2) = o.first AND split_part(b.token, '/', 2) = o.second
+		WHERE b.at < a.at),
+	'a signal was consumed twice, or left by a run that waited for it' => q(
+		SELECT t.id, array_agg(s.consumed_by) FROM orchestrator.task t LEFT JOIN orchestrator.signal s ON s.task_id = t.id
+		WHERE t.input ->> 'kind' = 'signalled' AND t.parent_id IS NULL GROUP BY 1 HAVING count(s.consumed_by) <> 1),
 	'I5: a task was completed without its effect' => q(
 		SELECT t.id, t.attempt, t.epoch, t.input FROM orchestrator.task t
-		WHERE t.state = 'completed' AND t.input ->> 'kind' NOT IN ('noop', 'procedure')
+		WHERE t.state = 'completed' AND t.input ->> 'kind' NOT IN ('noop', 'procedure', 'chain', 'fan', 'signalled', 'undone')
 		  AND NOT EXISTS (SELECT FROM chaos.ledger l WHERE l.task_id = t.id)),
 	'I5: a procedure was completed without its effect' => q(
 		SELECT t.id, t.attempt, t.epoch, t.input FROM orchestrator.task t
@@ -492,10 +572,12 @@ my @checks = (
 		SELECT t.id, t.run_at, t.started_at FROM orchestrator.task t
 		WHERE t.input ->> 'kind' = 'delayed' AND t.started_at < t.created_at + interval '0.1 second'),
 	'I8: more attempts than allowed' => q(
-		SELECT t.id, t.attempt, t.max_attempts FROM orchestrator.task t WHERE t.attempt > t.max_attempts OR t.attempt < 1),
+		SELECT t.id, t.attempt, t.max_attempts FROM orchestrator.task t
+		WHERE t.attempt > t.max_attempts OR t.attempt < 1 AND t.remaining IS NULL AND t.name IS DISTINCT FROM 'w' AND t.name IS DISTINCT FROM 's'),
 	'I8: attempts that the trace does not tell of' => q(
 		SELECT t.id, t.attempt, array_agg(r.event || ' ' || r.attempt ORDER BY r.at)
 		FROM orchestrator.task t LEFT JOIN orchestrator.trace r ON r.task_id = t.id
+		WHERE t.remaining IS NULL AND t.attempt > 0
 		GROUP BY t.id, t.attempt
 		HAVING t.attempt <> count(DISTINCT r.attempt) FILTER (WHERE r.event IN ('retrying', 'failed', 'completed'))
 		    OR t.attempt <> count(*) FILTER (WHERE r.event IN ('retrying', 'failed', 'completed'))),
@@ -516,7 +598,8 @@ sub check
 	push @checks, 'a task was stuck' => qq(
 		SELECT t.id, t.input, t.created_at, t.run_at, t.started_at, t.finished_at FROM orchestrator.task t
 		WHERE t.finished_at > to_timestamp($quiet) + interval '5 seconds'
-		  AND NOT EXISTS (SELECT FROM chaos.journal j WHERE j.client = 0 AND j.token = t.input ->> 'token'));
+		  AND NOT EXISTS (SELECT FROM chaos.journal j WHERE j.client = 0 AND j.token = t.input ->> 'token')
+		  AND t.input ->> 'kind' NOT IN ($workflows));
 	while (my ($name, $query) = splice @checks, 0, 2)
 	{
 		my $found = $node->safe_psql('postgres', "SELECT count(*) FROM ($query) found");
@@ -528,7 +611,7 @@ sub check
 	$done->{errors} = join '', map { slurp_file($_) } glob "$journals/errors.*";
 	$done->{journal} = counts("SELECT event, count(*) FROM chaos.journal WHERE event <> 'send' GROUP BY 1 ORDER BY 1");
 	$done->{tasks} = counts('SELECT state, count(*) FROM orchestrator.task GROUP BY 1 ORDER BY 1');
-	$done->{kinds} = counts(q(SELECT input ->> 'kind', count(*) FROM orchestrator.task GROUP BY 1 ORDER BY 1));
+	$done->{kinds} = counts(q(SELECT coalesce(input ->> 'kind', 'step'), count(*) FROM orchestrator.task GROUP BY 1 ORDER BY 1));
 	$done->{count} = $node->safe_psql('postgres', 'SELECT count(*) FROM orchestrator.task');
 	$done->{effects} = $node->safe_psql('postgres', 'SELECT count(*) FROM chaos.ledger');
 	$done->{lost} = $node->safe_psql('postgres', q(SELECT count(*) FROM orchestrator.trace WHERE detail ->> 'sqlstate' = 'OR003'));
