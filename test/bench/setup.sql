@@ -24,6 +24,20 @@ SELECT orchestrator.define('noop', 'bench.noop');
 SELECT orchestrator.define('stamp', 'bench.stamp');
 SELECT orchestrator.define('insert_row', 'bench.insert_row');
 SELECT orchestrator.define('insert_sql', 'INSERT INTO bench.ledger (n) VALUES (($1 ->> ''n'')::bigint)', kind => 'sql');
+
+-- Workflows: a -> b -> c; a map; a chain of 1,000.
+CREATE FUNCTION bench.identity(input jsonb) RETURNS jsonb LANGUAGE plpgsql AS
+  $$BEGIN RETURN input -> 'item'; END$$;
+SELECT orchestrator.define('identity', 'bench.identity');
+SELECT orchestrator.define_workflow('abc', ARRAY[
+  orchestrator.step('a', definition => 'noop'),
+  orchestrator.step('b', definition => 'noop', needs => '{a}'),
+  orchestrator.step('c', definition => 'noop', needs => '{b}')]::orchestrator.step_spec[]);
+SELECT orchestrator.define_workflow('map', ARRAY[
+  orchestrator.step('m', definition => 'identity', each => '$.input.items[*]')]::orchestrator.step_spec[]);
+SELECT orchestrator.define_workflow('chain', ARRAY(
+  SELECT orchestrator.step('s' || i, definition => 'identity', needs => CASE WHEN i > 1 THEN ARRAY['s' || i - 1] ELSE '{}' END)
+  FROM generate_series(1, 1000) i ORDER BY i)::orchestrator.step_spec[]);
 RESET ROLE;
 
 -- About where the drain is: ids are finished nearly in order.
