@@ -78,15 +78,28 @@ fi
 admin -U postgres -v html="$html" -f test/demo/corpus.sql
 app -At -c "SELECT count(*) || ' pages, ' || pg_size_pretty(sum(length(html))) FROM demo.page"
 
-section "One task per page, enqueued by role demo_app in one transaction"
+section "One workflow per document, enqueued by role demo_app in one transaction"
 app -f test/demo/tasks.sql
-follow "SELECT format('%s of %s pages indexed, %s waiting for a retry, %s failed', completed, total, scheduled, failed),
-  total - completed - failed
+app -At -c "SELECT orchestrator.definition_graph('document')"
+echo
+follow "SELECT format('%s of %s documents, %s failed; %s', done, total, failed, now), total - done - approvals
 FROM (SELECT count(*) AS total,
-        count(*) FILTER (WHERE state = 'completed') AS completed,
-        count(*) FILTER (WHERE state = 'scheduled') AS scheduled,
-        count(*) FILTER (WHERE state = 'failed') AS failed
-      FROM orchestrator.task_status WHERE definition = 'index_page') AS t"
+        count(*) FILTER (WHERE finished_at IS NOT NULL) AS done,
+        count(*) FILTER (WHERE finished_at IS NOT NULL AND state = 'failed') AS failed
+      FROM orchestrator.task_status WHERE definition = 'document') AS t,
+  (SELECT count(*) AS approvals FROM orchestrator.task_status WHERE definition = 'orchestrator.wait' AND finished_at IS NULL) AS a,
+  (SELECT coalesce(string_agg(format('%s %s %%', substring(input ->> 'page' FROM '(.*)\.html'), round(100 * progress::numeric)), ', '), '') AS now
+   FROM (SELECT input, progress FROM orchestrator.task_status
+         WHERE definition = 'document' AND finished_at IS NULL AND state = 'running' LIMIT 3) AS r) AS r"
+
+section "One of them waits for an approval: its graph, now"
+run=$(app -At -c "SELECT task_id FROM orchestrator.task_status WHERE name = 'a page that somebody approves'")
+app -At -c "SELECT orchestrator.graph($run)"
+echo
+app -At -c "SELECT orchestrator.approve($run, 'approval', '{\"note\": \"well written\"}')" >/dev/null
+app -At -c "SELECT format('approved; its output: %s', (orchestrator.wait($run, '1 minute')).output)"
+echo
+app -At -c "SELECT orchestrator.graph($run)"
 
 section "One long task: rank the pages by their links, with progress from inside its open transaction"
 task=$(app -At -c "SELECT orchestrator.enqueue('rank_pages', '{\"rounds\": 150}')")
