@@ -120,15 +120,16 @@ scan_lane(OrchExecutor *executor, OrchLeaf *live, int32 queue,
 		const OrchDefinition *definition = orch_claim_definition(
 			batch, ORCH_INT32(&row, ORCH_TASK_DEFINITION));
 		bool fast = orch_claim_is_fast(definition) && !batch->solo;
+		int chain;
 
 		if (!row.nulls[ORCH_TASK_EXPIRE_AT] &&
 			DatumGetTimestampTz(row.values[ORCH_TASK_EXPIRE_AT]) <= now)
 			continue; /* the supervisor fails it */
 		if (definition != NULL && definition->kind > ORCH_KIND_UTILITY)
 			continue; /* nothing to run */
-		worth += expected(definition) * steps_of(&row, fast);
-		steps += steps_of(&row, fast);
-		more = is_full(batch, definition, fast, steps, worth);
+		chain = steps_of(&row, fast);
+		more = is_full(batch, definition, fast, steps + chain,
+					   worth + expected(definition) * chain);
 		if (more || skipped >= MAX_SKIPPED)
 			break;
 		batch->fast = executor->fast = fast;
@@ -139,6 +140,8 @@ scan_lane(OrchExecutor *executor, OrchLeaf *live, int32 queue,
 			skipped++;
 			continue;
 		}
+		steps += chain;
+		worth += expected(definition) * chain;
 		executor->claims[batch->ntasks].task =
 			ORCH_INT64(&task->row, ORCH_TASK_ID);
 		executor->claims[batch->ntasks].epoch =

@@ -456,25 +456,29 @@ orch_heap_ready_end(OrchReadyScan *scan)
 }
 
 int32
-orch_heap_next_queue(OrchLeaf *live, int32 owner, int32 queue)
+orch_heap_next_queue(OrchLeaf *live, int32 owner, int32 after, int32 before)
 {
-	ScanKeyData keys[2];
+	ScanKeyData keys[3];
 
 	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_INT4EQ,
 				Int32GetDatum(owner));
 	ScanKeyInit(&keys[1], 2, BTGreaterStrategyNumber, F_INT4GT,
-				Int32GetDatum(queue));
-	return first_ready(live, keys, 2, ORCH_TASK_QUEUE);
+				Int32GetDatum(after));
+	ScanKeyInit(&keys[2], 2, BTLessStrategyNumber, F_INT4LT,
+				Int32GetDatum(before));
+	return first_ready(live, keys, 3, ORCH_TASK_QUEUE);
 }
 
 int32
-orch_heap_next_owner(OrchLeaf *live, int32 owner)
+orch_heap_next_owner(OrchLeaf *live, int32 after, int32 before)
 {
-	ScanKeyData key;
+	ScanKeyData keys[2];
 
-	ScanKeyInit(&key, 1, BTGreaterStrategyNumber, F_INT4GT,
-				Int32GetDatum(owner));
-	return first_ready(live, &key, 1, ORCH_TASK_OWNER);
+	ScanKeyInit(&keys[0], 1, BTGreaterStrategyNumber, F_INT4GT,
+				Int32GetDatum(after));
+	ScanKeyInit(&keys[1], 1, BTLessStrategyNumber, F_INT4LT,
+				Int32GetDatum(before));
+	return first_ready(live, keys, 2, ORCH_TASK_OWNER);
 }
 
 /*

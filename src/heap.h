@@ -107,13 +107,14 @@ extern bool orch_heap_ready_next(OrchReadyScan *scan, OrchRow *row,
 extern void orch_heap_ready_end(OrchReadyScan *scan);
 
 /*
- * The first ready queue of an owner above `queue`, or 0: steps from queue to
- * queue through the index.
+ * The first queue between two (not included) in which an owner has ready
+ * rows, or 0: steps from queue to queue through the index.
  */
-extern int32 orch_heap_next_queue(OrchLeaf *live, int32 owner, int32 queue);
+extern int32 orch_heap_next_queue(OrchLeaf *live, int32 owner, int32 after,
+								  int32 before);
 
-/* The first owner above `owner` that has ready rows, or 0. */
-extern int32 orch_heap_next_owner(OrchLeaf *live, int32 owner);
+/* The first owner between two (not included) that has ready rows, or 0. */
+extern int32 orch_heap_next_owner(OrchLeaf *live, int32 after, int32 before);
 
 /*
  * Replace the row at tid, or return false when it is locked, changed or gone:

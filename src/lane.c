@@ -383,6 +383,60 @@ orch_lane_look(int owner_index, int32 queue)
 	orch_shared->owners[owner_index].ready = true;
 }
 
+static int
+compare_known(const void *left, const void *right)
+{
+	const OrchKnown *one = left;
+	const OrchKnown *other = right;
+
+	if (one->owner != other->owner)
+		return one->owner < other->owner ? -1 : 1;
+	return one->queue < other->queue ? -1 : one->queue > other->queue;
+}
+
+OrchKnown *
+orch_lane_known_owners(Oid dboid, int *n)
+{
+	OrchKnown *known = palloc(ORCH_MAX_OWNERS * sizeof(OrchKnown));
+
+	*n = 0;
+	LWLockAcquire(orch_shared->lock, LW_SHARED);
+	for (int i = 0; i < ORCH_MAX_OWNERS; i++)
+	{
+		const OrchOwner *owner = &orch_shared->owners[i];
+
+		if (owner->dboid == dboid && owner->first_lane >= 0)
+			known[(*n)++] = (OrchKnown){.owner = owner->owner};
+	}
+	LWLockRelease(orch_shared->lock);
+	qsort(known, *n, sizeof(OrchKnown), compare_known);
+	return known;
+}
+
+OrchKnown *
+orch_lane_known(int owner_index, int *n)
+{
+	const OrchOwner *owner = &orch_shared->owners[owner_index];
+	OrchKnown *known = palloc(ORCH_MAX_LANES * sizeof(OrchKnown));
+
+	*n = 0;
+	LWLockAcquire(orch_shared->lock, LW_SHARED);
+	for (int i = owner->first_lane; i >= 0; i = orch_shared->lanes[i].next)
+	{
+		OrchLane *lane = &orch_shared->lanes[i];
+
+		SpinLockAcquire(&lane->mutex);
+		known[(*n)++] = (OrchKnown){.owner = owner->owner,
+									.queue = lane->queue,
+									.mark = lane->mark,
+									.ready = lane->ready};
+		SpinLockRelease(&lane->mutex);
+	}
+	LWLockRelease(orch_shared->lock);
+	qsort(known, *n, sizeof(OrchKnown), compare_known);
+	return known;
+}
+
 void
 orch_lane_forget(Oid dboid)
 {

@@ -40,6 +40,22 @@ extern bool orch_lane_reset_quiet(Oid dboid, uint32 *seen);
 /* There are ready rows in a queue of an owner: have somebody look. */
 extern void orch_lane_look(int owner_index, int32 queue);
 
+/* What is known of an owner's lane; of an owner alone, queue is 0. */
+typedef struct OrchKnown
+{
+	int32 owner;
+	int32 queue;
+	int64 mark;
+	bool ready;
+} OrchKnown;
+
+/*
+ * The owners of a database that have lanes, and the lanes of one, in the order
+ * of their numbers; in the current memory context.
+ */
+extern OrchKnown *orch_lane_known_owners(Oid dboid, int *n);
+extern OrchKnown *orch_lane_known(int owner_index, int *n);
+
 /* Look at an owner's lanes again, from their marks. */
 extern void orch_lane_recheck(int owner_index);
 

@@ -82,10 +82,11 @@ typedef struct OrchOwner
 	Oid dboid;	 /* InvalidOid: free */
 	int32 owner; /* orchestrator.owner.id */
 	Oid roleoid;
-	int first_lane; /* -1: none */
-	bool ready;		/* may have pending tasks */
-	bool asked;		/* the supervisor knows that more executors would help */
-	int failures;	/* executors in a row that could not start */
+	int first_lane;	 /* -1: none */
+	bool ready;		 /* may have pending tasks */
+	bool discovered; /* every queue with ready tasks has a lane */
+	bool asked;		 /* the supervisor knows that more executors would help */
+	int failures;	 /* executors in a row that could not start */
 	TimestampTz retry_at;
 } OrchOwner;
 

@@ -98,6 +98,8 @@ static bool perform(Duty duty);
 static void recover_all(void);
 static void charge_guilty(void);
 static void find_work(void);
+static void look_at_owner(OrchLeaf *live, int32 owner);
+static bool has_ready(OrchLeaf *live, const OrchKnown *lane);
 static void look_again(void);
 static void turn(uint32 wake);
 static void recover_dead(void);
@@ -360,12 +362,55 @@ orchestrator_held(PG_FUNCTION_ARGS)
 }
 
 /*
+ * Lanes that may have work: those that are known from their marks on, for what
+ * is before is dead and may be much; and what is between them in the index.
+ */
+static void
+look_at_owner(OrchLeaf *live, int32 owner)
+{
+	int index = orch_lane_owner(MyDatabaseId, owner, InvalidOid);
+	OrchKnown *known;
+	int nknown;
+	int32 queue = 0;
+
+	if (index < 0)
+		return;
+	known = orch_lane_known(index, &nknown);
+	for (int i = 0; i <= nknown; i++)
+	{
+		int32 before = i < nknown ? known[i].queue : PG_INT32_MAX;
+
+		while ((queue = orch_heap_next_queue(live, owner, queue, before)) != 0)
+			orch_lane_look(index, queue);
+		queue = before;
+		if (i < nknown && (known[i].ready || has_ready(live, &known[i])))
+			orch_lane_look(index, queue);
+	}
+	pfree(known);
+}
+
+static bool
+has_ready(OrchLeaf *live, const OrchKnown *lane)
+{
+	OrchReadyScan *scan =
+		orch_heap_ready_begin(live, lane->owner, lane->queue, lane->mark);
+	OrchRow row;
+	ItemPointerData tid;
+	bool found = orch_heap_ready_next(scan, &row, &tid);
+
+	orch_heap_ready_end(scan);
+	return found;
+}
+
+/*
  * Which owners have ready tasks, and when the next one is due.
  */
 static void
 find_work(void)
 {
 	OrchLeaf *live;
+	OrchKnown *known;
+	int nknown;
 	int32 owner = 0;
 	bool isnull;
 	Datum due;
@@ -373,16 +418,17 @@ find_work(void)
 	may_fire =
 		DatumGetBool(orch_catalog_call(ORCH_FN_MAY_FIRE, 0, NULL, NULL));
 	live = orch_heap_open_live();
-	while ((owner = orch_heap_next_owner(live, owner)) != 0)
+	known = orch_lane_known_owners(MyDatabaseId, &nknown);
+	for (int i = 0; i <= nknown; i++)
 	{
-		int index = orch_lane_owner(MyDatabaseId, owner, InvalidOid);
-		int32 queue = 0;
+		int32 before = i < nknown ? known[i].owner : PG_INT32_MAX;
 
-		if (index < 0)
-			continue;
-		while ((queue = orch_heap_next_queue(live, owner, queue)) != 0)
-			orch_lane_look(index, queue);
+		while ((owner = orch_heap_next_owner(live, owner, before)) != 0)
+			look_at_owner(live, owner);
+		if (i < nknown)
+			look_at_owner(live, owner = before);
 	}
+	pfree(known);
 	orch_heap_close(live);
 
 	due = orch_catalog_call(ORCH_FN_NEXT_DUE, 0, NULL, &isnull);
@@ -418,6 +464,13 @@ turn(uint32 wake)
 {
 	TimestampTz now = orch_clock();
 
+	if (retry_at <= now)
+	{
+		retry_at = DT_NOEND;
+		if (catalog_again)
+			wake |= ORCH_WAKE_CATALOG;
+		wake |= ORCH_WAKE_LOOK | ORCH_WAKE_EXIT | ORCH_WAKE_DUE;
+	}
 	if (wake & ORCH_WAKE_CATALOG)
 	{
 		/* we were woken before the invalidations were sent: look twice */
@@ -426,13 +479,6 @@ turn(uint32 wake)
 		wake |= ORCH_WAKE_LOOK;
 		retry_at = Min(retry_at, now + CATALOG_PAUSE);
 		catalog_again = !catalog_again;
-	}
-	if (retry_at <= now)
-	{
-		retry_at = DT_NOEND;
-		if (catalog_again)
-			pg_atomic_fetch_or_u32(&database->wake, ORCH_WAKE_CATALOG);
-		wake |= ORCH_WAKE_LOOK | ORCH_WAKE_EXIT | ORCH_WAKE_DUE;
 	}
 	if (!recovered && may_fire)
 	{
