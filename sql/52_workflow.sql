@@ -452,8 +452,13 @@ BEGIN
     v_error := jsonb_build_object('sqlstate', SQLSTATE, 'message', SQLERRM);
   END;
   -- a path that fails, an input that is too large: the step does
-  t.state := 'waiting';
+  t.state := 'failed';
   t.error := v_error;
+  IF NOT orchestrator._fails_run(t, $3) THEN
+    PERFORM orchestrator._end_at_once(t);
+    RETURN true;
+  END IF;
+  t.state := 'waiting';
   INSERT INTO orchestrator.task_live SELECT t.* ON CONFLICT DO NOTHING;   -- unless it was reset
   PERFORM orchestrator._fail(t, v_error);
   RETURN false;   -- and _fail() counted it
@@ -546,10 +551,7 @@ BEGIN
   t.expire_at := least(t.deadline, coalesce(t.run_at, t.started_at) + coalesce(($3 ->> 'sleep')::interval, ($3 ->> 'timeout')::interval));
   t.run_at := NULL;
   t := orchestrator._place(t, p);
-  IF $3 ? 'wait_for' AND t.state = 'waiting' THEN
-    PERFORM orchestrator._deliver(t, $3);
-  END IF;
-  RETURN false;   -- _deliver() counted it
+  RETURN $3 ? 'wait_for' AND t.state = 'waiting' AND orchestrator._deliver(t, $3, true);
 END
 $$;
 
@@ -746,6 +748,19 @@ BEGIN
   t.expire_at := NULL;
   INSERT INTO orchestrator.task_finished SELECT t.*;
   PERFORM orchestrator._tell(t, $2);
+END
+$$;
+
+-- A step failed, or was completed, as it began; its run goes on. The caller
+-- counts it: a long chain of such steps must not nest calls.
+CREATE FUNCTION orchestrator._end_at_once(t orchestrator.task) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF t.state = 'failed' THEN
+    PERFORM orchestrator._trace(t, NULL, t.attempt, 'failed', t.error);
+  END IF;
+  PERFORM orchestrator._end_row(t, t.state::text);
+  PERFORM orchestrator._call_back(t);
 END
 $$;
 
@@ -1068,8 +1083,8 @@ END
 $$;
 
 -- Give a wait step what it waits for, if it is there. The lock of the top is
--- held. True: it ended.
-CREATE FUNCTION orchestrator._deliver(t orchestrator.task, spec jsonb) RETURNS boolean
+-- held. True: it ended; at once: as it began, and the caller is to count it.
+CREATE FUNCTION orchestrator._deliver(t orchestrator.task, spec jsonb, at_once boolean DEFAULT false) RETURNS boolean
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   s orchestrator.signal;
@@ -1088,12 +1103,21 @@ BEGIN
   IF s.verdict = 'rejected' THEN
     t.error := jsonb_strip_nulls(jsonb_build_object('sqlstate', 'OR006', 'message', format('rejected by "%s"', s.sent_by),
                                                     'detail', s.payload ->> 'reason'));
+    t.state := 'failed';
+    IF $3 AND NOT orchestrator._fails_run(t, $2) THEN
+      PERFORM orchestrator._end_at_once(t);
+      RETURN true;
+    END IF;
     PERFORM orchestrator._fail(t, t.error);
-    RETURN true;
+    RETURN NOT $3;
   END IF;
   t.state := 'completed';
   t.output := CASE s.verdict WHEN 'approved' THEN jsonb_build_object('approved', true, 'by', s.sent_by, 'at', s.sent_at, 'payload', s.payload)
                              ELSE s.payload END;
+  IF $3 THEN
+    PERFORM orchestrator._end_at_once(t);
+    RETURN true;
+  END IF;
   PERFORM orchestrator._tell(t, 'completed');
   PERFORM orchestrator._finish(t);
   RETURN true;
@@ -1198,8 +1222,9 @@ END
 $$;
 
 -- Callbacks: what on_completion() and the definition asked for is enqueued, as
--- the owner of the task, in the transaction that ends it.
-CREATE FUNCTION orchestrator._call_back(t orchestrator.task) RETURNS void
+-- the owner of the task, in the transaction that ends it. late: it ended before,
+-- and only what was asked for now is left.
+CREATE FUNCTION orchestrator._call_back(t orchestrator.task, late boolean DEFAULT false) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   d       orchestrator.definition;
@@ -1209,7 +1234,7 @@ DECLARE
 BEGIN
   SELECT x.* INTO d FROM orchestrator.definition x WHERE x.id = t.definition;
   v_name := CASE t.state WHEN 'completed' THEN d.success_callback WHEN 'skipped' THEN NULL ELSE d.failure_callback END;
-  IF v_name IS NOT NULL THEN
+  IF v_name IS NOT NULL AND NOT $2 THEN
     v_calls := v_calls || jsonb_build_object('definition', v_name);
   END IF;
   FOR v_call IN SELECT c FROM jsonb_array_elements(v_calls) c LOOP

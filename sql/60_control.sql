@@ -132,11 +132,21 @@ BEGIN
     PERFORM orchestrator._refuse(t, 'retry', 'Only a failed or cancelled task can be retried.');
   ELSIF t.step IS NOT NULL THEN
     PERFORM orchestrator._refuse(t, 'retry', format('It is a step: use orchestrator.retry(%s), or orchestrator.rerun_from(%1$s, step).', t.root_id));
-  ELSIF t.compensation IS NOT NULL THEN
+  ELSIF orchestrator._is_undone(t) THEN
     PERFORM orchestrator._refuse(t, 'retry', 'What it did was undone: enqueue it anew.');
   END IF;
   PERFORM orchestrator._retry_rows(ARRAY[t.id], $3, orchestrator._by($1));
   RETURN (SELECT l.state FROM orchestrator.task_live l WHERE l.id = t.id);
+END
+$$;
+
+-- Whether a task was undone, or is being; of an item, with its batch.
+CREATE FUNCTION orchestrator._is_undone(t orchestrator.task) RETURNS boolean
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
+BEGIN
+  RETURN t.compensation IS NOT NULL
+      OR t.step IS NULL AND t.parent_id IS NOT NULL
+         AND EXISTS (SELECT FROM orchestrator.task_finished f WHERE f.id = t.parent_id AND f.compensation IS NOT NULL);
 END
 $$;
 
@@ -373,12 +383,18 @@ BEGIN
   FOREACH v_run IN ARRAY v_runs LOOP
     SELECT f.parent_id INTO v_batch FROM orchestrator.task_finished f WHERE f.id = v_run;
     CONTINUE WHEN NOT FOUND;   -- it lives again with its batch
+    IF v_batch IS NOT NULL THEN
+      -- first: the run may end at once
+      PERFORM orchestrator._reopen(v_batch, $3);
+      PERFORM orchestrator._count_remaining(v_batch);
+      UPDATE orchestrator.task_live l SET remaining = l.remaining + 1 WHERE l.id = v_batch;
+    END IF;
     PERFORM orchestrator._revive_run(v_run, $2, $3);
-    v_batches := v_batches || v_batch;
   END LOOP;
-  v_batches := v_batches || ARRAY(SELECT f.parent_id FROM orchestrator.task_finished f WHERE f.id = ANY ($1) AND f.remaining IS NULL AND f.parent_id IS NOT NULL);
+  v_batches := ARRAY(SELECT DISTINCT f.parent_id FROM orchestrator.task_finished f
+                     WHERE f.id = ANY ($1) AND f.remaining IS NULL AND f.parent_id IS NOT NULL ORDER BY 1);
   v_count := cardinality(v_runs) + orchestrator._retry_locked(ARRAY(SELECT i FROM unnest($1) i WHERE i <> ALL (v_runs)), $2, $3);
-  FOR v_batch IN SELECT DISTINCT i FROM unnest(v_batches) i WHERE i IS NOT NULL ORDER BY 1 LOOP
+  FOREACH v_batch IN ARRAY v_batches LOOP
     PERFORM orchestrator._reopen(v_batch, $3);
     PERFORM orchestrator._count_remaining(v_batch);
   END LOOP;

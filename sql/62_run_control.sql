@@ -287,7 +287,7 @@ DECLARE
   v_live  bigint[];
   t       orchestrator.task;
 BEGIN
-  IF p.compensation IS NOT NULL THEN
+  IF orchestrator._is_undone(p) THEN
     PERFORM orchestrator._refuse(p, 'go back in', 'What it did was undone: enqueue it anew.');
   ELSIF p.step IS NOT NULL AND NOT p.live THEN
     PERFORM orchestrator._refuse(p, 'go back in', format('It is a finished step: go back in task %s.', p.root_id));
@@ -576,7 +576,7 @@ BEGIN
     END IF;
   ELSE
     t.callbacks := jsonb_build_array(v_call);
-    PERFORM orchestrator._call_back(t);
+    PERFORM orchestrator._call_back(t, true);
   END IF;
 END
 $$;

@@ -99,7 +99,7 @@ BEGIN
     SELECT t.id FROM orchestrator.task t
     WHERE t.id > $6 AND t.live = ('failed' <> ALL ($4) AND 'cancelled' <> ALL ($4))
       AND t.owner = ANY (v_owners) AND t.state = ANY ($4)
-      AND (t.live OR t.step IS NULL AND t.compensation IS NULL)   -- steps are retried with their run
+      AND (t.live OR t.step IS NULL AND NOT orchestrator._is_undone(t))   -- steps are retried with their run
       AND ($2 IS NULL OR t.definition = ANY (v_definitions))
       AND ($3 IS NULL OR t.queue = ANY (v_queues))
       AND ($5 IS NULL OR t.created_at < v_before)

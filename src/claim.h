@@ -64,13 +64,6 @@ typedef struct OrchTask
 	const OrchSuspension *suspension; /* of a suspended procedure */
 } OrchTask;
 
-/* A run that ended with a group, to be told of after the commit. */
-typedef struct OrchEnded
-{
-	int64 task;
-	bool notify;
-} OrchEnded;
-
 /* What an executor took at once. */
 typedef struct OrchBatch
 {
@@ -84,7 +77,6 @@ typedef struct OrchBatch
 	int nclaimed;
 	int ntasks; /* those claimed and, after them, those gone on to */
 	OrchTask tasks[ORCH_MAX_BATCH];
-	List *ended; /* OrchEnded * */
 } OrchBatch;
 
 /*

@@ -249,11 +249,13 @@ set_state(OrchExecutorState state)
 }
 
 /*
- * Make a lane of each queue in which our role has ready tasks.
+ * Make a lane of each queue in which our role has ready tasks, unless another
+ * executor did: what became ready since has made its own.
  */
 static void
 discover_lanes(void)
 {
+	OrchOwner *owner = &orch_shared->owners[me->owner_index];
 	OrchLeaf *live;
 	int32 queue = 0;
 
@@ -263,8 +265,11 @@ discover_lanes(void)
 	me->live = orch_catalog(false)->task_live;
 	orch_heap_check_columns();
 	live = orch_heap_open_live();
-	while ((queue = orch_heap_next_queue(live, me->owner, queue)) != 0)
+	while (!owner->discovered &&
+		   (queue = orch_heap_next_queue(live, me->owner, queue,
+										 PG_INT32_MAX)) != 0)
 		(void) orch_lane_find(me->owner_index, queue);
+	owner->discovered = true;
 	orch_heap_close(live);
 	commit_transaction(false);
 }
@@ -630,12 +635,22 @@ run_chain(StepGroup *group, int number, TimestampTz began)
 	return true;
 }
 
+/*
+ * In the fast lane two more steps as long as the last must fit in before the
+ * watch has the batch rolled back.
+ */
 static bool
 group_is_full(const OrchTask *last, TimestampTz began)
 {
-	int64 limit = orch_batch_time * INT64CONST(1000) * (batch->fast ? 5 : 1);
+	int64 limit = orch_batch_time * INT64CONST(1000);
+	TimestampTz end = last->finished_at;
 
-	return batch->solo || last->finished_at - began > limit ||
+	if (batch->fast)
+	{
+		limit = Min(limit * 5, (WATCH_MS - 1) * INT64CONST(1000));
+		end += 2 * (last->finished_at - last->started_at);
+	}
+	return batch->solo || end - began > limit ||
 		   MyProc->subxidStatus.count >= ORCH_WRITTEN_STEPS ||
 		   orch_execute_left_objects() || orch_execute_set_constraints();
 }
@@ -670,7 +685,6 @@ announce(const OrchTask *task, OrchEventKind kind, OrchState state,
 static void
 finish_group(const StepGroup *group)
 {
-	orch_settle_announce(batch, group->numbers, group->n);
 	for (int i = 0; i < group->n; i++)
 	{
 		if (group->numbers[i] < batch->nclaimed)

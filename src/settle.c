@@ -30,6 +30,7 @@ static void write_note(const OrchTask *task, TimestampTz at, const char *event,
 					   Datum detail);
 static void settle_plain(OrchLeaf *live, OrchBatch *batch, OrchRuns *runs,
 						 const int *numbers, int n);
+static bool is_left_to_sql(const OrchTask *task);
 static bool settle_by_sql(OrchLeaf *live, OrchBatch *batch, const int *numbers,
 						  int n);
 static bool remove_row(OrchLeaf *live, OrchTask *task);
@@ -50,7 +51,6 @@ orch_settle_tasks(OrchBatch *batch, const int *numbers, int n)
 
 	PushActiveSnapshot(GetTransactionSnapshot());
 	runs = orch_workflow_lock(batch, live, numbers, n);
-	batch->ended = NIL;
 	if (runs != NULL)
 	{
 		settle_plain(live, batch, runs, numbers, n);
@@ -86,11 +86,19 @@ settle_plain(OrchLeaf *live, OrchBatch *batch, OrchRuns *runs,
 		if (!task->settled)
 			continue;
 		make_finished(task);
+		announce_completed(task);
 		rows[nrows++] = &task->row;
 	}
-	orch_workflow_settle(batch, live, runs, rows, &nrows);
+	orch_workflow_settle(live, runs, rows, &nrows);
 	write_finished(rows, nrows);
 	pfree(rows);
+}
+
+static bool
+is_left_to_sql(const OrchTask *task)
+{
+	return !task->settled && (task->outcome == ORCH_OUTCOME_COMPLETED ||
+							  task->outcome == ORCH_OUTCOME_FAILED);
 }
 
 static bool
@@ -98,6 +106,16 @@ settle_by_sql(OrchLeaf *live, OrchBatch *batch, const int *numbers, int n)
 {
 	bool ours = true;
 
+	/* in the fast lane there is no row: make the running one that a claim of
+	 * the other kind would have left, for SQL to judge; all of them first, for
+	 * what becomes of one may depend on the others */
+	for (int i = 0; batch->fast && i < n; i++)
+	{
+		OrchTask *task = &batch->tasks[numbers[i]];
+
+		if (is_left_to_sql(task))
+			orch_heap_insert(live, &task->row);
+	}
 	CommandCounterIncrement();
 	for (int i = 0; i < n; i++)
 	{
@@ -105,17 +123,8 @@ settle_by_sql(OrchLeaf *live, OrchBatch *batch, const int *numbers, int n)
 
 		if (task->outcome == ORCH_OUTCOME_SUSPENDED)
 			settle_suspended(task);
-		if (task->settled || (task->outcome != ORCH_OUTCOME_COMPLETED &&
-							  task->outcome != ORCH_OUTCOME_FAILED))
+		if (!is_left_to_sql(task))
 			continue;
-
-		/* in the fast lane there is no row: make the running one that a claim
-		 * of the other kind would have left, for SQL to judge */
-		if (batch->fast)
-		{
-			orch_heap_insert(live, &task->row);
-			CommandCounterIncrement();
-		}
 		if (task->outcome == ORCH_OUTCOME_COMPLETED)
 			ours &= settle_completed(task);
 		else
@@ -349,52 +358,22 @@ write_finished(OrchRow **rows, int nrows)
 	}
 }
 
-void
-orch_settle_announce(const OrchBatch *batch, const int *numbers, int n)
-{
-	ListCell *cell;
-
-	for (int i = 0; i < n; i++)
-	{
-		const OrchTask *task = &batch->tasks[numbers[i]];
-
-		if (task->settled)
-			announce_completed(task);
-	}
-	foreach(cell, batch->ended)
-	{
-		const OrchEnded *ended = lfirst(cell);
-		OrchEvent event = {.task = ended->task,
-						   .root = ended->task,
-						   .progress = 1,
-						   .event = ORCH_EVENT_COMPLETED,
-						   .state = ORCH_STATE_COMPLETED};
-
-		orch_event_wake_waiters(ended->task);
-		if (ended->notify)
-			orch_event_push(&event);
-	}
-}
-
+/*
+ * Before its successors are told to be created.
+ */
 static void
 announce_completed(const OrchTask *task)
 {
-	int64 id = ORCH_INT64(&task->row, ORCH_TASK_ID);
-	OrchEvent event = {
-		.task = id,
-		.root = id,
-		.progress = 1,
-		.attempt = ORCH_INT32(&task->row, ORCH_TASK_ATTEMPT),
-		.event = ORCH_EVENT_COMPLETED,
-		.state = ORCH_STATE_COMPLETED,
-	};
+	const OrchRow *row = &task->row;
+	int64 id = ORCH_INT64(row, ORCH_TASK_ID);
 
-	orch_event_wake_waiters(id);
-	if (task->definition != NULL && !task->definition->notify)
-		return;
-	if (!task->row.nulls[ORCH_TASK_ROOT_ID])
-		event.root = ORCH_INT64(&task->row, ORCH_TASK_ROOT_ID);
-	if (!task->row.nulls[ORCH_TASK_PARENT_ID])
-		event.parent = ORCH_INT64(&task->row, ORCH_TASK_PARENT_ID);
-	orch_event_push(&event);
+	orch_event_transition(
+		id,
+		row->nulls[ORCH_TASK_ROOT_ID] ? id
+									  : ORCH_INT64(row, ORCH_TASK_ROOT_ID),
+		row->nulls[ORCH_TASK_PARENT_ID] ? 0
+										: ORCH_INT64(row, ORCH_TASK_PARENT_ID),
+		ORCH_EVENT_COMPLETED, ORCH_STATE_COMPLETED, 1,
+		ORCH_INT32(row, ORCH_TASK_ATTEMPT),
+		task->definition == NULL || task->definition->notify);
 }

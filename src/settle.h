@@ -19,10 +19,4 @@ extern bool orch_settle_tasks(OrchBatch *batch, const int *numbers, int n);
 /* Give back a task of the fast lane that was not started. */
 extern void orch_settle_give_back(OrchBatch *batch, int number);
 
-/*
- * After the commit: tell waiters and listeners.
- */
-extern void orch_settle_announce(const OrchBatch *batch, const int *numbers,
-								 int n);
-
 #endif

@@ -51,6 +51,7 @@ struct OrchRuns
 
 static bool may_go_on(const OrchBatch *batch, const OrchTask *task);
 static bool same_place(const OrchStepPlan *one, const OrchStepPlan *other);
+static bool is_judged(const OrchRow *row);
 static bool is_large(Datum input, const OrchTask *before);
 static void become_running(OrchTask *task);
 static int compare_tasks(const void *left, const void *right);
@@ -61,8 +62,7 @@ static bool is_plain(OrchRun *run);
 static bool step_is_plain(const OrchRun *run, const OrchTask *task);
 static const OrchTask *find_sink(const OrchRun *run);
 static void start_successors(OrchLeaf *live, const OrchRun *run);
-static void end_run(OrchBatch *batch, OrchLeaf *live, OrchRun *run,
-					const OrchTask *sink);
+static void end_run(OrchLeaf *live, OrchRun *run, const OrchTask *sink);
 static TimestampTz earliest_start(const OrchRun *run);
 
 int
@@ -307,7 +307,30 @@ orch_workflow_is_plain(const OrchTask *task)
 		   (task->definition == NULL || !task->definition->has_callbacks) &&
 		   row->nulls[ORCH_TASK_CALLBACKS] &&
 		   row->nulls[ORCH_TASK_REMAINING] &&
-		   (row->nulls[ORCH_TASK_STEP] || ORCH_INT32(row, ORCH_TASK_STEP) > 0);
+		   (row->nulls[ORCH_TASK_STEP] ||
+			ORCH_INT32(row, ORCH_TASK_STEP) > 0) &&
+		   !is_judged(row);
+}
+
+/*
+ * Whether SQL may make a step run again that completed (repeat_while): until
+ * it has judged that, its dependants must not see it completed.
+ */
+static bool
+is_judged(const OrchRow *row)
+{
+	const OrchWorkflow *workflow;
+	const OrchStepPlan *plan;
+
+	if (row->nulls[ORCH_TASK_STEP] || !row->nulls[ORCH_TASK_ITEM])
+		return false;
+	if (row->nulls[ORCH_TASK_PLAN])
+		return true; /* added to a task */
+	workflow = orch_plan(ORCH_INT32(row, ORCH_TASK_PLAN));
+	plan = workflow == NULL
+			   ? NULL
+			   : orch_plan_step(workflow, ORCH_INT32(row, ORCH_TASK_STEP));
+	return plan == NULL || (plan->flags & ORCH_STEP_BY_SQL);
 }
 
 bool
@@ -323,8 +346,8 @@ orch_workflow_count(const OrchRuns *runs)
 }
 
 void
-orch_workflow_settle(OrchBatch *batch, OrchLeaf *live, OrchRuns *runs,
-					 OrchRow **finished, int *nfinished)
+orch_workflow_settle(OrchLeaf *live, OrchRuns *runs, OrchRow **finished,
+					 int *nfinished)
 {
 	for (int i = 0; i < runs->n; i++)
 	{
@@ -340,7 +363,7 @@ orch_workflow_settle(OrchBatch *batch, OrchLeaf *live, OrchRuns *runs,
 
 			if (sink == NULL)
 				continue;
-			end_run(batch, live, run, sink);
+			end_run(live, run, sink);
 			finished[(*nfinished)++] = &run->row;
 		}
 		else
@@ -468,13 +491,11 @@ start_successors(OrchLeaf *live, const OrchRun *run)
 }
 
 static void
-end_run(OrchBatch *batch, OrchLeaf *live, OrchRun *run, const OrchTask *sink)
+end_run(OrchLeaf *live, OrchRun *run, const OrchTask *sink)
 {
 	OrchRow *row = &run->row;
 	const OrchDefinition *definition =
 		orch_catalog_definition(run->workflow->definition);
-	MemoryContext old;
-	OrchEnded *ended;
 
 	if (!orch_heap_delete(live, &run->tid, true))
 		elog(ERROR, "task " INT64_FORMAT " changed under its lock", run->root);
@@ -493,12 +514,9 @@ end_run(OrchBatch *batch, OrchLeaf *live, OrchRun *run, const OrchTask *sink)
 	if (sink->has_output)
 		orch_row_set(row, ORCH_TASK_OUTPUT, sink->output);
 
-	old = MemoryContextSwitchTo(batch->context);
-	ended = palloc(sizeof(OrchEnded));
-	ended->task = run->root;
-	ended->notify = definition == NULL || definition->notify;
-	batch->ended = lappend(batch->ended, ended);
-	MemoryContextSwitchTo(old);
+	orch_event_transition(run->root, run->root, 0, ORCH_EVENT_COMPLETED,
+						  ORCH_STATE_COMPLETED, 1, 0,
+						  definition == NULL || definition->notify);
 }
 
 /*

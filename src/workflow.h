@@ -54,9 +54,8 @@ extern int orch_workflow_count(const OrchRuns *runs);
  * After the tasks that can be were settled: do what their runs need, where
  * that is plain, and add the rows of runs that ended to finished rows.
  */
-extern void orch_workflow_settle(OrchBatch *batch, OrchLeaf *live,
-								 OrchRuns *runs, OrchRow **finished,
-								 int *nfinished);
+extern void orch_workflow_settle(OrchLeaf *live, OrchRuns *runs,
+								 OrchRow **finished, int *nfinished);
 
 /* The others, by orchestrator._advance, after all tasks were settled. */
 extern void orch_workflow_settle_by_sql(OrchRuns *runs);
