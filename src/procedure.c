@@ -34,6 +34,7 @@
 #include "utils/timestamp.h"
 
 #include "catalog.h"
+#include "compat.h"
 #include "guc.h"
 #include "procedure.h"
 #include "progress.h"
@@ -76,7 +77,7 @@ static NullableDatum call_as_owner(OrchFunction function, int nargs,
 static TimestampTz remembered_time(const char *name, TimestampTz at);
 static TimestampTz add_timeout(const Interval *timeout);
 static int count_signal(const char *name);
-static void suspend(const OrchSuspension *why) pg_attribute_noreturn();
+orch_noreturn static void suspend(const OrchSuspension *why);
 static void commit(void);
 
 void
