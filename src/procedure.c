@@ -139,13 +139,11 @@ orchestrator_step_once(PG_FUNCTION_ARGS)
 	if (!recall(name, &result))
 	{
 		char *command = text_to_cstring(PG_GETARG_TEXT_PP(1));
-		NullableDatum input = {
-			PG_ARGISNULL(2) ? (Datum) 0 : PG_GETARG_DATUM(2), PG_ARGISNULL(2)};
 		const char *before = orch_request_close("step_once");
 
 		PG_TRY();
 		{
-			result.value = run_once(command, input, &result.isnull);
+			result.value = run_once(command, fcinfo->args[2], &result.isnull);
 		}
 		PG_FINALLY();
 		{
