@@ -222,6 +222,8 @@ $$;
 -- Find the version that equals a definition, or add it; make it the current
 -- one when asked to. changed says that the caller must _invalidate(): once for
 -- many, since each time costs a plan of everything that reads definitions.
+-- One that is never current is made also by who holds the top of a tree, and
+-- must wait for nobody: its version is its id, and two may equal each other.
 CREATE FUNCTION orchestrator._put_definition(d orchestrator.definition, is_current boolean, OUT id int, OUT version int,
     OUT changed boolean)
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -229,7 +231,9 @@ DECLARE
   v_aside constant text[] := '{id,version,is_current,created_at}';
   v_mine  jsonb := to_jsonb(d) - v_aside;
 BEGIN
-  PERFORM FROM orchestrator.owner o WHERE o.id = d.owner FOR NO KEY UPDATE;
+  IF $2 THEN
+    PERFORM FROM orchestrator.owner o WHERE o.id = d.owner FOR NO KEY UPDATE;
+  END IF;
   SELECT x.id, x.version, x.is_current INTO d.id, d.version, d.is_current
     FROM orchestrator.definition x
     WHERE x.owner = d.owner AND x.name = d.name AND x.kind = d.kind AND x.handler IS NOT DISTINCT FROM d.handler
@@ -245,8 +249,9 @@ BEGIN
       UPDATE orchestrator.definition x SET is_current = true WHERE x.id = d.id;
     ELSE
       d.id := nextval('orchestrator.definition_id_seq');
-      d.version := 1 + coalesce((SELECT max(x.version) FROM orchestrator.definition x
-                                 WHERE x.owner = d.owner AND x.name = d.name), 0);
+      d.version := CASE WHEN $2 THEN 1 + coalesce((SELECT max(x.version) FROM orchestrator.definition x
+                                                   WHERE x.owner = d.owner AND x.name = d.name), 0)
+                        ELSE d.id END;
       d.is_current := $2;
       d.created_at := orchestrator._now();
       INSERT INTO orchestrator.definition SELECT d.*;

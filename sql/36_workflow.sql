@@ -4,7 +4,8 @@
 -- as an array of step_spec, which is the same, and kept twice: as it was given
 -- (definition.document) and compiled (steps, step_names, plan), with numbers
 -- for names and with the versions of what its steps run. A step with a handler
--- of its own gets a definition that nobody sees, "orchestrator.step.<workflow>.<step>".
+-- of its own gets a definition that nobody sees, "orchestrator.step.<workflow>.<step>"
+-- ("<workflow>+" of steps that were added to a run: not purged with it).
 
 CREATE FUNCTION orchestrator.step(name text, handler text DEFAULT NULL, kind text DEFAULT 'function', definition text DEFAULT NULL,
     needs text[] DEFAULT '{}', input jsonb DEFAULT NULL, "when" text DEFAULT NULL, each text DEFAULT NULL,
@@ -702,6 +703,7 @@ CREATE FUNCTION orchestrator._define_workflow(caller oid, document jsonb) RETURN
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   d      orchestrator.definition;
+  v_role oid;
   v_id   int;
   v_used int[];
 BEGIN
@@ -711,7 +713,11 @@ BEGIN
   PERFORM orchestrator._require(coalesce(jsonb_typeof($2 -> 'name') IN ('string', 'null'), true), 'the name of a workflow is not a string');
   PERFORM orchestrator._require_name('workflow', $2 ->> 'name');
   PERFORM orchestrator._require(coalesce(jsonb_typeof($2 -> 'owner') IN ('string', 'null'), true), 'the owner of a workflow is not a string');
-  d := orchestrator._compile(orchestrator._definer($1, $2 ->> 'owner'), $2);
+  v_role := orchestrator._definer($1, $2 ->> 'owner');
+  -- nothing of it is purged meanwhile
+  v_id := orchestrator._owner(v_role);
+  PERFORM FROM orchestrator.owner o WHERE o.id = v_id FOR NO KEY UPDATE;
+  d := orchestrator._compile(v_role, $2);
   -- what it pins must not be purged before this is there
   v_used := ARRAY(SELECT DISTINCT p.value::int FROM jsonb_array_elements(d.steps) s(value)
                   CROSS JOIN LATERAL (VALUES (s.value -> 'definition'), (s.value -> 'undo')) p(value) WHERE p.value IS NOT NULL);
@@ -819,14 +825,16 @@ END
 $$;
 
 -- The definition of the rows that the engine makes itself: of maps, waits and
--- batches. One of each kind and owner, never current.
+-- batches. One of each kind and owner (two, if two made it at once), never
+-- current.
 CREATE FUNCTION orchestrator._internal_definition(owner int, kind text) RETURNS int
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   d orchestrator.definition;
 BEGIN
   SELECT x.id INTO d.id FROM orchestrator.definition x
-    WHERE x.owner = $1 AND x.name = 'orchestrator.' || $2 AND x.version = 1;
+    WHERE x.owner = $1 AND x.name = 'orchestrator.' || $2
+    ORDER BY x.version LIMIT 1;
   IF NOT FOUND THEN
     d.owner := $1;
     d.name := 'orchestrator.' || $2;

@@ -70,7 +70,7 @@ $$;
 CREATE FUNCTION orchestrator._leave_plan(run bigint) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  UPDATE orchestrator.task_live l SET epoch = l.epoch + 1 WHERE l.id = $1 AND l.state IN ('waiting', 'paused');
+  UPDATE orchestrator.task_live l SET epoch = l.epoch + 1 WHERE l.id = $1 AND l.state <> 'running';
 END
 $$;
 
@@ -352,6 +352,9 @@ DECLARE
   v_spec  jsonb;
   v_ended int := 0;
 BEGIN
+  IF 'scheduled' IN (p.state, p.held_state) THEN
+    RETURN;   -- all are looked at when it begins
+  END IF;
   WHILE v_queue <> '{}' LOOP
     v_step := v_queue[1];
     v_queue := v_queue[2:];
@@ -1374,7 +1377,7 @@ BEGIN
   END IF;
   PERFORM orchestrator._check_depth(p, 0);
   SELECT c.steps INTO v_steps
-    FROM orchestrator._compile_steps((SELECT o.role FROM orchestrator.owner o WHERE o.id = p.owner), p.owner, coalesce(d.name, 'task'), $2, v_known,
+    FROM orchestrator._compile_steps((SELECT o.role FROM orchestrator.owner o WHERE o.id = p.owner), p.owner, d.name || '+', $2, v_known,
                                      orchestrator._step_defaults(d.document), d.checkpoint_interval IS NOT NULL) c;
   INSERT INTO orchestrator.added_step (task_id, step, owner, spec)
     SELECT p.id, cardinality(v_known) + e.place, p.owner,

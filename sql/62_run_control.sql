@@ -119,7 +119,8 @@ END
 $$;
 
 -- Retry of a failed or cancelled run: the steps it ended for run again,
--- completed ones stay.
+-- completed ones stay. Those that are runs come last, since one may end at
+-- once, and this run with it: what is left then stays as it ended.
 CREATE FUNCTION orchestrator._revive_run(task bigint, attempts int, detail jsonb) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 DECLARE
@@ -144,9 +145,6 @@ BEGIN
                     AND (f.state = 'cancelled' OR f.step IS NULL
                          OR orchestrator._fails_above(f, orchestrator._step_spec(f.plan, CASE WHEN f.item IS NULL THEN p.id ELSE p.parent_id END, f.step)))
                   ORDER BY 1);
-  FOREACH v_run IN ARRAY v_runs LOOP
-    PERFORM orchestrator._revive_run(v_run, $2, $3);
-  END LOOP;
   FOR t IN SELECT f.* FROM orchestrator.task_finished f
            WHERE f.parent_id = $1 AND f.id > $1 AND f.state IN ('failed', 'cancelled')
              AND (f.remaining IS NULL OR f.compensation IS NOT NULL AND f.item IS NULL)
@@ -160,7 +158,14 @@ BEGIN
     END IF;
   END LOOP;
   PERFORM orchestrator._count_remaining($1);
-  PERFORM orchestrator._go_on($1);
+  UPDATE orchestrator.task_live l SET remaining = l.remaining + cardinality(v_runs) WHERE l.id = $1;
+  FOREACH v_run IN ARRAY v_runs LOOP
+    EXIT WHEN NOT EXISTS (SELECT FROM orchestrator.task_live l WHERE l.id = $1);
+    PERFORM orchestrator._revive_run(v_run, $2, $3);
+  END LOOP;
+  IF EXISTS (SELECT FROM orchestrator.task_live l WHERE l.id = $1) THEN
+    PERFORM orchestrator._go_on($1);
+  END IF;
 END
 $$;
 

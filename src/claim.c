@@ -47,6 +47,7 @@ static HTAB *measures = NULL;
 static Measure *find_measure(int32 definition);
 static bool is_full(const OrchBatch *batch, const OrchDefinition *definition,
 					bool fast, int steps, int64 worth);
+static bool is_undo(const OrchRow *row);
 static int steps_of(const OrchRow *row, bool fast);
 static int64 expected(const OrchDefinition *definition);
 static bool take(OrchLeaf *live, OrchBatch *batch, OrchTask *task,
@@ -119,7 +120,8 @@ scan_lane(OrchExecutor *executor, OrchLeaf *live, int32 queue,
 		int64 sort_key = ORCH_INT64(&row, ORCH_TASK_SORT_KEY);
 		const OrchDefinition *definition = orch_claim_definition(
 			batch, ORCH_INT32(&row, ORCH_TASK_DEFINITION));
-		bool fast = orch_claim_is_fast(definition) && !batch->solo;
+		bool fast =
+			orch_claim_is_fast(definition) && !batch->solo && !is_undo(&row);
 		int chain;
 
 		if (!row.nulls[ORCH_TASK_EXPIRE_AT] &&
@@ -179,6 +181,16 @@ is_full(const OrchBatch *batch, const OrchDefinition *definition, bool fast,
 		find_measure(definition->id)->writes)
 		return true;
 	return worth > (fast ? orch_batch_time * INT64CONST(1000) : CLAIM_WORTH);
+}
+
+/*
+ * The undo of a step, which is settled under the lock of a run that is final:
+ * its row must not be locked before.
+ */
+static bool
+is_undo(const OrchRow *row)
+{
+	return !row->nulls[ORCH_TASK_STEP] && ORCH_INT32(row, ORCH_TASK_STEP) < 0;
 }
 
 /*

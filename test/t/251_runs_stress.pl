@@ -207,9 +207,9 @@ sub random_step
 	elsif ($failure < 0.3) { $step{on_failure} = 'skip_dependants' }
 	if ($kind < 0.08)
 	{
-		return { %step, wait_for => 'go', timeout => (0.05 + rand) . ' s', on_timeout => pick('fail', 'continue') };
+		return { %step, wait_for => 'go', timeout => sprintf('%.3f s', 0.05 + rand), on_timeout => pick('fail', 'continue') };
 	}
-	return { %step, sleep => rand(0.3) . ' s' } if $kind < 0.12;
+	return { %step, sleep => sprintf('%.3f s', rand 0.3) } if $kind < 0.12;
 
 	if ($kind < 0.24 && $nested && @reusable) { $step{definition} = pick(@reusable) }
 	elsif ($kind < 0.28) { @step{ 'handler', 'kind' } = ('stress.waits', 'procedure') }
