@@ -43,6 +43,21 @@ CREATE TABLE orchestrator.queue (
   description text,
   metadata    jsonb,
   created_at  timestamptz NOT NULL,
+  max_running      int      CHECK (max_running > 0),
+  rate_limit       int      CHECK (rate_limit > 0),
+  rate_period      interval,
+  weight           int      NOT NULL DEFAULT 1 CHECK (weight > 0),
+  tenant           text,               -- path over the input; null: no fair share
+  tenant_weights   jsonb,              -- {"tenant": weight}; 1 unless it is there
+  adaptive         boolean  NOT NULL DEFAULT false,
+  min_running      int      CHECK (min_running > 0),   -- adaptive: never fewer
+  max_depth        int      CHECK (max_depth > 0),
+  on_full          text     NOT NULL DEFAULT 'reject' CHECK (on_full IN ('reject', 'wait', 'defer')),
+  full_wait        interval,           -- how long to wait, or to defer for
+  alert_depth      int      CHECK (alert_depth > 0),
+  alert_age        interval,
+  retention        interval,           -- of finished tasks; null: the default
+  retention_failed interval,           -- of failed ones; null: as the others
   UNIQUE (owner, name)
 );
 ALTER SEQUENCE orchestrator.queue_id_seq OWNED BY orchestrator.queue.id;
@@ -82,6 +97,12 @@ CREATE TABLE orchestrator.definition (
   max_running         int         CHECK (max_running > 0),
   rate_limit          int         CHECK (rate_limit > 0),
   rate_period         interval,
+  concurrency_key     text,       -- path over the input
+  key_max_running     int         CHECK (key_max_running > 0),
+  key_rate_limit      int         CHECK (key_rate_limit > 0),
+  key_rate_period     interval,
+  batch_size          int         CHECK (batch_size > 0),
+  batch_wait          interval,
   notify              text        NOT NULL DEFAULT 'lifecycle' CHECK (notify IN ('off', 'lifecycle', 'all')),
   description         text,
   estimated_duration  interval,
@@ -147,6 +168,7 @@ CREATE TABLE orchestrator.task (
   iteration    int,                  -- of a step that repeats: which round, from 1; of a map: items that were started, 2147483647 when all were
   remaining    int,                  -- of a task with steps: those that are not final; null: it has none
   held_by      bigint,               -- paused together with this task
+  parked_on    bigint,               -- a pending task that waits for this limit (src/permit.c)
   name         text,
   key          text,
   command      text,                 -- of a one-off task (run)
@@ -163,7 +185,8 @@ ALTER SEQUENCE orchestrator.task_id_seq OWNED BY orchestrator.task.id;
 
 CREATE TABLE orchestrator.task_live PARTITION OF orchestrator.task FOR VALUES IN (true);
 CREATE UNIQUE INDEX task_live_id ON orchestrator.task_live (id);
-CREATE INDEX task_live_ready ON orchestrator.task_live (owner, queue, sort_key, id) WHERE state = 'pending';
+CREATE INDEX task_live_ready ON orchestrator.task_live (owner, queue, sort_key, id) WHERE state = 'pending' AND parked_on IS NULL;
+CREATE INDEX task_live_parked ON orchestrator.task_live (owner, parked_on, sort_key, id) WHERE state = 'pending' AND parked_on IS NOT NULL;
 CREATE INDEX task_live_due ON orchestrator.task_live (run_at) WHERE state = 'scheduled';
 CREATE INDEX task_live_running ON orchestrator.task_live (worker) WHERE state = 'running';
 CREATE INDEX task_live_expire ON orchestrator.task_live (expire_at) WHERE expire_at IS NOT NULL;

@@ -8,10 +8,13 @@ CREATE FUNCTION orchestrator.define(name text, handler text, kind text DEFAULT '
     timeout_policy text DEFAULT NULL, max_running int DEFAULT NULL, rate_limit int DEFAULT NULL,
     rate_period interval DEFAULT NULL, notify text DEFAULT 'lifecycle', description text DEFAULT NULL,
     estimated_duration interval DEFAULT NULL, metadata jsonb DEFAULT NULL, owner text DEFAULT NULL,
-    success_callback text DEFAULT NULL, failure_callback text DEFAULT NULL) RETURNS int
+    success_callback text DEFAULT NULL, failure_callback text DEFAULT NULL, concurrency_key text DEFAULT NULL,
+    key_max_running int DEFAULT NULL, key_rate_limit int DEFAULT NULL, key_rate_period interval DEFAULT NULL,
+    batch_size int DEFAULT NULL, batch_wait interval DEFAULT NULL, preset text DEFAULT NULL) RETURNS int
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
 COMMENT ON FUNCTION orchestrator.define(text, text, text, text, int, int, text, interval, interval, float8, interval,
-    text[], int, interval, interval, interval, text, int, int, interval, text, text, interval, jsonb, text, text, text) IS
+    text[], int, interval, interval, interval, text, int, int, interval, text, text, interval, jsonb, text, text, text,
+    text, int, int, interval, int, interval, text) IS
   'Describes a kind of task; returns its version. An equal definition returns the version it already has; a changed one becomes the next version, which enqueue() takes from then on';
 
 CREATE FUNCTION orchestrator.drop_definition(name text, force boolean DEFAULT false, owner text DEFAULT NULL) RETURNS void
@@ -110,6 +113,14 @@ BEGIN
   PERFORM orchestrator._require(d.max_steps > 0, 'max_steps must be positive');
   PERFORM orchestrator._require(d.max_depth > 0, 'max_depth must be positive');
   PERFORM orchestrator._require((d.rate_limit IS NULL) = (d.rate_period IS NULL), 'rate_limit and rate_period belong together');
+  PERFORM orchestrator._require((d.key_rate_limit IS NULL) = (d.key_rate_period IS NULL), 'key_rate_limit and key_rate_period belong together');
+  PERFORM orchestrator._require(d.key_max_running > 0, 'key_max_running must be positive');
+  PERFORM orchestrator._require(d.key_rate_limit > 0, 'key_rate_limit must be positive');
+  PERFORM orchestrator._require((d.concurrency_key IS NULL) = (d.key_max_running IS NULL AND d.key_rate_limit IS NULL),
+                                'concurrency_key and its limits belong together', 'Give key_max_running or key_rate_limit, or both.');
+  IF d.concurrency_key IS NOT NULL THEN
+    PERFORM orchestrator._check_path(format('definition "%s"', d.name), 'concurrency_key', d.concurrency_key);
+  END IF;
   FOR v_what, v_span IN
     VALUES ('retry_delay', d.retry_delay), ('max_retry_delay', d.max_retry_delay), ('estimated_duration', d.estimated_duration)
   LOOP
@@ -117,7 +128,7 @@ BEGIN
   END LOOP;
   FOR v_what, v_span IN
     VALUES ('retry_budget', d.retry_budget), ('timeout', d.timeout), ('queue_timeout', d.queue_timeout),
-           ('response_timeout', d.response_timeout), ('rate_period', d.rate_period)
+           ('response_timeout', d.response_timeout), ('rate_period', d.rate_period), ('key_rate_period', d.key_rate_period)
   LOOP
     PERFORM orchestrator._require(v_span > interval '0' AND v_span <= interval '100 years', v_what || ' must be positive, and not exceed 100 years');
   END LOOP;
@@ -169,7 +180,8 @@ CREATE FUNCTION orchestrator._define(caller oid, name text, handler text, kind t
     retry_budget interval, never_retry text[], retry_priority_step int, timeout interval, queue_timeout interval,
     response_timeout interval, timeout_policy text, max_running int, rate_limit int, rate_period interval,
     notify text, description text, estimated_duration interval, metadata jsonb, owner text,
-    success_callback text, failure_callback text) RETURNS int
+    success_callback text, failure_callback text, concurrency_key text, key_max_running int, key_rate_limit int,
+    key_rate_period interval, batch_size int, batch_wait interval, preset text) RETURNS int
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   d      orchestrator.definition;
@@ -204,6 +216,12 @@ BEGIN
   d.metadata := metadata;
   d.success_callback := success_callback;
   d.failure_callback := failure_callback;
+  d.concurrency_key := concurrency_key;
+  d.key_max_running := key_max_running;
+  d.key_rate_limit := key_rate_limit;
+  d.key_rate_period := key_rate_period;
+  d.batch_size := batch_size;
+  d.batch_wait := batch_wait;
   PERFORM orchestrator._check_definition(d);
   PERFORM orchestrator._require(coalesce(btrim(handler, E' \t\r\n;'), '') <> '', format('definition "%s" has no handler', name),
                                 'Give the name of a function or procedure, or a command.');

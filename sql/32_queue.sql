@@ -1,10 +1,15 @@
 -- Queues, and sharing definitions and queues with other roles.
 
-CREATE FUNCTION orchestrator.define_queue(name text, description text DEFAULT NULL, metadata jsonb DEFAULT NULL,
-    owner text DEFAULT NULL) RETURNS void
+CREATE FUNCTION orchestrator.define_queue(name text, max_running int DEFAULT NULL, rate_limit int DEFAULT NULL,
+    rate_period interval DEFAULT NULL, weight int DEFAULT NULL, max_depth int DEFAULT NULL, on_full text DEFAULT NULL,
+    alert_depth int DEFAULT NULL, alert_age interval DEFAULT NULL, retention interval DEFAULT NULL,
+    retention_failed interval DEFAULT NULL, tenant text DEFAULT NULL, tenant_weights jsonb DEFAULT NULL,
+    adaptive boolean DEFAULT NULL, min_running int DEFAULT NULL, full_wait interval DEFAULT NULL, preset text DEFAULT NULL,
+    description text DEFAULT NULL, metadata jsonb DEFAULT NULL, owner text DEFAULT NULL) RETURNS void
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
-COMMENT ON FUNCTION orchestrator.define_queue(text, text, jsonb, text) IS
-  'Makes a queue of the caller, or changes its description';
+COMMENT ON FUNCTION orchestrator.define_queue(text, int, int, interval, int, int, text, int, interval, interval, interval, text,
+    jsonb, boolean, int, interval, text, text, jsonb, text) IS
+  'Makes a queue of the caller, or changes it: what is not given is as in a new one. Takes effect at the commit';
 
 CREATE FUNCTION orchestrator.pause_queue(queue text, owner text DEFAULT NULL) RETURNS void
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
@@ -68,25 +73,88 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION orchestrator._define_queue(caller oid, name text, description text, metadata jsonb, owner text) RETURNS void
+-- Everything about a queue that can be wrong by itself.
+CREATE FUNCTION orchestrator._check_queue(q orchestrator.queue) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  v_owner int := orchestrator._owner_for($1, $5);
-  v_id    int := 1;
+  v_what text;
+  v_int  int;
+  v_span interval;
+BEGIN
+  FOR v_what, v_int IN
+    VALUES ('max_running', q.max_running), ('rate_limit', q.rate_limit), ('min_running', q.min_running), ('max_depth', q.max_depth),
+           ('alert_depth', q.alert_depth)
+  LOOP
+    PERFORM orchestrator._require(v_int > 0, v_what || ' must be positive');
+  END LOOP;
+  FOR v_what, v_span IN
+    VALUES ('rate_period', q.rate_period), ('alert_age', q.alert_age), ('full_wait', q.full_wait), ('retention', q.retention),
+           ('retention_failed', q.retention_failed)
+  LOOP
+    PERFORM orchestrator._require(v_span > interval '0' AND v_span <= interval '100 years', v_what || ' must be positive, and not exceed 100 years');
+  END LOOP;
+  PERFORM orchestrator._require(q.weight BETWEEN 1 AND 1000, 'weight must be between 1 and 1000');
+  PERFORM orchestrator._require((q.rate_limit IS NULL) = (q.rate_period IS NULL), 'rate_limit and rate_period belong together');
+  PERFORM orchestrator._require(q.on_full IN ('reject', 'wait', 'defer'), format('unknown value "%s" of on_full', q.on_full),
+                                'Say reject, wait or defer.');
+  PERFORM orchestrator._require(NOT q.adaptive OR q.max_running IS NOT NULL, 'adaptive needs max_running', 'It is the most that is tried.');
+  PERFORM orchestrator._require(q.min_running <= q.max_running, 'min_running must not be larger than max_running');
+  IF q.tenant IS NOT NULL THEN
+    PERFORM orchestrator._check_path('queue', 'tenant', q.tenant);
+  END IF;
+  PERFORM orchestrator._require(q.tenant_weights IS NULL OR q.tenant IS NOT NULL, 'tenant_weights needs tenant');
+  PERFORM orchestrator._require(q.tenant_weights IS NULL OR jsonb_typeof(q.tenant_weights) = 'object', 'tenant_weights is not an object');
+  PERFORM orchestrator._require(jsonb_typeof(w.value) = 'number' AND w.value::float8 BETWEEN 0.001 AND 1000,
+                                format('the weight of tenant "%s" must be a number between 0.001 and 1000', w.key))
+    FROM jsonb_each(q.tenant_weights) w;
+END
+$$;
+
+CREATE FUNCTION orchestrator._define_queue(caller oid, name text, max_running int, rate_limit int, rate_period interval,
+    weight int, max_depth int, on_full text, alert_depth int, alert_age interval, retention interval,
+    retention_failed interval, tenant text, tenant_weights jsonb, adaptive boolean, min_running int, full_wait interval,
+    preset text, description text, metadata jsonb, owner text) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+  v_owner int := orchestrator._owner_for(caller, owner);
+  q       orchestrator.queue;
 BEGIN
   PERFORM orchestrator._initialize();
-  PERFORM orchestrator._require_name('queue', $2);
-  IF $2 = 'default' THEN
-    v_id := orchestrator._own_queue($1, $2, NULL);
+  PERFORM orchestrator._require_name('queue', name);
+  q.max_running := max_running;
+  q.rate_limit := rate_limit;
+  q.rate_period := rate_period;
+  q.weight := coalesce(weight, 1);
+  q.tenant := tenant;
+  q.tenant_weights := tenant_weights;
+  q.adaptive := coalesce(adaptive, false);
+  q.min_running := min_running;
+  q.max_depth := max_depth;
+  q.on_full := coalesce(on_full, 'reject');
+  q.full_wait := full_wait;
+  q.alert_depth := alert_depth;
+  q.alert_age := alert_age;
+  q.retention := retention;
+  q.retention_failed := retention_failed;
+  q.description := description;
+  q.metadata := metadata;
+  PERFORM orchestrator._check_queue(q);
+  IF name = 'default' THEN
+    q.id := orchestrator._own_queue(caller, name, NULL);
   ELSE
-    INSERT INTO orchestrator.queue AS q (owner, name, description, metadata, created_at)
-      VALUES (v_owner, $2, $3, $4, orchestrator._now())
-      ON CONFLICT ON CONSTRAINT queue_owner_name_key DO UPDATE SET created_at = q.created_at
-      RETURNING q.id INTO v_id;
+    INSERT INTO orchestrator.queue AS x (owner, name, created_at) VALUES (v_owner, name, orchestrator._now())
+      ON CONFLICT ON CONSTRAINT queue_owner_name_key DO UPDATE SET created_at = x.created_at
+      RETURNING x.id INTO q.id;
   END IF;
-  UPDATE orchestrator.queue q SET description = $3, metadata = $4
-    WHERE q.id = v_id AND (q.description, q.metadata) IS DISTINCT FROM ($3, $4);
+  UPDATE orchestrator.queue x
+    SET (max_running, rate_limit, rate_period, weight, tenant, tenant_weights, adaptive, min_running, max_depth, on_full,
+         full_wait, alert_depth, alert_age, retention, retention_failed, description, metadata)
+      = (q.max_running, q.rate_limit, q.rate_period, q.weight, q.tenant, q.tenant_weights, q.adaptive, q.min_running, q.max_depth, q.on_full,
+         q.full_wait, q.alert_depth, q.alert_age, q.retention, q.retention_failed, q.description, q.metadata)
+    WHERE x.id = q.id;
   PERFORM orchestrator._invalidate();
+  PERFORM orchestrator._ready_queue(q.id);   -- a limit may have been raised
 END
 $$;
 
@@ -102,7 +170,19 @@ BEGIN
 END
 $$;
 
--- Tells of the oldest ready task of each owner: claims look from there on.
+-- Tell of the oldest ready task of each owner in a queue: claims look from there
+-- on.
+CREATE FUNCTION orchestrator._ready_queue(queue int) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+BEGIN
+  PERFORM orchestrator._ready(o.id, $1, r.sort_key)
+    FROM orchestrator.owner o
+    CROSS JOIN LATERAL (SELECT l.sort_key FROM orchestrator.task_live l
+                        WHERE l.owner = o.id AND l.queue = $1 AND l.state = 'pending' AND l.parked_on IS NULL
+                        ORDER BY l.sort_key LIMIT 1) r;
+END
+$$;
+
 CREATE FUNCTION orchestrator._resume_queue(caller oid, queue text, owner text) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -112,11 +192,7 @@ BEGIN
   v_id := orchestrator._own_queue($1, $2, $3);
   UPDATE orchestrator.queue q SET paused = false, paused_at = NULL WHERE q.id = v_id AND q.paused;
   PERFORM orchestrator._invalidate();
-  PERFORM orchestrator._ready(o.id, v_id, r.sort_key)
-    FROM orchestrator.owner o
-    CROSS JOIN LATERAL (SELECT l.sort_key FROM orchestrator.task_live l
-                        WHERE l.owner = o.id AND l.queue = v_id AND l.state = 'pending'
-                        ORDER BY l.sort_key LIMIT 1) r;
+  PERFORM orchestrator._ready_queue(v_id);
 END
 $$;
 

@@ -18,7 +18,7 @@ BEGIN
   RETURN QUERY
     WITH ready AS MATERIALIZED (
       SELECT l.id FROM orchestrator.task_live l
-      WHERE l.owner = $1 AND l.queue = $2 AND l.state = 'pending'
+      WHERE l.owner = $1 AND l.queue = $2 AND l.state = 'pending' AND l.parked_on IS NULL
         AND (l.expire_at IS NULL OR l.expire_at > v_now)
       ORDER BY l.sort_key, l.id
       LIMIT $4

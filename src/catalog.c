@@ -212,6 +212,7 @@ load_catalog(void)
 	catalog.task_id_seq = get_relname_relid("task_id_seq", schema);
 	catalog.live_id = get_relname_relid("task_live_id", schema);
 	catalog.live_ready = get_relname_relid("task_live_ready", schema);
+	catalog.live_parked = get_relname_relid("task_live_parked", schema);
 	catalog.live_due = get_relname_relid("task_live_due", schema);
 	catalog.live_running = get_relname_relid("task_live_running", schema);
 	catalog.live_expire = get_relname_relid("task_live_expire", schema);

@@ -29,6 +29,7 @@ typedef struct OrchCatalog
 	Oid task_id_seq;
 	Oid live_id; /* indexes of task_live */
 	Oid live_ready;
+	Oid live_parked;
 	Oid live_due;
 	Oid live_running;
 	Oid live_expire;

@@ -40,6 +40,7 @@ typedef enum IndexRule
 {
 	RULE_ALWAYS,
 	RULE_PENDING,
+	RULE_PARKED,
 	RULE_SCHEDULED,
 	RULE_RUNNING,
 	RULE_EXPIRES,
@@ -82,14 +83,14 @@ struct OrchReadyScan
 };
 
 static const char *const column_names[ORCH_TASK_COLUMNS] = {
-	"id",		   "sort_key",	   "created_at",   "started_at", "finished_at",
-	"run_at",	   "expire_at",	   "deadline",	   "parent_id",	 "root_id",
-	"state",	   "held_state",   "owner",		   "definition", "queue",
-	"priority",	   "attempt",	   "max_attempts", "epoch",		 "worker",
-	"live",		   "plan",		   "step",		   "item",		 "iteration",
-	"remaining",   "held_by",	   "name",		   "key",		 "command",
-	"traceparent", "input",		   "output",	   "error",		 "metadata",
-	"resources",   "compensation", "callbacks"};
+	"id",		 "sort_key",	"created_at",	"started_at", "finished_at",
+	"run_at",	 "expire_at",	"deadline",		"parent_id",  "root_id",
+	"state",	 "held_state",	"owner",		"definition", "queue",
+	"priority",	 "attempt",		"max_attempts", "epoch",	  "worker",
+	"live",		 "plan",		"step",			"item",		  "iteration",
+	"remaining", "held_by",		"parked_on",	"name",		  "key",
+	"command",	 "traceparent", "input",		"output",	  "error",
+	"metadata",	 "resources",	"compensation", "callbacks"};
 
 static OrchLeaf *open_leaf(Oid relid, bool live);
 static IndexRule rule_of(Oid index, bool live);
@@ -100,6 +101,8 @@ static void insert_indexes(OrchLeaf *leaf, const OrchRow *row, ItemPointer tid,
 						   bool is_update);
 static void insert_general(OrchLeaf *leaf, LeafIndex *index,
 						   const OrchRow *row, ItemPointer tid);
+static OrchReadyScan *begin_scan(OrchLeaf *live, Oid index, ScanKeyData *keys,
+								 int32 owner, int64 from);
 static int32 first_ready(OrchLeaf *live, ScanKey keys, int nkeys,
 						 OrchColumn column);
 static void store_row(TupleTableSlot *slot, const OrchRow *row);
@@ -205,6 +208,8 @@ rule_of(Oid index, bool live)
 		return RULE_ALWAYS;
 	if (index == known->live_ready)
 		return RULE_PENDING;
+	if (index == known->live_parked)
+		return RULE_PARKED;
 	if (index == known->live_due)
 		return RULE_SCHEDULED;
 	if (index == known->live_running)
@@ -249,7 +254,11 @@ index_applies(LeafIndex *index, const OrchRow *row)
 		case RULE_GENERAL:
 			return true;
 		case RULE_PENDING:
-			return state == states[ORCH_STATE_PENDING];
+			return state == states[ORCH_STATE_PENDING] &&
+				   row->nulls[ORCH_TASK_PARKED_ON];
+		case RULE_PARKED:
+			return state == states[ORCH_STATE_PENDING] &&
+				   !row->nulls[ORCH_TASK_PARKED_ON];
 		case RULE_SCHEDULED:
 			return state == states[ORCH_STATE_SCHEDULED];
 		case RULE_RUNNING:
@@ -413,17 +422,41 @@ orch_heap_insert_many(OrchLeaf *leaf, OrchRow *const *rows, int n)
 OrchReadyScan *
 orch_heap_ready_begin(OrchLeaf *live, int32 owner, int32 queue, int64 from)
 {
-	OrchReadyScan *scan = palloc(sizeof(OrchReadyScan));
 	ScanKeyData keys[3];
 
+	ScanKeyInit(&keys[1], 2, BTEqualStrategyNumber, F_INT4EQ,
+				Int32GetDatum(queue));
+	return begin_scan(live, orch_catalog(false)->live_ready, keys, owner,
+					  from);
+}
+
+OrchReadyScan *
+orch_heap_parked_begin(OrchLeaf *live, int32 owner, int64 parked_on,
+					   int64 from)
+{
+	ScanKeyData keys[3];
+
+	ScanKeyInit(&keys[1], 2, BTEqualStrategyNumber, F_INT8EQ,
+				Int64GetDatum(parked_on));
+	return begin_scan(live, orch_catalog(false)->live_parked, keys, owner,
+					  from);
+}
+
+/*
+ * By an index on the owner, what is in the second key, and the sort key.
+ */
+static OrchReadyScan *
+begin_scan(OrchLeaf *live, Oid index, ScanKeyData *keys, int32 owner,
+		   int64 from)
+{
+	OrchReadyScan *scan = palloc(sizeof(OrchReadyScan));
+
 	scan->live = live;
-	scan->index = index_open(orch_catalog(false)->live_ready, AccessShareLock);
+	scan->index = index_open(index, AccessShareLock);
 	scan->snapshot = RegisterSnapshot(GetLatestSnapshot());
 	scan->slot = table_slot_create(live->rel, NULL);
 	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_INT4EQ,
 				Int32GetDatum(owner));
-	ScanKeyInit(&keys[1], 2, BTEqualStrategyNumber, F_INT4EQ,
-				Int32GetDatum(queue));
 	ScanKeyInit(&keys[2], 3, BTGreaterEqualStrategyNumber, F_INT8GE,
 				Int64GetDatum(from));
 	scan->scan =

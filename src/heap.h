@@ -46,6 +46,7 @@ typedef enum OrchColumn
 	ORCH_TASK_ITERATION,
 	ORCH_TASK_REMAINING,
 	ORCH_TASK_HELD_BY,
+	ORCH_TASK_PARKED_ON,
 	ORCH_TASK_NAME,
 	ORCH_TASK_KEY,
 	ORCH_TASK_COMMAND,
@@ -99,6 +100,10 @@ extern void orch_heap_insert_many(OrchLeaf *leaf, OrchRow *const *rows, int n);
 typedef struct OrchReadyScan OrchReadyScan;
 extern OrchReadyScan *orch_heap_ready_begin(OrchLeaf *live, int32 owner,
 											int32 queue, int64 from);
+
+/* The same of those that were parked on a limit (permit.h). */
+extern OrchReadyScan *orch_heap_parked_begin(OrchLeaf *live, int32 owner,
+											 int64 parked_on, int64 from);
 
 /* The next ready row, or false.  The row points into the scan's memory until
  * the next call; tid is where it is. */

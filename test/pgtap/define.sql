@@ -50,7 +50,8 @@ SELECT orchestrator.cancel_many(all_tasks => true);
 -- What is kept
 SELECT orchestrator.define('plain', 'lib.echo');
 SELECT is(to_jsonb(d) - '{id,owner,created_at,handler_owner,success_callback,failure_callback,checkpoint_interval,max_steps,max_depth,document,steps,step_names,plan}'::text[],
-          '{"name": "plain", "version": 1, "is_current": true, "kind": "function", "handler": "lib.echo(jsonb)",
+          '{"concurrency_key": null, "key_max_running": null, "key_rate_limit": null, "key_rate_period": null, "batch_size": null,
+            "batch_wait": null, "name": "plain", "version": 1, "is_current": true, "kind": "function", "handler": "lib.echo(jsonb)",
             "queue": null, "priority": 0, "max_attempts": 3, "backoff": "exponential", "retry_delay": "00:00:01",
             "max_retry_delay": "01:00:00", "retry_jitter": 0.1, "retry_budget": null, "never_retry": [],
             "retry_priority_step": 0, "timeout": null, "queue_timeout": null, "response_timeout": null,
@@ -60,10 +61,12 @@ SELECT is(to_jsonb(d) - '{id,owner,created_at,handler_owner,success_callback,fai
 FROM orchestrator.definition d WHERE name = 'plain';
 SELECT orchestrator.define_queue('q');
 SELECT orchestrator.define('full', 'lib.echo', 'function', 'q', 7, 9, 'linear', '2 s', '3 min', 0.5, '1 day',
-    '{23505,40}', 4, '5 s', '6 s', '7 s', 'fail', 8, 9, '10 s', 'all', 'words', '11 s', '{"m": 1}');
+    '{23505,40}', 4, '5 s', '6 s', '7 s', 'fail', 8, 9, '10 s', 'all', 'words', '11 s', '{"m": 1}',
+    concurrency_key => '$.a', key_max_running => 3, key_rate_limit => 4, key_rate_period => '12 s', batch_size => 5, batch_wait => '13 s');
 SELECT is(to_jsonb(d) - '{id,owner,created_at,handler_owner,queue,success_callback,failure_callback,checkpoint_interval,max_steps,max_depth,document,steps,step_names,plan}'::text[],
           '{"name": "full", "version": 1, "is_current": true, "kind": "function", "handler": "lib.echo(jsonb)",
-            "priority": 7, "max_attempts": 9, "backoff": "linear", "retry_delay": "00:00:02",
+            "concurrency_key": "$.a", "key_max_running": 3, "key_rate_limit": 4, "key_rate_period": "00:00:12",
+            "batch_size": 5, "batch_wait": "00:00:13", "priority": 7, "max_attempts": 9, "backoff": "linear", "retry_delay": "00:00:02",
             "max_retry_delay": "00:03:00", "retry_jitter": 0.5, "retry_budget": "1 day", "never_retry": ["23505", "40"],
             "retry_priority_step": 4, "timeout": "00:00:05", "queue_timeout": "00:00:06", "response_timeout": "00:00:07",
             "timeout_policy": "fail", "max_running": 8, "rate_limit": 9, "rate_period": "00:00:10",

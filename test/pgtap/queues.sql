@@ -8,16 +8,19 @@ CREATE ROLE queues_boss LOGIN;
 SELECT orchestrator.grant_usage('queues_app'), orchestrator.grant_usage('queues_other'), orchestrator.grant_usage('queues_boss', 'admin');
 
 SELECT is(to_jsonb(q) - 'created_at', '{"id": 1, "owner": 0, "name": "default", "paused": false, "paused_at": null, "metadata": null,
+          "max_running": null, "rate_limit": null, "rate_period": null, "weight": 1, "tenant": null, "tenant_weights": null,
+          "adaptive": false, "min_running": null, "max_depth": null, "on_full": "reject", "full_wait": null,
+          "alert_depth": null, "alert_age": null, "retention": null, "retention_failed": null,
           "description": "where tasks wait that name no other queue"}'::jsonb, 'queue "default" is everybody''s')
 FROM orchestrator.queue q;
 
-SELECT is(error_of($$SELECT orchestrator.define_queue('mail', 'letters', '{"a": 1}')$$, 'queues_app'), 'no error', 'a producer makes a queue');
-SELECT is(to_jsonb(q) - '{id,created_at}'::text[], jsonb_build_object('owner', owner_id('queues_app'), 'name', 'mail', 'paused', false,
-          'paused_at', NULL, 'description', 'letters', 'metadata', '{"a": 1}'::jsonb), 'which is its own')
+SELECT is(error_of($$SELECT orchestrator.define_queue('mail', description => 'letters', metadata => '{"a": 1}')$$, 'queues_app'), 'no error', 'a producer makes a queue');
+SELECT is(jsonb_strip_nulls(to_jsonb(q) - '{id,created_at,weight,adaptive,on_full}'::text[]), jsonb_build_object('owner', owner_id('queues_app'), 'name', 'mail', 'paused', false,
+          'description', 'letters', 'metadata', '{"a": 1}'::jsonb), 'which is its own')
 FROM orchestrator.queue q WHERE name = 'mail';
 SELECT cmp_ok(id, '>', 1, 'ids follow that of "default"') FROM orchestrator.queue WHERE name = 'mail';
 SELECT id AS mail FROM orchestrator.queue WHERE name = 'mail' \gset
-SELECT is(error_of($$SELECT orchestrator.define_queue('mail', 'parcels')$$, 'queues_app'), 'no error', 'defining it again');
+SELECT is(error_of($$SELECT orchestrator.define_queue('mail', description => 'parcels')$$, 'queues_app'), 'no error', 'defining it again');
 SELECT is(array[description, metadata::text], '{parcels,NULL}', 'changes what it says') FROM orchestrator.queue WHERE id = :mail;
 SELECT is((SELECT count(*) FROM orchestrator.queue WHERE name = 'mail'), 1::bigint, 'and adds none');
 SELECT is(error_of($$SELECT orchestrator.define_queue('mail')$$, 'queues_other'), 'no error', 'another role has names of its own');
@@ -29,14 +32,14 @@ SELECT is(error_of($$SELECT orchestrator.define_queue(repeat('x', 201))$$), '220
 SELECT is(error_of($$SELECT orchestrator.define_queue(NULL)$$), '22023: the name of a queue must not be null', 'no name');
 SELECT is(error_of($$SELECT orchestrator.define_queue('orchestrator.x')$$),
           '22023: queue "orchestrator.x" has a reserved name [Names that begin with "orchestrator." are the engine''s own.]', 'a reserved name');
-SELECT is(error_of($$SELECT orchestrator.define_queue('default', 'mine')$$, 'queues_app'),
+SELECT is(error_of($$SELECT orchestrator.define_queue('default', description => 'mine')$$, 'queues_app'),
           '42501: queue "default" is everybody''s: only an administrator may change it [Make a queue of your own with orchestrator.define_queue().]',
           '"default" is not a producer''s');
 SELECT is(error_of($$SELECT orchestrator.define_queue('x', owner => 'queues_app')$$, 'queues_other'),
           '42501: must be a member of role "queues_app", or an administrator [An administrator is made by orchestrator.grant_usage(role, ''admin'').]',
           'a stranger makes no queue for a role');
 SELECT is(written(), :'before', 'a refused queue leaves nothing');
-SELECT is(error_of($$SELECT orchestrator.define_queue('default', 'ours')$$, 'queues_boss'), 'no error', 'an administrator describes "default"');
+SELECT is(error_of($$SELECT orchestrator.define_queue('default', description => 'ours')$$, 'queues_boss'), 'no error', 'an administrator describes "default"');
 SELECT is(description, 'ours', 'as it likes') FROM orchestrator.queue WHERE id = 1;
 SELECT is(error_of($$SELECT orchestrator.define_queue('gift', owner => 'queues_app')$$, 'queues_boss'), 'no error', 'and makes queues for others');
 SELECT is(owner, owner_id('queues_app'), 'that are theirs') FROM orchestrator.queue WHERE name = 'gift';

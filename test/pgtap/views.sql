@@ -26,7 +26,7 @@ SELECT is((SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_attribute
 SELECT is((SELECT array_agg(relname::text ORDER BY relname) FROM pg_class WHERE relnamespace = 'orchestrator'::regnamespace AND relkind = 'v' AND 'security_invoker=true' = ANY (reloptions)),
   '{batch_status,definition_status,queue_status,step_status,task_status,trace,worker_status,workflow_status}', 'every view runs with the rights of its reader');
 
-SELECT orchestrator.define_queue('q', 'words', '{"m": 1}');
+SELECT orchestrator.define_queue('q', description => 'words', metadata => '{"m": 1}');
 SELECT orchestrator.define('job', 'SELECT 1', 'sql', 'q', priority => 2, max_attempts => 4, retry_delay => '1 h', description => 'd');
 SELECT orchestrator.define('job', 'SELECT 2', 'sql', 'q', priority => 2, max_attempts => 4, retry_delay => '1 h', description => 'd');
 CREATE FUNCTION status(id bigint) RETURNS orchestrator.task_status LANGUAGE sql AS $$SELECT s.* FROM orchestrator.task_status s WHERE s.task_id = $1$$;

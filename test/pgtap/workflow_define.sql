@@ -76,7 +76,7 @@ SELECT orchestrator.define('cb', 'lib.echo');
 SELECT orchestrator.define_workflow('full', ARRAY[orchestrator.step('a', 'lib.echo'), orchestrator.step('b', 'lib.echo', max_attempts => 2, notify => 'all')],
     'q', 7, 9, 'linear', '2 s', '3 min', 0.5, '1 day', '{23505,40}', 4, '5 s', '6 s', '7 s', 'fail', 8, 9, '10 s', 'off', 'words', '11 s',
     '{"m": null}', NULL, 'cb', 'cb', 3, 60, 4);
-SELECT is(to_jsonb(d) - '{id,owner,created_at,handler_owner,queue,document,steps,plan}'::text[],
+SELECT is(to_jsonb(d) - '{id,owner,created_at,handler_owner,queue,document,steps,plan,concurrency_key,key_max_running,key_rate_limit,key_rate_period,batch_size,batch_wait}'::text[],
           '{"name": "full", "version": 1, "is_current": true, "kind": "workflow", "handler": null, "priority": 7, "max_attempts": 1,
             "backoff": "exponential", "retry_delay": "00:00:01", "max_retry_delay": "01:00:00", "retry_jitter": 0.1, "retry_budget": null,
             "never_retry": [], "retry_priority_step": 0, "timeout": "00:00:05", "queue_timeout": "00:00:06", "response_timeout": null,
@@ -85,7 +85,7 @@ SELECT is(to_jsonb(d) - '{id,owner,created_at,handler_owner,queue,document,steps
             "checkpoint_interval": 3, "max_steps": 60, "max_depth": 4, "step_names": ["a", "b"]}'::jsonb,
           'what is about the run is kept with the workflow; a run is one attempt')
 FROM orchestrator.definition d WHERE name = 'full';
-SELECT is(to_jsonb(definition_of('full', 'a')) - '{id,owner,version,created_at,handler_owner}'::text[],
+SELECT is(to_jsonb(definition_of('full', 'a')) - '{id,owner,version,created_at,handler_owner,concurrency_key,key_max_running,key_rate_limit,key_rate_period,batch_size,batch_wait}'::text[],
           '{"name": "orchestrator.step.full.a", "is_current": false, "kind": "function", "handler": "lib.echo(jsonb)", "queue": null,
             "priority": 0, "max_attempts": 9, "backoff": "linear", "retry_delay": "00:00:02", "max_retry_delay": "00:03:00", "retry_jitter": 0.5,
             "retry_budget": "1 day", "never_retry": ["23505", "40"], "retry_priority_step": 4, "timeout": null, "queue_timeout": null,
