@@ -25,6 +25,10 @@ CREATE FUNCTION orchestrator._sort_key(at timestamptz, priority int) RETURNS big
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_sort_key';
 CREATE FUNCTION orchestrator._ready(owner int, queue int, sort_key bigint) RETURNS void
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_ready';
+-- Limits are changed by this transaction: what sleeps for one looks again.
+CREATE FUNCTION orchestrator._limits_changed() RETURNS void
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_limits_changed';
+
 CREATE FUNCTION orchestrator._due(at timestamptz) RETURNS void
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_due';
 CREATE FUNCTION orchestrator._emit(task bigint, root bigint, parent bigint, event text,

@@ -286,6 +286,7 @@ DECLARE
   v_kept record := orchestrator._put_definition($1, $2);
 BEGIN
   IF v_kept.changed THEN
+    PERFORM orchestrator._limits_changed();
     PERFORM orchestrator._invalidate();
   END IF;
   RETURN v_kept.version;

@@ -154,7 +154,7 @@ BEGIN
          q.full_wait, q.alert_depth, q.alert_age, q.retention, q.retention_failed, q.description, q.metadata)
     WHERE x.id = q.id;
   PERFORM orchestrator._invalidate();
-  PERFORM orchestrator._ready_queue(q.id);   -- a limit may have been raised
+  PERFORM orchestrator._limits_changed();
 END
 $$;
 

@@ -122,7 +122,7 @@ static FmgrInfo *function_info[ORCH_FN_COUNT];
 static HTAB *plans = NULL;
 static HTAB *definitions = NULL;
 static HTAB *queues = NULL;
-static HTAB *running_queues = NULL;
+static HTAB *queue_infos = NULL;
 static HTAB *leaves = NULL;
 
 static void invalidate(Datum arg, Oid relid);
@@ -139,6 +139,13 @@ static HeapTuple fetch_row(const char *table, const char *index,
 						   AttrNumber column, int32 id, TupleDesc *desc);
 static void fill_definition(OrchDefinition *definition, HeapTuple row,
 							TupleDesc desc);
+static void fill_limits(OrchDefinition *definition, HeapTuple row,
+						TupleDesc desc);
+static void fill_limit(OrchLimit *limit, OrchLimitKind kind, HeapTuple row,
+					   TupleDesc desc, const char *max_running,
+					   const char *rate_limit, const char *rate_period);
+static int32 column_int(HeapTuple row, TupleDesc desc, const char *column);
+static HeapTuple fetch_current(int32 owner, const char *name);
 
 PG_FUNCTION_INFO_V1(orchestrator_as_owner);
 PG_FUNCTION_INFO_V1(orchestrator_invalidate);
@@ -463,8 +470,9 @@ forget_definitions(void)
 	definitions =
 		make_cache("orchestrator definitions", sizeof(int32),
 				   sizeof(OrchDefinition), HASH_BLOBS, definition_context);
-	running_queues = make_cache("orchestrator running queues", sizeof(int32),
-								sizeof(int32), HASH_BLOBS, definition_context);
+	queue_infos =
+		make_cache("orchestrator queues", sizeof(int32), sizeof(OrchQueue),
+				   HASH_BLOBS, definition_context);
 	definitions_valid = true;
 	generation++;
 }
@@ -779,30 +787,133 @@ fill_definition(OrchDefinition *definition, HeapTuple row, TupleDesc desc)
 	definition->has_callbacks =
 		column_text(row, desc, "success_callback") != NULL ||
 		column_text(row, desc, "failure_callback") != NULL;
+	fill_limits(definition, row, desc);
 }
 
 /*
- * Only "not paused" is remembered: who resumes a queue wakes us before its
+ * The limits of a definition are those of its current version: they are about
+ * what runs now, not about what a task is.
+ */
+static void
+fill_limits(OrchDefinition *definition, HeapTuple row, TupleDesc desc)
+{
+	int32 owner = column_int(row, desc, "owner");
+	bool isnull;
+	HeapTuple current = NULL;
+
+	if (!DatumGetBool(heap_getattr(row, SPI_fnumber(desc, "is_current"), desc,
+								   &isnull)) &&
+		strncmp(definition->name, "orchestrator.", 13) != 0)
+		current = fetch_current(owner, definition->name);
+	if (current != NULL)
+		row = current;
+	fill_limit(&definition->limit, ORCH_LIMIT_DEFINITION, row, desc,
+			   "max_running", "rate_limit", "rate_period");
+	definition->limit.id =
+		orch_permit_id(ORCH_LIMIT_DEFINITION, owner, definition->name,
+					   strlen(definition->name));
+	fill_limit(&definition->key_limit, ORCH_LIMIT_KEY, row, desc,
+			   "key_max_running", "key_rate_limit", "key_rate_period");
+	definition->key_limit.id = definition->limit.id;
+	definition->key_path = column_text(row, desc, "concurrency_key");
+	definition->key = NULL;
+	if (current != NULL)
+		heap_freetuple(current);
+}
+
+static void
+fill_limit(OrchLimit *limit, OrchLimitKind kind, HeapTuple row, TupleDesc desc,
+		   const char *max_running, const char *rate_limit,
+		   const char *rate_period)
+{
+	memset(limit, 0, sizeof(OrchLimit));
+	limit->kind = kind;
+	limit->max_running = column_int(row, desc, max_running);
+	limit->rate_limit = column_int(row, desc, rate_limit);
+	limit->rate_period = column_milliseconds(row, desc, rate_period) * 1000;
+}
+
+/*
+ * 0 when it is null.
+ */
+static int32
+column_int(HeapTuple row, TupleDesc desc, const char *column)
+{
+	bool isnull;
+	Datum value = heap_getattr(row, SPI_fnumber(desc, column), desc, &isnull);
+
+	return isnull ? 0 : DatumGetInt32(value);
+}
+
+/*
+ * The current version of a definition, copied; NULL: it was withdrawn.
+ */
+static HeapTuple
+fetch_current(int32 owner, const char *name)
+{
+	Oid schema = orch_catalog(false)->schema;
+	Relation rel =
+		table_open(orch_catalog(false)->definition, AccessShareLock);
+	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple row;
+
+	ScanKeyInit(&keys[0], 2, BTEqualStrategyNumber, F_INT4EQ,
+				Int32GetDatum(owner));
+	ScanKeyInit(&keys[1], 3, BTEqualStrategyNumber, F_TEXTEQ,
+				CStringGetTextDatum(name));
+	scan = systable_beginscan(rel,
+							  get_relname_relid("definition_current", schema),
+							  true, snapshot, 2, keys);
+	row = systable_getnext(scan);
+	if (HeapTupleIsValid(row))
+		row = heap_copytuple(row);
+	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	table_close(rel, AccessShareLock);
+	return row;
+}
+
+const OrchQueue *
+orch_catalog_queue_info(int32 id)
+{
+	OrchQueue *queue;
+	TupleDesc desc;
+	HeapTuple row;
+	bool isnull;
+
+	forget_definitions();
+	queue = hash_search(queue_infos, &id, HASH_FIND, NULL);
+	if (queue != NULL)
+		return queue;
+	row = fetch_row("queue", "queue_pkey", 1, id, &desc);
+	queue = hash_search(queue_infos, &id, HASH_ENTER, NULL);
+	memset(queue, 0, sizeof(OrchQueue));
+	queue->id = id;
+	queue->limit.kind = ORCH_LIMIT_QUEUE;
+	if (row == NULL)
+		return queue;
+	queue->paused = DatumGetBool(
+		heap_getattr(row, SPI_fnumber(desc, "paused"), desc, &isnull));
+	fill_limit(&queue->limit, ORCH_LIMIT_QUEUE, row, desc, "max_running",
+			   "rate_limit", "rate_period");
+	queue->limit.id = orch_permit_id(ORCH_LIMIT_QUEUE, id, "", 0);
+	heap_freetuple(row);
+	return queue;
+}
+
+/*
+ * That it is paused is not remembered: who resumes a queue wakes us before its
  * invalidations are sent, and we would sleep again on what we remember.
  */
 bool
 orch_catalog_queue_paused(int32 queue)
 {
-	TupleDesc desc;
-	HeapTuple row;
-	bool isnull;
-	bool paused;
-
-	forget_definitions();
-	if (hash_search(running_queues, &queue, HASH_FIND, NULL) != NULL)
+	if (!orch_catalog_queue_info(queue)->paused)
 		return false;
-	row = fetch_row("queue", "queue_pkey", 1, queue, &desc);
-	paused = row != NULL &&
-			 DatumGetBool(heap_getattr(row, SPI_fnumber(desc, "paused"), desc,
-									   &isnull));
-	if (!paused)
-		(void) hash_search(running_queues, &queue, HASH_ENTER, NULL);
-	return paused;
+	(void) hash_search(queue_infos, &queue, HASH_REMOVE, NULL);
+	return orch_catalog_queue_info(queue)->paused;
 }
 
 const char *

@@ -17,6 +17,8 @@
 #include "utils/timestamp.h"
 
 #include "event.h"
+#include "json.h"
+#include "permit.h"
 
 /* OIDs of the extension's objects in this database. */
 typedef struct OrchCatalog
@@ -115,7 +117,21 @@ typedef struct OrchDefinition
 	bool notify_all;	/* of progress, too */
 	bool has_callbacks; /* its tasks' ends start others */
 	bool valid;
+
+	/* of the current version, whichever this is */
+	OrchLimit limit;
+	OrchLimit key_limit; /* its id is that of the definition */
+	char *key_path;		 /* to what key_limit is counted by; NULL: none */
+	OrchPath *key;		 /* compiled, in the copy of a batch only */
 } OrchDefinition;
+
+/* What an executor needs of a queue. */
+typedef struct OrchQueue
+{
+	int32 id; /* hash key */
+	bool paused;
+	OrchLimit limit;
+} OrchQueue;
 
 /* Call once, from _PG_init. */
 extern void orch_catalog_install(void);
@@ -182,6 +198,9 @@ extern uint64 orch_catalog_generation(void);
 
 /* The next id of a task. */
 extern int64 orch_catalog_next_id(void);
+
+/* A queue by id, for executors; one that is gone has no limits. */
+extern const OrchQueue *orch_catalog_queue_info(int32 id);
 
 /* Whether a queue is paused (executors). */
 extern bool orch_catalog_queue_paused(int32 queue);

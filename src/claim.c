@@ -17,8 +17,10 @@
 
 #include "claim.h"
 #include "compat.h"
+#include "event.h"
 #include "guc.h"
 #include "lane.h"
+#include "limit.h"
 #include "plan.h"
 
 /* Claims of a definition that was never measured. */
@@ -32,6 +34,34 @@
 
 /* Locked rows after which a claim looks no further. */
 #define MAX_SKIPPED 1000
+
+/* Rows that one claim parks: about ten milliseconds' work. */
+#define MAX_PARKED 1000
+
+/* A walk over the ready rows of a lane. */
+typedef struct LaneScan
+{
+	OrchExecutor *executor;
+	OrchBatch *batch;
+	OrchLeaf *live;
+	int32 queue; /* or ORCH_PARKED, on ... */
+	int64 limit;
+	TimestampTz now;
+	int64 upto;		   /* sort key of the last row that is out of the lane */
+	int64 left_behind; /* of the first that is not */
+	int64 worth;	   /* microseconds of work that were taken */
+	int steps;
+	int skipped;
+	int parked;
+	bool more;
+} LaneScan;
+
+typedef enum Asked
+{
+	ASK_GRANTED,
+	ASK_SLEEP, /* nothing of this lane can run now */
+	ASK_GONE   /* it was parked, or left behind */
+} Asked;
 
 /* Mean run time of a definition's steps, as this executor saw it. */
 typedef struct Measure
@@ -47,13 +77,24 @@ static HTAB *measures = NULL;
 static Measure *find_measure(int32 definition);
 static bool is_full(const OrchBatch *batch, const OrchDefinition *definition,
 					bool fast, int steps, int64 worth);
-static bool is_undo(const OrchRow *row);
+static bool is_fast(const OrchBatch *batch, const OrchRow *row,
+					const OrchDefinition *definition);
 static int steps_of(const OrchRow *row, bool fast);
 static int64 expected(const OrchDefinition *definition);
 static bool take(OrchLeaf *live, OrchBatch *batch, OrchTask *task,
 				 OrchRow *row, ItemPointer tid);
-static void scan_lane(OrchExecutor *executor, OrchLeaf *live, int32 queue,
-					  OrchBatch *batch);
+static void scan_lane(LaneScan *scan);
+static bool visit(LaneScan *scan, OrchRow *row, ItemPointer tid);
+static void leave_behind(LaneScan *scan, const OrchRow *row);
+static void enter_claim(OrchExecutor *executor, OrchBatch *batch, bool fast);
+static bool fits(const OrchBatch *batch, bool fast, const OrchLimit *limits,
+				 int n);
+static Asked ask(LaneScan *scan, OrchRow *row, ItemPointer tid,
+				 OrchLimit *limits, int n);
+static bool park(LaneScan *scan, const OrchRow *row, ItemPointer tid,
+				 int64 limit);
+static void keep_limits(OrchBatch *batch, OrchTask *task,
+						const OrchLimit *limits, int n);
 static bool is_followed(OrchLeaf *live, const OrchRow *row);
 static void mark_running(OrchRow *row);
 static bool queue_is_paused(int lane, int32 queue);
@@ -61,23 +102,24 @@ static bool queue_is_paused(int lane, int32 queue);
 int
 orch_claim_batch(OrchExecutor *executor, int lane, OrchBatch *batch)
 {
-	OrchLeaf *live;
-	int32 queue;
+	LaneScan scan = {.executor = executor, .batch = batch};
 
 	batch->lane = lane;
 	batch->from = PG_INT64_MAX;
 	batch->fast = false;
 	batch->left_behind = false;
+	batch->held_up = false;
 	batch->executor = executor;
 	batch->nclaimed = batch->ntasks = 0;
-	if (!orch_lane_begin(executor, lane, &queue, &batch->from))
+	if (!orch_lane_begin(executor, lane, &scan.queue, &scan.limit,
+						 &batch->from))
 		return 0;
-	live = orch_heap_open_live();
-	if (queue_is_paused(lane, queue))
+	scan.live = orch_heap_open_live();
+	if (scan.queue != ORCH_PARKED && queue_is_paused(lane, scan.queue))
 		orch_lane_end(executor, ORCH_MARK_LOWEST, false);
 	else
-		scan_lane(executor, live, queue, batch);
-	orch_heap_close(live);
+		scan_lane(&scan);
+	orch_heap_close(scan.live);
 	batch->nclaimed = batch->ntasks;
 	return batch->ntasks;
 }
@@ -99,71 +141,208 @@ queue_is_paused(int lane, int32 queue)
  * locked by others are left behind, and the mark with them.
  */
 static void
-scan_lane(OrchExecutor *executor, OrchLeaf *live, int32 queue,
-		  OrchBatch *batch)
+scan_lane(LaneScan *scan)
 {
-	OrchReadyScan *scan =
-		orch_heap_ready_begin(live, executor->owner, queue, batch->from);
-	TimestampTz now = orch_clock();
-	int64 upto = batch->from;
-	int64 left_behind = PG_INT64_MAX;
-	int64 worth = 0;
-	int steps = 0;
-	int skipped = 0;
-	bool more = false;
+	OrchExecutor *executor = scan->executor;
+	OrchBatch *batch = scan->batch;
+	OrchReadyScan *rows =
+		scan->queue == ORCH_PARKED
+			? orch_heap_parked_begin(scan->live, executor->owner, scan->limit,
+									 batch->from)
+			: orch_heap_ready_begin(scan->live, executor->owner, scan->queue,
+									batch->from);
 	OrchRow row;
 	ItemPointerData tid;
 
-	while (orch_heap_ready_next(scan, &row, &tid))
+	scan->now = orch_clock();
+	scan->upto = batch->from;
+	scan->left_behind = PG_INT64_MAX;
+	while (scan->skipped < MAX_SKIPPED && scan->parked < MAX_PARKED &&
+		   orch_heap_ready_next(rows, &row, &tid))
 	{
-		OrchTask *task = &batch->tasks[batch->ntasks];
-		int64 sort_key = ORCH_INT64(&row, ORCH_TASK_SORT_KEY);
-		const OrchDefinition *definition = orch_claim_definition(
-			batch, ORCH_INT32(&row, ORCH_TASK_DEFINITION));
-		bool fast =
-			orch_claim_is_fast(definition) && !batch->solo && !is_undo(&row);
-		int chain;
-
-		if (!row.nulls[ORCH_TASK_EXPIRE_AT] &&
-			DatumGetTimestampTz(row.values[ORCH_TASK_EXPIRE_AT]) <= now)
-			continue; /* the supervisor fails it */
-		if (definition != NULL && definition->kind > ORCH_KIND_UTILITY)
-			continue; /* nothing to run */
-		chain = steps_of(&row, fast);
-		more = is_full(batch, definition, fast, steps + chain,
-					   worth + expected(definition) * chain);
-		if (more || skipped >= MAX_SKIPPED)
+		if (!visit(scan, &row, &tid))
 			break;
-		batch->fast = executor->fast = fast;
-		task->definition = definition;
-		if (!take(live, batch, task, &row, &tid))
-		{
-			left_behind = Min(left_behind, sort_key);
-			skipped++;
-			continue;
-		}
-		steps += chain;
-		worth += expected(definition) * chain;
-		executor->claims[batch->ntasks].task =
-			ORCH_INT64(&task->row, ORCH_TASK_ID);
-		executor->claims[batch->ntasks].epoch =
-			ORCH_INT32(&task->row, ORCH_TASK_EPOCH);
-		pg_write_barrier();
-
-		/*
-		 * In the fast lane the row is deleted already: nobody may take the
-		 * claim back.  Otherwise it can be once the claim is committed.
-		 */
-		pg_atomic_write_u32(&executor->claims[batch->ntasks].state,
-							fast ? ORCH_CLAIM_STARTED : ORCH_CLAIM_HELD);
-		batch->ntasks++;
-		pg_write_barrier();
-		pg_atomic_write_u32(&executor->nclaims, batch->ntasks);
-		upto = sort_key;
 	}
-	orch_heap_ready_end(scan);
-	batch->left_behind = left_behind != PG_INT64_MAX;
-	orch_lane_end(executor, Min(upto, left_behind), more);
+	orch_heap_ready_end(rows);
+	batch->left_behind = scan->left_behind != PG_INT64_MAX;
+	orch_lane_end(executor, Min(scan->upto, scan->left_behind),
+				  scan->more || scan->parked >= MAX_PARKED);
+}
+
+/*
+ * Take a row, park it, or leave it behind.  False: go no further.
+ */
+static bool
+visit(LaneScan *scan, OrchRow *row, ItemPointer tid)
+{
+	OrchBatch *batch = scan->batch;
+	OrchTask *task = &batch->tasks[batch->ntasks];
+	const OrchDefinition *definition =
+		orch_claim_definition(batch, ORCH_INT32(row, ORCH_TASK_DEFINITION));
+	bool fast = is_fast(batch, row, definition);
+	int chain;
+	OrchLimit limits[ORCH_MAX_LIMITS];
+	int nlimits;
+	int held = scan->executor->npermits;
+
+	if (!row->nulls[ORCH_TASK_EXPIRE_AT] &&
+		DatumGetTimestampTz(row->values[ORCH_TASK_EXPIRE_AT]) <= scan->now)
+		return true; /* the supervisor fails it */
+	if (definition != NULL && definition->kind > ORCH_KIND_UTILITY)
+		return true; /* nothing to run */
+	chain = steps_of(row, fast);
+	nlimits = orch_limit_gather(row, definition, limits);
+	scan->more = is_full(batch, definition, fast, scan->steps + chain,
+						 scan->worth + expected(definition) * chain) ||
+				 !fits(batch, fast, limits, nlimits);
+	if (scan->more)
+		return false;
+	if (nlimits > 0 || scan->queue == ORCH_PARKED)
+	{
+		switch (ask(scan, row, tid, limits, nlimits))
+		{
+			case ASK_GRANTED:
+				break;
+			case ASK_SLEEP:
+				return false;
+			case ASK_GONE:
+				return true;
+		}
+	}
+	batch->fast = scan->executor->fast = fast;
+	task->definition = definition;
+	task->nlimits = 0;
+	if (!take(scan->live, batch, task, row, tid))
+	{
+		orch_permit_return(limits, nlimits);
+		orch_permit_release(scan->executor, held);
+		leave_behind(scan, row);
+		return true;
+	}
+	keep_limits(batch, task, limits, nlimits);
+	scan->steps += chain;
+	scan->worth += expected(definition) * chain;
+	scan->upto = ORCH_INT64(row, ORCH_TASK_SORT_KEY);
+	enter_claim(scan->executor, batch, fast);
+	return true;
+}
+
+static void
+leave_behind(LaneScan *scan, const OrchRow *row)
+{
+	scan->left_behind =
+		Min(scan->left_behind, ORCH_INT64(row, ORCH_TASK_SORT_KEY));
+	scan->skipped++;
+}
+
+/*
+ * The claim of the last task, for everybody to see.
+ */
+static void
+enter_claim(OrchExecutor *executor, OrchBatch *batch, bool fast)
+{
+	const OrchRow *row = &batch->tasks[batch->ntasks].row;
+	OrchClaim *claim = &executor->claims[batch->ntasks];
+
+	claim->task = ORCH_INT64(row, ORCH_TASK_ID);
+	claim->epoch = ORCH_INT32(row, ORCH_TASK_EPOCH);
+	pg_write_barrier();
+
+	/*
+	 * In the fast lane the row is deleted already: nobody may take the claim
+	 * back.  Otherwise it can be once the claim is committed.
+	 */
+	pg_atomic_write_u32(&claim->state,
+						fast ? ORCH_CLAIM_STARTED : ORCH_CLAIM_HELD);
+	batch->ntasks++;
+	pg_write_barrier();
+	pg_atomic_write_u32(&executor->nclaims, batch->ntasks);
+}
+
+/*
+ * Whether the permits of a row fit to those of the batch.  A batch of the slow
+ * way must not hold a permit for a task that waits behind a long step: it may
+ * be taken back, and whoever gets it needs the permit.
+ */
+static bool
+fits(const OrchBatch *batch, bool fast, const OrchLimit *limits, int n)
+{
+	if (batch->ntasks == 0 || n == 0)
+		return true;
+	return fast ? batch->executor->npermits + n <= ORCH_MAX_HELD
+				: orch_permit_is_held(limits, n);
+}
+
+/*
+ * Ask for the permits of a row.  What is refused by a limit that not all rows
+ * of the lane are under is parked on it, out of the way of the others; what
+ * was parked and is held up by something else returns to its queue.
+ */
+static Asked
+ask(LaneScan *scan, OrchRow *row, ItemPointer tid, OrchLimit *limits, int n)
+{
+	int lane = scan->batch->lane;
+	int64 park_on = 0;
+
+	if (scan->queue != ORCH_PARKED ||
+		!orch_catalog_queue_paused(ORCH_INT32(row, ORCH_TASK_QUEUE)))
+	{
+		const OrchLimit *refused =
+			orch_permit_take(scan->executor, lane, limits, n);
+
+		if (refused == NULL)
+			return ASK_GRANTED;
+		if (orch_shared->lanes[lane].blocked_on == refused->id)
+			return ASK_SLEEP;
+		if (refused->kind == ORCH_LIMIT_DEFINITION ||
+			refused->kind == ORCH_LIMIT_KEY)
+			park_on = refused->id;
+	}
+	if ((park_on != 0 || scan->queue == ORCH_PARKED) &&
+		park(scan, row, tid, park_on))
+		scan->upto = ORCH_INT64(row, ORCH_TASK_SORT_KEY);
+	else
+		leave_behind(scan, row);
+	return ASK_GONE;
+}
+
+/*
+ * Move a row to those that wait for a limit, or (0) back to its queue.
+ */
+static bool
+park(LaneScan *scan, const OrchRow *row, ItemPointer tid, int64 limit)
+{
+	OrchRow moved = *row;
+	int32 owner = ORCH_INT32(row, ORCH_TASK_OWNER);
+	int64 sort_key = ORCH_INT64(row, ORCH_TASK_SORT_KEY);
+
+	if (limit == 0)
+		orch_row_set_null(&moved, ORCH_TASK_PARKED_ON);
+	else if (limit == scan->limit ||
+			 orch_lane_find(scan->executor->owner_index, ORCH_PARKED, limit) <
+				 0)
+		return false; /* its lane would not be found again */
+	else
+		orch_row_set(&moved, ORCH_TASK_PARKED_ON, Int64GetDatum(limit));
+	if (!orch_heap_update(scan->live, tid, &moved, false))
+		return false;
+	if (limit == 0)
+		orch_event_ready(owner, GetUserId(), ORCH_INT32(row, ORCH_TASK_QUEUE),
+						 sort_key);
+	else
+		orch_event_parked(owner, limit, sort_key);
+	scan->parked++;
+	return true;
+}
+
+static void
+keep_limits(OrchBatch *batch, OrchTask *task, const OrchLimit *limits, int n)
+{
+	if (n == 0)
+		return;
+	task->nlimits = n;
+	task->limits = MemoryContextAlloc(batch->context, n * sizeof(OrchLimit));
+	memcpy(task->limits, limits, n * sizeof(OrchLimit));
 }
 
 /*
@@ -184,13 +363,16 @@ is_full(const OrchBatch *batch, const OrchDefinition *definition, bool fast,
 }
 
 /*
- * The undo of a step, which is settled under the lock of a run that is final:
- * its row must not be locked before.
+ * The undo of a step is settled under the lock of a run that is final: its row
+ * must not be locked before.
  */
 static bool
-is_undo(const OrchRow *row)
+is_fast(const OrchBatch *batch, const OrchRow *row,
+		const OrchDefinition *definition)
 {
-	return !row->nulls[ORCH_TASK_STEP] && ORCH_INT32(row, ORCH_TASK_STEP) < 0;
+	return orch_claim_is_fast(definition) && !batch->solo &&
+		   (row->nulls[ORCH_TASK_STEP] ||
+			ORCH_INT32(row, ORCH_TASK_STEP) >= 0);
 }
 
 /*
@@ -268,6 +450,7 @@ mark_running(OrchRow *row)
 				 Int32GetDatum(ORCH_INT32(row, ORCH_TASK_EPOCH) + 1));
 	orch_row_set(row, ORCH_TASK_STARTED_AT, TimestampTzGetDatum(orch_clock()));
 	orch_row_set(row, ORCH_TASK_WORKER, Int32GetDatum(MyProcPid));
+	orch_row_set_null(row, ORCH_TASK_PARKED_ON);
 }
 
 bool
@@ -323,6 +506,8 @@ orch_claim_definition(OrchBatch *batch, int32 id)
 		copy->handler = pstrdup(known->handler);
 	if (known->handler_owner != NULL)
 		copy->handler_owner = pstrdup(known->handler_owner);
+	if (known->key_path != NULL)
+		copy->key = orch_json_path(known->key_path, batch->context);
 	MemoryContextSwitchTo(old);
 	return copy;
 }

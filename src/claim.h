@@ -62,6 +62,8 @@ typedef struct OrchTask
 	List *notices;	/* OrchNotice *, raised by the step */
 	Datum requests; /* jsonb array of what the step asked of its run, or 0 */
 	const OrchSuspension *suspension; /* of a suspended procedure */
+	int nlimits;
+	OrchLimit *limits; /* that were taken for it */
 } OrchTask;
 
 /* What an executor took at once. */
@@ -71,6 +73,7 @@ typedef struct OrchBatch
 	bool fast;			   /* claimed in the steps' own transaction */
 	bool solo;			   /* a batch failed as a whole: one by one, please */
 	bool left_behind;	   /* the claim met rows locked by others */
+	bool held_up;		   /* a limit has no start left for the next */
 	int lane;
 	int64 from; /* mark at the begin of the claim */
 	OrchExecutor *executor;

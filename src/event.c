@@ -34,10 +34,14 @@
 /* Transitions beyond this would not fit into the ring in any case. */
 #define MAX_TRANSITIONS ORCH_RING_SIZE
 
+/* After a change of limits. */
+#define LIMITS_PAUSE (50 * INT64CONST(1000))
+
 typedef struct PendingReady
 {
 	int32 owner;
-	int32 queue;
+	int32 queue; /* or ORCH_PARKED, with ... */
+	int64 limit; /* ... what it was parked on */
 	Oid roleoid;
 	int64 sort_key;
 } PendingReady;
@@ -70,6 +74,7 @@ typedef struct Pending
 	int ready_last; /* where the last one was found */
 
 	TimestampTz due; /* PG_INT64_MAX: none */
+	bool limits_changed;
 
 	PendingTransition *transitions; /* levels never fall */
 	int ntransitions;
@@ -108,6 +113,7 @@ StaticAssertDecl(lengthof(state_names) == ORCH_STATES,
 static Pending pending = {.due = PG_INT64_MAX};
 
 PG_FUNCTION_INFO_V1(orchestrator_ready);
+PG_FUNCTION_INFO_V1(orchestrator_limits_changed);
 PG_FUNCTION_INFO_V1(orchestrator_due);
 PG_FUNCTION_INFO_V1(orchestrator_emit);
 PG_FUNCTION_INFO_V1(orchestrator_interrupt);
@@ -116,7 +122,9 @@ PG_FUNCTION_INFO_V1(orchestrator_now);
 PG_FUNCTION_INFO_V1(orchestrator_preloaded);
 
 static void *make_room(void *array, int used, int *room, Size size);
-static int find_ready(int32 owner, int32 queue, bool *found);
+static int compare_ready(const PendingReady *one, const PendingReady *other);
+static int find_ready(const PendingReady *wanted, bool *found);
+static void add_ready(const PendingReady *ready);
 static void insert_ready(int at, const PendingReady *entry);
 static void notify_now(const OrchEvent *event);
 static void end_transaction(XactEvent what, void *arg);
@@ -126,6 +134,7 @@ static void drop_level(int level);
 static void raise_level(int level);
 static void forget_all(void);
 static void deliver_all(void);
+static void tell_limits_changed(void);
 static void deliver_transitions(void);
 static void deliver_interrupts(void);
 static bool interrupt_wanted(int64 task, int32 epoch);
@@ -197,6 +206,28 @@ make_room(void *array, int used, int *room, Size size)
 void
 orch_event_ready(int32 owner, Oid roleoid, int32 queue, int64 sort_key)
 {
+	PendingReady ready = {.owner = owner,
+						  .queue = queue,
+						  .roleoid = roleoid,
+						  .sort_key = sort_key};
+
+	add_ready(&ready);
+}
+
+void
+orch_event_parked(int32 owner, int64 limit, int64 sort_key)
+{
+	PendingReady parked = {.owner = owner,
+						   .queue = ORCH_PARKED,
+						   .limit = limit,
+						   .sort_key = sort_key};
+
+	add_ready(&parked);
+}
+
+static void
+add_ready(const PendingReady *ready)
+{
 	PendingReady *entry;
 	bool found;
 	int at;
@@ -204,44 +235,48 @@ orch_event_ready(int32 owner, Oid roleoid, int32 queue, int64 sort_key)
 	if (!orch_preloaded)
 		return;
 
-	at = find_ready(owner, queue, &found);
+	at = find_ready(ready, &found);
 	if (!found)
-	{
-		PendingReady fresh = {owner, queue, roleoid, sort_key};
-
-		insert_ready(at, &fresh);
-	}
+		insert_ready(at, ready);
 	entry = &pending.ready[at];
-	entry->sort_key = Min(entry->sort_key, sort_key);
+	entry->sort_key = Min(entry->sort_key, ready->sort_key);
 	if (!OidIsValid(entry->roleoid))
-		entry->roleoid = roleoid;
+		entry->roleoid = ready->roleoid;
 	pending.ready_last = at;
 }
 
+static int
+compare_ready(const PendingReady *one, const PendingReady *other)
+{
+	if (one->owner != other->owner)
+		return one->owner < other->owner ? -1 : 1;
+	if (one->queue != other->queue)
+		return one->queue < other->queue ? -1 : 1;
+	return one->limit < other->limit ? -1 : one->limit > other->limit;
+}
+
 /*
- * Where the entry of a queue stands, or is to stand.
+ * Where the entry of a lane stands, or is to stand.
  */
 static int
-find_ready(int32 owner, int32 queue, bool *found)
+find_ready(const PendingReady *wanted, bool *found)
 {
 	int low = 0;
 	int high = pending.nready;
 
 	*found = true;
 	if (pending.nready > 0 &&
-		pending.ready[pending.ready_last].owner == owner &&
-		pending.ready[pending.ready_last].queue == queue)
+		compare_ready(&pending.ready[pending.ready_last], wanted) == 0)
 		return pending.ready_last;
 
 	while (low < high)
 	{
 		int middle = low + (high - low) / 2;
-		PendingReady *entry = &pending.ready[middle];
+		int order = compare_ready(&pending.ready[middle], wanted);
 
-		if (entry->owner == owner && entry->queue == queue)
+		if (order == 0)
 			return middle;
-		if (entry->owner < owner ||
-			(entry->owner == owner && entry->queue < queue))
+		if (order < 0)
 			low = middle + 1;
 		else
 			high = middle;
@@ -437,12 +472,31 @@ deliver_all(void)
 		PendingReady *entry = &pending.ready[i];
 
 		orch_lane_ready(MyDatabaseId, entry->owner, entry->roleoid,
-						entry->queue, entry->sort_key);
+						entry->queue, entry->limit, entry->sort_key);
 	}
+	if (pending.limits_changed)
+		tell_limits_changed();
 	if (pending.due < PG_INT64_MAX)
 		orch_shmem_lower_due(MyDatabaseId, pending.due);
 	if (pending.ninterrupts > 0)
 		deliver_interrupts();
+}
+
+/*
+ * A little later, when the invalidations that we send after this were taken
+ * in: who is woken now would go by the limit it remembers.
+ */
+static void
+tell_limits_changed(void)
+{
+	OrchDatabase *database;
+
+	LWLockAcquire(orch_shared->lock, LW_SHARED);
+	database = orch_shmem_database(MyDatabaseId, false);
+	if (database != NULL)
+		database->limits_changed = true;
+	LWLockRelease(orch_shared->lock);
+	orch_shmem_lower_permit(MyDatabaseId, orch_clock() + LIMITS_PAUSE);
 }
 
 static void
@@ -691,6 +745,17 @@ orchestrator_ready(PG_FUNCTION_ARGS)
 {
 	orch_event_ready(PG_GETARG_INT32(0), InvalidOid, PG_GETARG_INT32(1),
 					 PG_GETARG_INT64(2));
+	PG_RETURN_VOID();
+}
+
+/*
+ * _limits_changed(): what sleeps for a limit is to look at it again.
+ */
+Datum
+orchestrator_limits_changed(PG_FUNCTION_ARGS)
+{
+	if (orch_preloaded)
+		pending.limits_changed = pending.any = true;
 	PG_RETURN_VOID();
 }
 

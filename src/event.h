@@ -58,6 +58,9 @@ extern void orch_event_install(void);
 extern void orch_event_ready(int32 owner, Oid roleoid, int32 queue,
 							 int64 sort_key);
 
+/* A pending row was parked on a limit. */
+extern void orch_event_parked(int32 owner, int64 limit, int64 sort_key);
+
 /* A row waits for this time. */
 extern void orch_event_due(TimestampTz at);
 

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -28,6 +29,7 @@
 #include "storage/latch.h"
 #include "storage/proc.h"
 #include "tcop/tcopprot.h"
+#include "utils/array.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
@@ -42,6 +44,7 @@
 #include "executor.h"
 #include "guc.h"
 #include "lane.h"
+#include "limit.h"
 #include "note.h"
 #include "settle.h"
 #include "workflow.h"
@@ -85,7 +88,9 @@ static void handle_quit(SIGNAL_ARGS);
 static void handle_watch(void);
 static void leave_slot(int code, Datum arg);
 static void discover_lanes(void);
+static void discover_parked(OrchLeaf *live, const OrchOwner *owner);
 static int next_lane(void);
+static int first_ready(int lane);
 static bool run_batch(void);
 static bool goes_on(const OrchTask *task);
 static void note_role_change(Datum arg, int cacheid, uint32 hashvalue);
@@ -94,6 +99,9 @@ static bool may_run(void);
 static int claim(int lane);
 static void run_fast(void);
 static void run_claimed(void);
+static bool may_start(int number);
+static void hand_back(int first);
+static void give_back(int number);
 static void run_each(const StepGroup *group);
 static void run_alone_task(int number);
 static GroupResult try_group(StepGroup *group, int first, int end,
@@ -268,33 +276,53 @@ discover_lanes(void)
 	while (!owner->discovered &&
 		   (queue = orch_heap_next_queue(live, me->owner, queue,
 										 PG_INT32_MAX)) != 0)
-		(void) orch_lane_find(me->owner_index, queue);
+		(void) orch_lane_find(me->owner_index, queue, 0);
+	discover_parked(live, owner);
 	owner->discovered = true;
 	orch_heap_close(live);
 	commit_transaction(false);
 }
 
+static void
+discover_parked(OrchLeaf *live, const OrchOwner *owner)
+{
+	int64 limit = PG_INT64_MIN;
+
+	while (!owner->discovered &&
+		   (limit = orch_heap_next_parked(live, me->owner, limit)) != 0)
+		(void) orch_lane_find(me->owner_index, ORCH_PARKED, limit);
+}
+
 /*
- * The next lane that may have work, in turn; -1: none.
+ * The next lane that may have work, -1: none.  What was parked is older and
+ * comes first; queues take turns.
  */
 static int
 next_lane(void)
 {
 	static int last = -1;
-	int first = orch_shared->owners[me->owner_index].first_lane;
-	int lane = last >= 0 ? orch_shared->lanes[last].next : first;
+	const OrchOwner *owner = &orch_shared->owners[me->owner_index];
+	int lane = first_ready(owner->first_parked);
 
-	for (int turn = 0; turn < 2; turn++)
-	{
-		for (; lane >= 0; lane = orch_shared->lanes[lane].next)
-		{
-			if (orch_shared->lanes[lane].ready &&
-				orch_shared->lanes[lane].owner == me->owner_index)
-				return last = lane;
-		}
-		lane = first;
-	}
-	return last = -1;
+	if (lane < 0 && last >= 0)
+		lane = first_ready(orch_shared->lanes[last].next);
+	if (lane < 0)
+		lane = first_ready(owner->first_lane);
+	if (lane < 0 || orch_shared->lanes[lane].queue != ORCH_PARKED)
+		last = lane;
+	return lane;
+}
+
+/*
+ * The first from a lane on that may have work.
+ */
+static int
+first_ready(int lane)
+{
+	while (lane >= 0 && !(orch_shared->lanes[lane].ready &&
+						  orch_shared->lanes[lane].owner == me->owner_index))
+		lane = orch_shared->lanes[lane].next;
+	return lane;
 }
 
 /*
@@ -475,7 +503,7 @@ run_claimed(void)
 {
 	int next = 0;
 
-	while (next < batch->nclaimed)
+	while (next < batch->nclaimed && !batch->held_up)
 	{
 		StepGroup group;
 		ErrorData *error;
@@ -483,13 +511,79 @@ run_claimed(void)
 		CHECK_FOR_INTERRUPTS();
 		if (orch_execute_is_alone(&batch->tasks[next]))
 		{
-			run_alone_task(next++);
+			if (may_start(next))
+				run_alone_task(next++);
 			continue;
 		}
 		if (try_group(&group, next, batch->nclaimed, &error) != GROUP_DONE)
 			run_each(&group);
-		next = group.n > 0 ? group.numbers[group.n - 1] + 1 : batch->nclaimed;
+		if (group.n > 0)
+			next = group.numbers[group.n - 1] + 1;
+		else if (!batch->held_up)
+			next = batch->nclaimed;
 	}
+	if (batch->held_up)
+		hand_back(next);
+}
+
+/*
+ * Whether a limit still has a start for a claimed task; else the batch ends.
+ */
+static bool
+may_start(int number)
+{
+	OrchTask *task = &batch->tasks[number];
+
+	if (task->nlimits > 0 && !orch_limit_start(task->limits, task->nlimits))
+		batch->held_up = true;
+	return !batch->held_up;
+}
+
+/*
+ * Claimed tasks from a number on that are not to start now are pending again.
+ * The supervisor makes the same swap (take_back_waiting): one of us does it.
+ */
+static void
+hand_back(int first)
+{
+	Datum tasks[ORCH_MAX_CLAIM];
+	Datum epochs[ORCH_MAX_CLAIM];
+	NullableDatum args[3] = {0};
+	int n = 0;
+
+	for (int i = first; i < batch->nclaimed; i++)
+	{
+		uint32 state = ORCH_CLAIM_WAITING;
+
+		if (!pg_atomic_compare_exchange_u32(&me->claims[i].state, &state,
+											ORCH_CLAIM_TAKEN))
+			continue;
+		tasks[n] = Int64GetDatum(me->claims[i].task);
+		epochs[n++] = Int32GetDatum(me->claims[i].epoch);
+		orch_permit_return(batch->tasks[i].limits, batch->tasks[i].nlimits);
+	}
+	begin_transaction();
+	args[0].value =
+		PointerGetDatum(construct_array(tasks, n, INT8OID, 8, true, 'd'));
+	args[1].value =
+		PointerGetDatum(construct_array(epochs, n, INT4OID, 4, true, 'i'));
+	args[2].value = PointerGetDatum(construct_empty_array(INT8OID));
+	if (DatumGetInt32(orch_catalog_call(ORCH_FN_RECOVER, 3, args, NULL)) < 0)
+		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+						errmsg("claimed tasks are locked by others")));
+	commit_transaction(true);
+}
+
+/*
+ * The same in the fast lane, where the row left with this transaction.
+ */
+static void
+give_back(int number)
+{
+	OrchTask *task = &batch->tasks[number];
+
+	orch_permit_return(task->limits, task->nlimits);
+	orch_settle_give_back(batch, number);
 }
 
 /*
@@ -511,6 +605,7 @@ run_each(const StepGroup *group)
 			if (task->outcome == ORCH_OUTCOME_GONE)
 				break;
 			task->outcome = ORCH_OUTCOME_NONE;
+			task->nlimits = 0; /* its start was counted */
 			result = try_group(&single, number, number + 1, &error);
 			if (result == GROUP_ERROR &&
 				error->sqlerrcode != ERRCODE_T_R_DEADLOCK_DETECTED &&
@@ -544,7 +639,7 @@ try_group(StepGroup *group, int first, int end, ErrorData **error)
 		if (next < 0 || !is_same_extension())
 			result = GROUP_STALE;
 		for (; result == GROUP_DONE && batch->fast && next < end; next++)
-			orch_settle_give_back(batch, next);
+			give_back(next);
 		if (result == GROUP_DONE &&
 			!orch_settle_tasks(batch, group->numbers, group->n))
 			result = GROUP_STALE;
@@ -591,6 +686,8 @@ run_steps(StepGroup *group, int first, int end)
 
 		/* what is done before a step that may take long is committed first */
 		if (!batch->fast && group->n > 0 && orch_claim_is_slow(task))
+			return i;
+		if (!may_start(i))
 			return i;
 		if (!orch_claim_start(me, i))
 		{
@@ -738,6 +835,7 @@ run_alone_task(int number)
 static void
 end_batch(void)
 {
+	orch_permit_release(me, 0);
 	SpinLockAcquire(&me->mutex);
 	me->fast = false;
 	me->yield_task = 0;

@@ -103,8 +103,8 @@ static void insert_general(OrchLeaf *leaf, LeafIndex *index,
 						   const OrchRow *row, ItemPointer tid);
 static OrchReadyScan *begin_scan(OrchLeaf *live, Oid index, ScanKeyData *keys,
 								 int32 owner, int64 from);
-static int32 first_ready(OrchLeaf *live, ScanKey keys, int nkeys,
-						 OrchColumn column);
+static Datum first_row(OrchLeaf *live, Oid indexid, ScanKey keys, int nkeys,
+					   OrchColumn column);
 static void store_row(TupleTableSlot *slot, const OrchRow *row);
 static bool find_live(OrchLeaf *live, int64 id, Snapshot snapshot);
 static bool read_leaf(Oid relid, Oid index, int64 task, OrchTaskView *view);
@@ -499,7 +499,32 @@ orch_heap_next_queue(OrchLeaf *live, int32 owner, int32 after, int32 before)
 				Int32GetDatum(after));
 	ScanKeyInit(&keys[2], 2, BTLessStrategyNumber, F_INT4LT,
 				Int32GetDatum(before));
-	return first_ready(live, keys, 3, ORCH_TASK_QUEUE);
+	return DatumGetInt32(first_row(live, orch_catalog(false)->live_ready, keys,
+								   3, ORCH_TASK_QUEUE));
+}
+
+int64
+orch_heap_next_parked(OrchLeaf *live, int32 owner, int64 after)
+{
+	ScanKeyData keys[2];
+
+	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_INT4EQ,
+				Int32GetDatum(owner));
+	ScanKeyInit(&keys[1], 2, BTGreaterStrategyNumber, F_INT8GT,
+				Int64GetDatum(after));
+	return DatumGetInt64(first_row(live, orch_catalog(false)->live_parked,
+								   keys, 2, ORCH_TASK_PARKED_ON));
+}
+
+int32
+orch_heap_next_parked_owner(OrchLeaf *live, int32 after)
+{
+	ScanKeyData key;
+
+	ScanKeyInit(&key, 1, BTGreaterStrategyNumber, F_INT4GT,
+				Int32GetDatum(after));
+	return DatumGetInt32(first_row(live, orch_catalog(false)->live_parked,
+								   &key, 1, ORCH_TASK_OWNER));
 }
 
 int32
@@ -511,29 +536,30 @@ orch_heap_next_owner(OrchLeaf *live, int32 after, int32 before)
 				Int32GetDatum(after));
 	ScanKeyInit(&keys[1], 1, BTLessStrategyNumber, F_INT4LT,
 				Int32GetDatum(before));
-	return first_ready(live, keys, 2, ORCH_TASK_OWNER);
+	return DatumGetInt32(first_row(live, orch_catalog(false)->live_ready, keys,
+								   2, ORCH_TASK_OWNER));
 }
 
 /*
- * A column of the first ready row that fits the keys; 0: there is none.
+ * A column of the first row that fits the keys of an index; 0: there is none.
  */
-static int32
-first_ready(OrchLeaf *live, ScanKey keys, int nkeys, OrchColumn column)
+static Datum
+first_row(OrchLeaf *live, Oid indexid, ScanKey keys, int nkeys,
+		  OrchColumn column)
 {
-	Relation index =
-		index_open(orch_catalog(false)->live_ready, AccessShareLock);
+	Relation index = index_open(indexid, AccessShareLock);
 	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
 	TupleTableSlot *slot = table_slot_create(live->rel, NULL);
 	IndexScanDesc scan =
 		orch_index_beginscan(live->rel, index, snapshot, nkeys);
-	int32 value = 0;
+	Datum value = (Datum) 0;
 
 	index_rescan(scan, keys, nkeys, NULL, 0);
 	if (index_getnext_slot(scan, ForwardScanDirection, slot))
 	{
 		bool isnull;
 
-		value = DatumGetInt32(slot_getattr(slot, column + 1, &isnull));
+		value = slot_getattr(slot, column + 1, &isnull);
 	}
 	index_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);

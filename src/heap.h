@@ -118,6 +118,12 @@ extern void orch_heap_ready_end(OrchReadyScan *scan);
 extern int32 orch_heap_next_queue(OrchLeaf *live, int32 owner, int32 after,
 								  int32 before);
 
+/* The next limit after one (PG_INT64_MIN: from the first on) on which rows of an owner are parked, or 0. */
+extern int64 orch_heap_next_parked(OrchLeaf *live, int32 owner, int64 after);
+
+/* The first owner after one that has parked rows, or 0. */
+extern int32 orch_heap_next_parked_owner(OrchLeaf *live, int32 after);
+
 /* The first owner between two (not included) that has ready rows, or 0. */
 extern int32 orch_heap_next_owner(OrchLeaf *live, int32 after, int32 before);
 

@@ -21,6 +21,22 @@ extern void orch_json_value(JsonbParseState **state, const char *key,
 							Datum value);
 extern Datum orch_json_end(JsonbParseState **state);
 
+/*
+ * A path over a document.  One that only goes from member to member is
+ * followed by us, several times faster than SQL/JSON would.
+ */
+typedef struct OrchPath OrchPath;
+
+/* Compile a path that is known to parse; kept in the memory context. */
+extern OrchPath *orch_json_path(const char *text, MemoryContext context);
+
+/*
+ * What a path finds first, as text in the current memory context: strings
+ * without quotes.  NULL: nothing, or a JSON null.  Raises what SQL/JSON does
+ * for documents that a strict path does not fit.
+ */
+extern char *orch_json_find(OrchPath *path, Datum document);
+
 /* Add a value to an array begun with pushJsonbValue(). */
 extern void orch_json_element(JsonbParseState **state, Jsonb *value);
 

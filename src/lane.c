@@ -30,15 +30,18 @@
 #include "lane.h"
 
 static int find_owner(Oid dboid, int32 owner);
-static int find_lane(int owner_index, int32 queue);
+static int *lanes_of(int owner_index, int32 queue);
+static int find_lane(int owner_index, int32 queue, int64 limit);
 static int make_owner(Oid dboid, int32 owner);
 static bool owner_is_idle(int index);
 static void forget_owner(int index);
-static int make_lane(int owner_index, int32 queue);
+static void forget_lanes(int lane);
+static int make_lane(int owner_index, int32 queue, int64 limit);
 static bool evict_lane(int lane);
 static bool lower(int lane, int64 sort_key, bool ready);
 static void lower_claims(int lane, int64 sort_key);
 static bool wake_executor(int owner_index);
+static int add_known(OrchKnown *known, int n, int lane);
 
 /*
  * Caller holds shared->lock.
@@ -58,14 +61,26 @@ find_owner(Oid dboid, int32 owner)
 }
 
 /*
+ * Where the list of an owner's lanes begins: parked rows have one of their own.
+ */
+static int *
+lanes_of(int owner_index, int32 queue)
+{
+	OrchOwner *owner = &orch_shared->owners[owner_index];
+
+	return queue == ORCH_PARKED ? &owner->first_parked : &owner->first_lane;
+}
+
+/*
  * Caller holds shared->lock.
  */
 static int
-find_lane(int owner_index, int32 queue)
+find_lane(int owner_index, int32 queue, int64 limit)
 {
-	int lane = orch_shared->owners[owner_index].first_lane;
+	int lane = *lanes_of(owner_index, queue);
 
-	while (lane >= 0 && orch_shared->lanes[lane].queue != queue)
+	while (lane >= 0 && (orch_shared->lanes[lane].queue != queue ||
+						 orch_shared->lanes[lane].limit != limit))
 		lane = orch_shared->lanes[lane].next;
 	return lane;
 }
@@ -120,7 +135,7 @@ make_owner(Oid dboid, int32 owner)
 	entry = &orch_shared->owners[index];
 	memset(entry, 0, sizeof(OrchOwner));
 	entry->owner = owner;
-	entry->first_lane = -1;
+	entry->first_lane = entry->first_parked = -1;
 	entry->dboid = dboid;
 	if (index >= (int) pg_atomic_read_u32(&orch_shared->nowners))
 		pg_atomic_write_u32(&orch_shared->nowners, index + 1);
@@ -150,8 +165,14 @@ owner_is_idle(int index)
 static void
 forget_owner(int index)
 {
-	int lane = orch_shared->owners[index].first_lane;
+	forget_lanes(orch_shared->owners[index].first_lane);
+	forget_lanes(orch_shared->owners[index].first_parked);
+	orch_shared->owners[index].dboid = InvalidOid;
+}
 
+static void
+forget_lanes(int lane)
+{
 	while (lane >= 0)
 	{
 		int next = orch_shared->lanes[lane].next;
@@ -159,27 +180,27 @@ forget_owner(int index)
 		SpinLockAcquire(&orch_shared->lanes[lane].mutex);
 		orch_shared->lanes[lane].queue = 0;
 		orch_shared->lanes[lane].ready = false;
+		orch_shared->lanes[lane].blocked_on = 0;
 		SpinLockRelease(&orch_shared->lanes[lane].mutex);
 		lane = next;
 	}
-	orch_shared->owners[index].dboid = InvalidOid;
 }
 
 int
-orch_lane_find(int owner_index, int32 queue)
+orch_lane_find(int owner_index, int32 queue, int64 limit)
 {
 	int lane;
 
 	LWLockAcquire(orch_shared->lock, LW_SHARED);
-	lane = find_lane(owner_index, queue);
+	lane = find_lane(owner_index, queue, limit);
 	LWLockRelease(orch_shared->lock);
 	if (lane >= 0)
 		return lane;
 
 	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
-	lane = find_lane(owner_index, queue);
+	lane = find_lane(owner_index, queue, limit);
 	if (lane < 0)
-		lane = make_lane(owner_index, queue);
+		lane = make_lane(owner_index, queue, limit);
 	LWLockRelease(orch_shared->lock);
 	return lane;
 }
@@ -188,9 +209,9 @@ orch_lane_find(int owner_index, int32 queue)
  * Caller holds shared->lock exclusively.
  */
 static int
-make_lane(int owner_index, int32 queue)
+make_lane(int owner_index, int32 queue, int64 limit)
 {
-	OrchOwner *owner = &orch_shared->owners[owner_index];
+	int *first = lanes_of(owner_index, queue);
 	int lane = -1;
 	OrchLane *entry;
 
@@ -213,10 +234,12 @@ make_lane(int owner_index, int32 queue)
 	entry->mark = ORCH_MARK_LOWEST;
 	entry->ready = true;
 	entry->paused = false;
-	entry->next = owner->first_lane;
+	entry->blocked_on = 0;
+	entry->next = *first;
+	entry->limit = limit;
 	entry->queue = queue;
 	SpinLockRelease(&entry->mutex);
-	owner->first_lane = lane;
+	*first = lane;
 	if (lane >= (int) pg_atomic_read_u32(&orch_shared->nlanes))
 		pg_atomic_write_u32(&orch_shared->nlanes, lane + 1);
 	return lane;
@@ -230,11 +253,11 @@ static bool
 evict_lane(int lane)
 {
 	OrchLane *entry = &orch_shared->lanes[lane];
-	int *link = &orch_shared->owners[entry->owner].first_lane;
+	int *link = lanes_of(entry->owner, entry->queue);
 	bool busy;
 
 	SpinLockAcquire(&entry->mutex);
-	busy = entry->ready;
+	busy = entry->ready || entry->blocked_on != 0;
 	for (int i = 0; i < orch_shared->nexecutors; i++)
 		busy |= orch_shared->executors[i].lane == lane;
 	if (!busy)
@@ -286,11 +309,11 @@ lower(int lane, int64 sort_key, bool ready)
 }
 
 void
-orch_lane_ready(Oid dboid, int32 owner, Oid roleoid, int32 queue,
+orch_lane_ready(Oid dboid, int32 owner, Oid roleoid, int32 queue, int64 limit,
 				int64 sort_key)
 {
 	int index = orch_lane_owner(dboid, owner, roleoid);
-	int lane = index >= 0 ? orch_lane_find(index, queue) : -1;
+	int lane = index >= 0 ? orch_lane_find(index, queue, limit) : -1;
 
 	if (index < 0)
 	{
@@ -367,20 +390,76 @@ orch_lane_reset_quiet(Oid dboid, uint32 *seen)
 void
 orch_lane_recheck(int owner_index)
 {
-	int lane = orch_shared->owners[owner_index].first_lane;
+	const OrchOwner *owner = &orch_shared->owners[owner_index];
 
-	for (; lane >= 0; lane = orch_shared->lanes[lane].next)
-		orch_shared->lanes[lane].ready = true;
+	for (int i = owner->first_lane; i >= 0; i = orch_shared->lanes[i].next)
+		orch_shared->lanes[i].ready = true;
+	for (int i = owner->first_parked; i >= 0; i = orch_shared->lanes[i].next)
+		orch_shared->lanes[i].ready |= orch_shared->lanes[i].blocked_on == 0;
 }
 
 void
-orch_lane_look(int owner_index, int32 queue)
+orch_lane_look(int owner_index, int32 queue, int64 limit)
 {
-	int lane = orch_lane_find(owner_index, queue);
+	int lane = orch_lane_find(owner_index, queue, limit);
 
 	if (lane >= 0)
 		orch_shared->lanes[lane].ready = true;
 	orch_shared->owners[owner_index].ready = true;
+}
+
+bool
+orch_lane_block(int lane, int64 limit, bool everybody)
+{
+	OrchLane *entry = &orch_shared->lanes[lane];
+	bool blocked;
+
+	SpinLockAcquire(&entry->mutex);
+	blocked = entry->queue == ORCH_PARKED ? entry->limit == limit : everybody;
+	if (blocked)
+		entry->blocked_on = limit;
+	SpinLockRelease(&entry->mutex);
+	return blocked;
+}
+
+int
+orch_lane_unblock(Oid dboid, int64 limit)
+{
+	int n = pg_atomic_read_u32(&orch_shared->nlanes);
+	int woken = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		OrchLane *lane = &orch_shared->lanes[i];
+		OrchOwner *owner = &orch_shared->owners[lane->owner];
+
+		if (lane->blocked_on != limit || lane->queue == 0 ||
+			owner->dboid != dboid)
+			continue;
+		SpinLockAcquire(&lane->mutex);
+		if (lane->blocked_on == limit)
+		{
+			lane->blocked_on = 0;
+			lane->ready = true;
+			woken++;
+		}
+		SpinLockRelease(&lane->mutex);
+		owner->ready = true;
+	}
+	return woken;
+}
+
+void
+orch_lane_call_ready(Oid dboid)
+{
+	int n = pg_atomic_read_u32(&orch_shared->nowners);
+
+	for (int i = 0; i < n; i++)
+	{
+		if (orch_shared->owners[i].dboid == dboid &&
+			orch_shared->owners[i].ready)
+			orch_lane_call(i);
+	}
 }
 
 static int
@@ -391,7 +470,9 @@ compare_known(const void *left, const void *right)
 
 	if (one->owner != other->owner)
 		return one->owner < other->owner ? -1 : 1;
-	return one->queue < other->queue ? -1 : one->queue > other->queue;
+	if (one->queue != other->queue)
+		return one->queue < other->queue ? -1 : 1;
+	return one->limit < other->limit ? -1 : one->limit > other->limit;
 }
 
 OrchKnown *
@@ -405,7 +486,8 @@ orch_lane_known_owners(Oid dboid, int *n)
 	{
 		const OrchOwner *owner = &orch_shared->owners[i];
 
-		if (owner->dboid == dboid && owner->first_lane >= 0)
+		if (owner->dboid == dboid &&
+			(owner->first_lane >= 0 || owner->first_parked >= 0))
 			known[(*n)++] = (OrchKnown){.owner = owner->owner};
 	}
 	LWLockRelease(orch_shared->lock);
@@ -421,20 +503,30 @@ orch_lane_known(int owner_index, int *n)
 
 	*n = 0;
 	LWLockAcquire(orch_shared->lock, LW_SHARED);
-	for (int i = owner->first_lane; i >= 0; i = orch_shared->lanes[i].next)
-	{
-		OrchLane *lane = &orch_shared->lanes[i];
-
-		SpinLockAcquire(&lane->mutex);
-		known[(*n)++] = (OrchKnown){.owner = owner->owner,
-									.queue = lane->queue,
-									.mark = lane->mark,
-									.ready = lane->ready};
-		SpinLockRelease(&lane->mutex);
-	}
+	*n = add_known(known, 0, owner->first_lane);
+	*n = add_known(known, *n, owner->first_parked);
 	LWLockRelease(orch_shared->lock);
 	qsort(known, *n, sizeof(OrchKnown), compare_known);
 	return known;
+}
+
+static int
+add_known(OrchKnown *known, int n, int lane)
+{
+	for (; lane >= 0; lane = orch_shared->lanes[lane].next)
+	{
+		OrchLane *entry = &orch_shared->lanes[lane];
+
+		SpinLockAcquire(&entry->mutex);
+		known[n++] =
+			(OrchKnown){.owner = orch_shared->owners[entry->owner].owner,
+						.queue = entry->queue,
+						.limit = entry->limit,
+						.mark = entry->mark,
+						.ready = entry->ready};
+		SpinLockRelease(&entry->mutex);
+	}
+	return n;
 }
 
 void
@@ -449,7 +541,8 @@ orch_lane_forget(Oid dboid)
 }
 
 bool
-orch_lane_begin(OrchExecutor *executor, int lane, int32 *queue, int64 *mark)
+orch_lane_begin(OrchExecutor *executor, int lane, int32 *queue, int64 *limit,
+				int64 *mark)
 {
 	OrchLane *entry = &orch_shared->lanes[lane];
 	bool ours;
@@ -461,7 +554,9 @@ orch_lane_begin(OrchExecutor *executor, int lane, int32 *queue, int64 *mark)
 		executor->lane = lane;
 		executor->lane_low = PG_INT64_MAX;
 		entry->ready = false;
+		entry->blocked_on = 0;
 		*queue = entry->queue;
+		*limit = entry->limit;
 		*mark = entry->mark;
 	}
 	SpinLockRelease(&entry->mutex);

@@ -15,7 +15,20 @@
  * when the caller does not know it (the supervisor will look it up).
  */
 extern void orch_lane_ready(Oid dboid, int32 owner, Oid roleoid, int32 queue,
-							int64 sort_key);
+							int64 limit, int64 sort_key);
+
+/*
+ * A claim in a lane was refused by a limit.  If it concerns all of the lane's
+ * rows (everybody; else when they were parked on it) the lane sleeps until
+ * orch_lane_unblock(), and this returns true.  Under permit_lock, both.
+ */
+extern bool orch_lane_block(int lane, int64 limit, bool everybody);
+
+/* Wake the lanes that sleep for a limit; returns how many. */
+extern int orch_lane_unblock(Oid dboid, int64 limit);
+
+/* Call executors of all owners of a database that have work. */
+extern void orch_lane_call_ready(Oid dboid);
 
 /*
  * The queue of a lane is paused: who enqueues there wakes nobody.  Set it
@@ -37,14 +50,16 @@ extern void orch_lane_reset(Oid dboid, bool ready);
  */
 extern bool orch_lane_reset_quiet(Oid dboid, uint32 *seen);
 
-/* There are ready rows in a queue of an owner: have somebody look. */
-extern void orch_lane_look(int owner_index, int32 queue);
+/* There are ready rows in a queue of an owner: have somebody look.  queue may
+ * be ORCH_PARKED, for what is parked on a limit. */
+extern void orch_lane_look(int owner_index, int32 queue, int64 limit);
 
 /* What is known of an owner's lane; of an owner alone, queue is 0. */
 typedef struct OrchKnown
 {
 	int32 owner;
 	int32 queue;
+	int64 limit; /* of parked rows */
 	int64 mark;
 	bool ready;
 } OrchKnown;
@@ -65,8 +80,9 @@ extern void orch_lane_forget(Oid dboid);
 /* Index of an owner, made if missing; -1: no room. */
 extern int orch_lane_owner(Oid dboid, int32 owner, Oid roleoid);
 
-/* Index of the lane of a queue, made if missing; -1: no room. */
-extern int orch_lane_find(int owner_index, int32 queue);
+/* Index of the lane of a queue, or of what is parked on a limit; made if
+ * missing; -1: no room. */
+extern int orch_lane_find(int owner_index, int32 queue, int64 limit);
 
 /*
  * A claim begins in a lane: clear its ready flag and tell its queue and the
@@ -74,7 +90,7 @@ extern int orch_lane_find(int owner_index, int32 queue);
  * the lane is no longer the executor's owner's.
  */
 extern bool orch_lane_begin(OrchExecutor *executor, int lane, int32 *queue,
-							int64 *mark);
+							int64 *limit, int64 *mark);
 
 /*
  * The claim's scan is over: raise the mark to `upto` (the first key that may

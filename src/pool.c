@@ -143,6 +143,7 @@ orch_pool_free(OrchExecutor *executor)
 		else
 			owner->failures = 0;
 	}
+	orch_permit_release(executor, 0);
 	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
 	executor->dboid = InvalidOid;
 	executor->task = 0;

@@ -5,6 +5,7 @@
 #include "postgres.h"
 
 #include "miscadmin.h"
+#include "portability/instr_time.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
@@ -28,6 +29,7 @@ static void request_memory(void);
 static void start_memory(void);
 static void initialize_memory(void);
 static Size executors_size(void);
+static void lower_time(Oid dboid, TimestampTz at, uint32 why);
 
 void
 orch_shmem_install(void (*started)(void))
@@ -54,7 +56,7 @@ request_memory(void)
 
 	RequestAddinShmemSpace(
 		add_size(executors_size(), mul_size(MaxBackends, sizeof(OrchWaiter))));
-	RequestNamedLWLockTranche(TRANCHE_NAME, 1);
+	RequestNamedLWLockTranche(TRANCHE_NAME, 2);
 }
 
 /*
@@ -88,7 +90,8 @@ start_memory(void)
 static void
 initialize_memory(void)
 {
-	orch_shared->lock = &GetNamedLWLockTranche(TRANCHE_NAME)->lock;
+	orch_shared->lock = &GetNamedLWLockTranche(TRANCHE_NAME)[0].lock;
+	orch_shared->permit_lock = &GetNamedLWLockTranche(TRANCHE_NAME)[1].lock;
 	orch_shared->launcher_procno = -1;
 	orch_shared->nexecutors = orch_max_executors;
 	orch_shared->nwaiters = MaxBackends;
@@ -110,6 +113,7 @@ initialize_memory(void)
 		database->supervisor_procno = -1;
 		pg_atomic_init_u32(&database->wake, 0);
 		pg_atomic_init_u64(&database->next_due, PG_INT64_MAX);
+		pg_atomic_init_u64(&database->next_permit, PG_INT64_MAX);
 		pg_atomic_init_u32(&database->listeners, 0);
 		SpinLockInit(&database->ring_mutex);
 	}
@@ -156,6 +160,9 @@ orch_shmem_database(Oid dboid, bool create)
 	unused->retry_at = 0;
 	pg_atomic_write_u32(&unused->wake, 0);
 	pg_atomic_write_u64(&unused->next_due, PG_INT64_MAX);
+	pg_atomic_write_u64(&unused->next_permit, PG_INT64_MAX);
+	unused->limits_changed = false;
+	unused->rates_known = false;
 	unused->ring_head = unused->ring_tail = 0;
 	unused->ring_lost = false;
 	unused->dboid = dboid;
@@ -231,6 +238,21 @@ orch_shmem_wake_launcher(bool look)
 void
 orch_shmem_lower_due(Oid dboid, TimestampTz at)
 {
+	lower_time(dboid, at, ORCH_WAKE_DUE);
+}
+
+void
+orch_shmem_lower_permit(Oid dboid, TimestampTz at)
+{
+	lower_time(dboid, at, ORCH_WAKE_PERMITS);
+}
+
+/*
+ * Lower the time that belongs to a reason to wake.
+ */
+static void
+lower_time(Oid dboid, TimestampTz at, uint32 why)
+{
 	OrchDatabase *database;
 	bool lowered = false;
 
@@ -238,20 +260,21 @@ orch_shmem_lower_due(Oid dboid, TimestampTz at)
 	database = orch_shmem_database(dboid, false);
 	if (database != NULL)
 	{
-		uint64 due = pg_atomic_read_u64(&database->next_due);
+		pg_atomic_uint64 *time = why == ORCH_WAKE_DUE ? &database->next_due
+													  : &database->next_permit;
+		uint64 due = pg_atomic_read_u64(time);
 
 		while (at < (TimestampTz) due)
 		{
 			lowered = true;
-			if (pg_atomic_compare_exchange_u64(&database->next_due, &due,
-											   (uint64) at))
+			if (pg_atomic_compare_exchange_u64(time, &due, (uint64) at))
 				break;
 		}
 	}
 	LWLockRelease(orch_shared->lock);
 
 	if (lowered || database == NULL)
-		orch_shmem_wake_supervisor(dboid, ORCH_WAKE_DUE);
+		orch_shmem_wake_supervisor(dboid, why);
 }
 
 TimestampTz
@@ -259,4 +282,13 @@ orch_clock(void)
 {
 	return GetCurrentTimestamp() +
 		   (TimestampTz) orch_test_clock_offset * USECS_PER_SEC;
+}
+
+int64
+orch_monotonic(void)
+{
+	instr_time now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	return (int64) INSTR_TIME_GET_MICROSEC(now);
 }

@@ -5,8 +5,9 @@
  * Everything here can be rebuilt from the tables: after a restart the memory
  * is zeroed and the supervisors look at what they find.
  *
- * Locks, outermost first: shared->lock (LWLock: who exists), a lane's, an
- * executor's or a ring's spinlock (what it does now).  Nothing is allocated,
+ * Locks, outermost first: shared->lock (LWLock: who exists), permit_lock
+ * (LWLock: what is taken of limits), a lane's, an executor's or a ring's
+ * spinlock (what it does now).  Nothing is allocated,
  * logged or waited for under a spinlock.
  */
 #ifndef ORCHESTRATOR_SHMEM_H
@@ -28,6 +29,14 @@
 
 #define ORCH_MARK_LOWEST PG_INT64_MIN
 
+/* A set-associative table, so that no entry is ever moved. */
+#define ORCH_PERMIT_SETS 1024
+#define ORCH_PERMIT_WAYS 16
+#define ORCH_MAX_HELD	 256 /* permits of one batch */
+
+/* The period of a rate is cut into so many pieces, and one that is under way. */
+#define ORCH_RATE_PIECES 32
+
 /* What a supervisor is asked to look at; bits of OrchDatabase.wake. */
 #define ORCH_WAKE_WORK	  0x01 /* an owner has work and no idle executor */
 #define ORCH_WAKE_DUE	  0x02 /* next_due was lowered */
@@ -35,6 +44,7 @@
 #define ORCH_WAKE_EXIT	  0x08 /* an executor left or died */
 #define ORCH_WAKE_CATALOG 0x10 /* extension made, dropped or updated */
 #define ORCH_WAKE_LOOK	  0x20 /* look at all lanes again */
+#define ORCH_WAKE_PERMITS 0x40 /* next_permit was lowered */
 
 typedef struct OrchEvent
 {
@@ -63,6 +73,9 @@ typedef struct OrchDatabase
 	TimestampTz retry_at;	   /* not started again before */
 	pg_atomic_uint32 wake;	   /* ORCH_WAKE_* */
 	pg_atomic_uint64 next_due; /* TimestampTz; PG_INT64_MAX: nothing due */
+	pg_atomic_uint64 next_permit; /* likewise: when a rate goes on */
+	bool limits_changed;		  /* at next_permit, wake all that sleep */
+	bool rates_known; /* starts of the time before a restart were counted */
 	pg_atomic_uint32
 		listeners; /* sessions that LISTEN to any of our channels */
 
@@ -82,23 +95,29 @@ typedef struct OrchOwner
 	Oid dboid;	 /* InvalidOid: free */
 	int32 owner; /* orchestrator.owner.id */
 	Oid roleoid;
-	int first_lane;	 /* -1: none */
-	bool ready;		 /* may have pending tasks */
-	bool discovered; /* every queue with ready tasks has a lane */
-	bool asked;		 /* the supervisor knows that more executors would help */
-	int failures;	 /* executors in a row that could not start */
+	int first_lane;	  /* -1: none */
+	int first_parked; /* likewise, of parked rows */
+	bool ready;		  /* may have pending tasks */
+	bool discovered;  /* every queue with ready tasks has a lane */
+	bool asked;		  /* the supervisor knows that more executors would help */
+	int failures;	  /* executors in a row that could not start */
 	TimestampTz retry_at;
 } OrchOwner;
 
+/* In the place of a queue: rows that were parked. */
+#define ORCH_PARKED (-1)
+
 /*
- * One queue of one owner: where its ready rows begin.  No pending row that a
+ * One queue of one owner, or what was parked on one limit: where its ready rows begin.  No pending row that a
  * new snapshot sees has a smaller sort key than mark (lane.c).
  */
 typedef struct OrchLane
 {
-	int32 queue;
-	int owner; /* index into owners */
-	int next;  /* next lane of the same owner; -1: last */
+	int32 queue;	  /* 0: free; ORCH_PARKED: of limit */
+	int64 limit;	  /* of parked rows: what they wait for (permit.h) */
+	int64 blocked_on; /* sleeps until this limit has room; 0: does not */
+	int owner;		  /* index into owners */
+	int next;		  /* next lane of the same owner; -1: last */
 	slock_t mutex;
 	int64 mark;
 	bool ready;		 /* may have pending tasks */
@@ -121,6 +140,24 @@ typedef struct OrchClaim
 	int32 epoch;
 	pg_atomic_uint32 state; /* OrchClaimState; compare-and-swap */
 } OrchClaim;
+
+/*
+ * What is taken of one limit (permit.c).  Times are of the monotonic clock.
+ */
+typedef struct OrchPermit
+{
+	Oid dboid;
+	int64 id;		  /* 0: free */
+	int running;	  /* executors that hold it */
+	int adaptive;	  /* at most so many, as adapted; 0: as configured */
+	bool waiting;	  /* somebody was refused */
+	int64 wait_until; /* ... until then; 0: until a release */
+	int64 width;	  /* of a piece, in microseconds; 0: no rate */
+	int64 piece;	  /* number of the newest */
+	int64 piece_end;  /* when it is over */
+	uint32 started;	  /* sum of pieces */
+	uint32 pieces[ORCH_RATE_PIECES + 1]; /* by number */
+} OrchPermit;
 
 typedef enum OrchExecutorState
 {
@@ -176,6 +213,10 @@ typedef struct OrchExecutor
 	int64 yield_task;	   /* fast lane: roll back, somebody wants the row */
 
 	TimestampTz signaled_at; /* when either was asked last */
+
+	/* permits that it holds, by index; under permit_lock */
+	int npermits;
+	int permits[ORCH_MAX_HELD];
 
 	/* what it holds; a batch in the fast lane is not claimed in the table */
 	bool fast;
@@ -233,6 +274,9 @@ typedef struct OrchShared
 	pg_atomic_uint32 nowners; /* high-water marks of the arrays */
 	pg_atomic_uint32 nlanes;
 
+	LWLock *permit_lock;
+	OrchPermit permits[ORCH_PERMIT_SETS * ORCH_PERMIT_WAYS];
+
 	OrchListener listeners[ORCH_MAX_LISTENERS];
 	bool listeners_full; /* more listen than we can name */
 
@@ -273,6 +317,12 @@ extern void orch_shmem_wake_launcher(bool look);
 
 /* Tell the supervisor's timer that something is due at the given time. */
 extern void orch_shmem_lower_due(Oid dboid, TimestampTz at);
+
+/* The same of the time at which a rate goes on. */
+extern void orch_shmem_lower_permit(Oid dboid, TimestampTz at);
+
+/* Microseconds on a clock that never jumps, the same in all processes. */
+extern int64 orch_monotonic(void);
 
 /* The clock of the engine: the server's, plus
  * orchestrator.test_clock_offset. */

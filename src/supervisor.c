@@ -100,6 +100,7 @@ static void charge_guilty(void);
 static void find_work(void);
 static void look_at_owner(OrchLeaf *live, int32 owner);
 static bool has_ready(OrchLeaf *live, const OrchKnown *lane);
+static void look_for_parked(OrchLeaf *live);
 static void look_again(void);
 static void turn(uint32 wake);
 static void recover_dead(void);
@@ -114,6 +115,7 @@ static void move_due(void);
 static int64 newest_id(void);
 static void make_partitions(void);
 static void manage_pool(void);
+static void wake_sleepers(void);
 static void tell_listeners(void);
 static void dismiss_executors(void);
 static void sleep_until_needed(void);
@@ -380,11 +382,13 @@ look_at_owner(OrchLeaf *live, int32 owner)
 	{
 		int32 before = i < nknown ? known[i].queue : PG_INT32_MAX;
 
-		while ((queue = orch_heap_next_queue(live, owner, queue, before)) != 0)
-			orch_lane_look(index, queue);
-		queue = before;
 		if (i < nknown && (known[i].ready || has_ready(live, &known[i])))
-			orch_lane_look(index, queue);
+			orch_lane_look(index, known[i].queue, known[i].limit);
+		if (before == ORCH_PARKED)
+			continue;
+		while ((queue = orch_heap_next_queue(live, owner, queue, before)) != 0)
+			orch_lane_look(index, queue, 0);
+		queue = before;
 	}
 	pfree(known);
 }
@@ -392,14 +396,36 @@ look_at_owner(OrchLeaf *live, int32 owner)
 static bool
 has_ready(OrchLeaf *live, const OrchKnown *lane)
 {
-	OrchReadyScan *scan =
-		orch_heap_ready_begin(live, lane->owner, lane->queue, lane->mark);
+	OrchReadyScan *scan = lane->queue == ORCH_PARKED
+							  ? orch_heap_parked_begin(live, lane->owner,
+													   lane->limit, lane->mark)
+							  : orch_heap_ready_begin(live, lane->owner,
+													  lane->queue, lane->mark);
 	OrchRow row;
 	ItemPointerData tid;
 	bool found = orch_heap_ready_next(scan, &row, &tid);
 
 	orch_heap_ready_end(scan);
 	return found;
+}
+
+/*
+ * Parked rows of owners and limits that have no lane, after a restart.
+ */
+static void
+look_for_parked(OrchLeaf *live)
+{
+	int32 owner = 0;
+
+	while ((owner = orch_heap_next_parked_owner(live, owner)) != 0)
+	{
+		int index = orch_lane_owner(MyDatabaseId, owner, InvalidOid);
+		int64 limit = PG_INT64_MIN;
+
+		while (index >= 0 &&
+			   (limit = orch_heap_next_parked(live, owner, limit)) != 0)
+			orch_lane_look(index, ORCH_PARKED, limit);
+	}
 }
 
 /*
@@ -429,6 +455,7 @@ find_work(void)
 			look_at_owner(live, owner = before);
 	}
 	pfree(known);
+	look_for_parked(live);
 	orch_heap_close(live);
 
 	due = orch_catalog_call(ORCH_FN_NEXT_DUE, 0, NULL, &isnull);
@@ -505,6 +532,8 @@ turn(uint32 wake)
 	}
 	if (!may_fire && (wake & ORCH_WAKE_WORK))
 		perform(find_work);
+	if (now >= (TimestampTz) pg_atomic_read_u64(&database->next_permit))
+		wake_sleepers();
 	manage_pool();
 	if (wake & ORCH_WAKE_EVENTS || now >= next_progress)
 		tell_listeners();
@@ -530,6 +559,20 @@ manage_pool(void)
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(turn_context);
+}
+
+/*
+ * Lanes that slept until a rate has room again, or until now, when limits were
+ * changed.
+ */
+static void
+wake_sleepers(void)
+{
+	bool all = database->limits_changed;
+
+	database->limits_changed = false;
+	pg_atomic_write_u64(&database->next_permit, PG_INT64_MAX);
+	orch_shmem_lower_permit(MyDatabaseId, orch_permit_wake(MyDatabaseId, all));
 }
 
 static void
@@ -829,6 +872,8 @@ sleep_until_needed(void)
 	long timeout = -1;
 	int events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
 
+	until =
+		Min(until, (TimestampTz) pg_atomic_read_u64(&database->next_permit));
 	until = Min(until, Min(next_look, Min(next_progress, retry_at)));
 	until = Min(until, orch_pool_retry_at());
 	if (until < DT_NOEND)

@@ -23,6 +23,7 @@
 
 #include "event.h"
 #include "guc.h"
+#include "limit.h"
 #include "workflow.h"
 
 /* How long, and how often, a root is tried for in the fast lane. */
@@ -89,6 +90,7 @@ orch_workflow_go_on(OrchBatch *batch, int number)
 	next = orch_plan_step(workflow, plan->successor);
 	task->definition = orch_claim_definition(batch, next->definition);
 	if (!same_place(plan, next) || !orch_claim_is_fast(task->definition) ||
+		!orch_limit_may_go_on(&before->row, task->definition) ||
 		!orch_plan_run_input(before->row.values[ORCH_TASK_INPUT], &input) ||
 		is_large(input, before))
 		return 0;
@@ -169,6 +171,7 @@ become_running(OrchTask *task)
 	task->has_output = false;
 	task->has_resources = false;
 	task->successor = 0;
+	task->nlimits = 0;
 	task->notices = NIL;
 }
 

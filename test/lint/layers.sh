@@ -9,6 +9,7 @@ json
 shmem
 note
 lane
+permit
 event
 notify
 catalog
@@ -19,6 +20,7 @@ wait
 plan
 enqueue
 notice
+limit
 claim
 handler
 procedure

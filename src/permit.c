@@ -1,0 +1,452 @@
+/*
+ * permit.c
+ *	  Permits: how many steps run at once, and how many start within a period.
+ *
+ * The table is set-associative: the number of a limit tells its set, and in it
+ * an entry is found by looking at all.  One without anybody in it and without
+ * a start in its period is as good as none, and makes room for others.
+ *
+ * A period is cut into pieces, and starts are counted by the piece.  A start
+ * counts until the piece it fell into and a whole period are over, so that no
+ * window as long as the period, wherever it begins, holds more than the limit.
+ * Time is the monotonic clock's: no jump of the other one opens a window twice.
+ *
+ * Who is refused sets `waiting` and puts its lane to sleep under the same
+ * lock under which permits are given back: no wake-up is lost.
+ */
+#include "postgres.h"
+
+#include "common/hashfn.h"
+#include "miscadmin.h"
+#include "storage/lwlock.h"
+#include "utils/timestamp.h"
+
+#include "lane.h"
+#include "permit.h"
+
+/* Which permits this process holds, by index. */
+static bool mine[ORCH_PERMIT_SETS * ORCH_PERMIT_WAYS];
+
+/* Where limits were found lately; what it says is checked. */
+#define FOUND_LATELY 1024
+static int found_lately[FOUND_LATELY];
+
+static OrchPermit *find_permit(Oid dboid, int64 id, bool create, int64 now);
+static bool is_worthless(const OrchPermit *permit, int64 now);
+static void make_permit(OrchPermit *permit, Oid dboid, int64 id);
+static OrchPermit *search_set(Oid dboid, int64 id, bool create, int64 now);
+static bool has_room(OrchPermit *permit, const OrchLimit *limit, int64 now);
+static int64 width_of(int64 period);
+static void advance(OrchPermit *permit, int64 period, int64 now);
+static int64 next_room(const OrchPermit *permit, int32 wanted);
+static void count_start(OrchPermit *permit, OrchLimit *limit);
+static void uncount_start(OrchPermit *permit, const OrchLimit *limit);
+static void refuse(OrchPermit *permit, int lane, const OrchLimit *limit,
+				   int64 now);
+static TimestampTz as_timestamp(int64 at);
+
+int64
+orch_permit_id(OrchLimitKind kind, int64 number, const void *name, Size length)
+{
+	uint64 seed = ((uint64) number << 2) | (uint64) kind;
+	uint64 id = hash_bytes_extended(name, (int) length, seed);
+
+	id ^= hash_bytes_extended((unsigned char *) &seed, sizeof(seed), length);
+	return id == 0 ? 1 : (int64) id;
+}
+
+/*
+ * The entry of a limit.  NULL: there is none, and with create no room for one.
+ * Caller holds permit_lock exclusively.
+ */
+static OrchPermit *
+find_permit(Oid dboid, int64 id, bool create, int64 now)
+{
+	int *lately = &found_lately[(uint64) id % FOUND_LATELY];
+	OrchPermit *permit = &orch_shared->permits[*lately];
+
+	if (permit->id == id && permit->dboid == dboid)
+		return permit;
+	permit = search_set(dboid, id, create, now);
+	if (permit != NULL)
+		*lately = permit - orch_shared->permits;
+	return permit;
+}
+
+static OrchPermit *
+search_set(Oid dboid, int64 id, bool create, int64 now)
+{
+	uint32 set = (uint32) ((uint64) id % ORCH_PERMIT_SETS);
+	OrchPermit *permits = &orch_shared->permits[set * ORCH_PERMIT_WAYS];
+
+	for (int i = 0; i < ORCH_PERMIT_WAYS; i++)
+	{
+		if (permits[i].id == id && permits[i].dboid == dboid)
+			return &permits[i];
+	}
+	for (int i = 0; create && i < ORCH_PERMIT_WAYS; i++)
+	{
+		if (permits[i].id == 0 || is_worthless(&permits[i], now))
+		{
+			make_permit(&permits[i], dboid, id);
+			return &permits[i];
+		}
+	}
+	return NULL;
+}
+
+static bool
+is_worthless(const OrchPermit *permit, int64 now)
+{
+	return permit->running == 0 && !permit->waiting && permit->adaptive == 0 &&
+		   (permit->width == 0 ||
+			now / permit->width - permit->piece > ORCH_RATE_PIECES);
+}
+
+static void
+make_permit(OrchPermit *permit, Oid dboid, int64 id)
+{
+	memset(permit, 0, sizeof(OrchPermit));
+	permit->dboid = dboid;
+	permit->id = id;
+}
+
+static int64
+width_of(int64 period)
+{
+	return Max(period / ORCH_RATE_PIECES, 1);
+}
+
+/*
+ * Let the pieces that are over go.  A period that was changed keeps its starts
+ * in the newest piece, which is as strict as can be.
+ */
+static void
+advance(OrchPermit *permit, int64 period, int64 now)
+{
+	int64 width = width_of(period);
+	int64 piece;
+
+	if (permit->width == width && now < permit->piece_end)
+		return;
+	piece = now / width;
+	permit->piece_end = (piece + 1) * width;
+	if (permit->width != width)
+	{
+		uint32 started = permit->started;
+
+		memset(permit->pieces, 0, sizeof(permit->pieces));
+		permit->width = width;
+		permit->piece = piece;
+		permit->pieces[piece % lengthof(permit->pieces)] = started;
+		return;
+	}
+	if (piece - permit->piece >= lengthof(permit->pieces))
+	{
+		memset(permit->pieces, 0, sizeof(permit->pieces));
+		permit->started = 0;
+		permit->piece = piece;
+	}
+	while (permit->piece < piece)
+	{
+		uint32 *oldest =
+			&permit->pieces[++permit->piece % lengthof(permit->pieces)];
+
+		permit->started -= *oldest;
+		*oldest = 0;
+	}
+}
+
+static bool
+has_room(OrchPermit *permit, const OrchLimit *limit, int64 now)
+{
+	int max = limit->max_running;
+
+	if (max > 0 && permit->adaptive > 0)
+		max = Min(max, permit->adaptive);
+	if (max > 0 && permit->running >= max &&
+		!mine[permit - orch_shared->permits])
+		return false;
+	if (limit->rate_limit == 0)
+		return true;
+	advance(permit, limit->rate_period, now);
+	return permit->started < (uint32) limit->rate_limit;
+}
+
+/*
+ * When so many starts will have left the period: the time at which a start is
+ * possible again.
+ */
+static int64
+next_room(const OrchPermit *permit, int32 wanted)
+{
+	int64 piece = permit->piece - ORCH_RATE_PIECES;
+	int64 left = wanted;
+
+	for (; piece < permit->piece; piece++)
+	{
+		left -= permit->pieces[piece % lengthof(permit->pieces)];
+		if (left <= 0)
+			break;
+	}
+	return (piece + ORCH_RATE_PIECES + 1) * permit->width;
+}
+
+static void
+count_start(OrchPermit *permit, OrchLimit *limit)
+{
+	limit->piece = permit->piece;
+	limit->piece_end = permit->piece_end;
+	permit->pieces[permit->piece % lengthof(permit->pieces)]++;
+	permit->started++;
+}
+
+/*
+ * Take back a start, if its piece still counts.
+ */
+static void
+uncount_start(OrchPermit *permit, const OrchLimit *limit)
+{
+	uint32 *starts = &permit->pieces[limit->piece % lengthof(permit->pieces)];
+
+	if (permit->piece - limit->piece >= lengthof(permit->pieces) ||
+		limit->piece > permit->piece || *starts == 0)
+		return;
+	(*starts)--;
+	permit->started--;
+}
+
+/*
+ * A row cannot be had.  When all that its lane holds is under the same limit,
+ * the lane sleeps; else the row is parked, and a lane of parked rows asks.
+ */
+static void
+refuse(OrchPermit *permit, int lane, const OrchLimit *limit, int64 now)
+{
+	if (!orch_lane_block(lane, limit->id,
+						 limit->kind == ORCH_LIMIT_QUEUE ||
+							 limit->kind == ORCH_LIMIT_ROLE))
+		return;
+	permit->waiting = true;
+	if (limit->rate_limit > 0 && permit->started >= (uint32) limit->rate_limit)
+	{
+		permit->wait_until = next_room(
+			permit, (int32) (permit->started - limit->rate_limit + 1));
+		permit->wait_until = Max(permit->wait_until, now + 1000);
+	}
+	else
+		permit->wait_until = 0;
+}
+
+const OrchLimit *
+orch_permit_take(OrchExecutor *executor, int lane, OrchLimit *limits, int n)
+{
+	OrchPermit *permits[ORCH_MAX_LIMITS];
+	const OrchLimit *refused = NULL;
+	int64 now = orch_monotonic();
+	int64 wait_until = 0;
+
+	LWLockAcquire(orch_shared->permit_lock, LW_EXCLUSIVE);
+	for (int i = 0; i < n && refused == NULL; i++)
+	{
+		permits[i] = find_permit(MyDatabaseId, limits[i].id, true, now);
+		if (permits[i] != NULL && has_room(permits[i], &limits[i], now))
+			continue;
+		refused = &limits[i];
+		if (permits[i] == NULL)
+			continue;
+		refuse(permits[i], lane, &limits[i], now);
+		wait_until = permits[i]->wait_until;
+	}
+	for (int i = 0; i < n && refused == NULL; i++)
+	{
+		int index = permits[i] - orch_shared->permits;
+
+		if (limits[i].max_running > 0 && !mine[index])
+		{
+			mine[index] = true;
+			executor->permits[executor->npermits++] = index;
+			permits[i]->running++;
+		}
+		if (limits[i].rate_limit > 0)
+			count_start(permits[i], &limits[i]);
+	}
+	LWLockRelease(orch_shared->permit_lock);
+	if (wait_until > 0)
+		orch_shmem_lower_permit(MyDatabaseId, as_timestamp(wait_until));
+	return refused;
+}
+
+bool
+orch_permit_is_held(const OrchLimit *limits, int n)
+{
+	for (int i = 0; i < n; i++)
+	{
+		int index = found_lately[(uint64) limits[i].id % FOUND_LATELY];
+
+		if (limits[i].max_running > 0 &&
+			!(mine[index] && orch_shared->permits[index].id == limits[i].id))
+			return false;
+	}
+	return true;
+}
+
+bool
+orch_permit_start(OrchLimit *limits, int n)
+{
+	OrchPermit *permits[ORCH_MAX_LIMITS];
+	int64 now = orch_monotonic();
+	bool room = true;
+
+	LWLockAcquire(orch_shared->permit_lock, LW_EXCLUSIVE);
+	for (int i = 0; i < n; i++)
+	{
+		permits[i] = NULL;
+		if (limits[i].rate_limit == 0)
+			continue;
+		permits[i] = find_permit(MyDatabaseId, limits[i].id, true, now);
+		if (permits[i] == NULL)
+			continue; /* no room to count: it was allowed when it was claimed */
+		advance(permits[i], limits[i].rate_period, now);
+		uncount_start(permits[i], &limits[i]);
+		room &= permits[i]->started < (uint32) limits[i].rate_limit;
+	}
+	for (int i = 0; i < n; i++)
+	{
+		if (permits[i] != NULL && room)
+			count_start(permits[i], &limits[i]);
+		else
+			limits[i].piece = -1; /* counted nowhere */
+	}
+	LWLockRelease(orch_shared->permit_lock);
+	return room;
+}
+
+void
+orch_permit_return(const OrchLimit *limits, int n)
+{
+	int64 now = orch_monotonic();
+
+	if (n == 0)
+		return;
+	LWLockAcquire(orch_shared->permit_lock, LW_EXCLUSIVE);
+	for (int i = 0; i < n; i++)
+	{
+		OrchPermit *permit =
+			limits[i].rate_limit == 0
+				? NULL
+				: find_permit(MyDatabaseId, limits[i].id, false, now);
+
+		if (permit != NULL)
+			uncount_start(permit, &limits[i]);
+	}
+	LWLockRelease(orch_shared->permit_lock);
+}
+
+void
+orch_permit_release(OrchExecutor *executor, int keep)
+{
+	int freed[ORCH_MAX_HELD];
+	int nfreed = 0;
+
+	if (executor->npermits <= keep)
+		return;
+	LWLockAcquire(orch_shared->permit_lock, LW_EXCLUSIVE);
+	while (executor->npermits > keep)
+	{
+		int index = executor->permits[--executor->npermits];
+		OrchPermit *permit = &orch_shared->permits[index];
+
+		mine[index] = false; /* or is not ours: the supervisor's of the dead */
+		permit->running--;
+		if (!permit->waiting)
+			continue;
+		permit->waiting = false;
+		freed[nfreed++] = orch_lane_unblock(permit->dboid, permit->id);
+	}
+	LWLockRelease(orch_shared->permit_lock);
+	for (int i = 0; i < nfreed; i++)
+	{
+		if (freed[i] > 0)
+			orch_lane_call_ready(executor->dboid);
+	}
+}
+
+TimestampTz
+orch_permit_wake(Oid dboid, bool all)
+{
+	int64 now = orch_monotonic();
+	int64 next = PG_INT64_MAX;
+	int woken = 0;
+
+	LWLockAcquire(orch_shared->permit_lock, LW_EXCLUSIVE);
+	for (int i = 0; i < ORCH_PERMIT_SETS * ORCH_PERMIT_WAYS; i++)
+	{
+		OrchPermit *permit = &orch_shared->permits[i];
+
+		if (permit->id == 0 || permit->dboid != dboid || !permit->waiting)
+			continue;
+		if (all || (permit->wait_until > 0 && permit->wait_until <= now))
+		{
+			permit->waiting = false;
+			permit->wait_until = 0;
+			woken += orch_lane_unblock(dboid, permit->id);
+		}
+		else if (permit->wait_until > 0)
+			next = Min(next, permit->wait_until);
+	}
+	LWLockRelease(orch_shared->permit_lock);
+	if (woken > 0)
+		orch_lane_call_ready(dboid);
+	return next == PG_INT64_MAX ? DT_NOEND : as_timestamp(next);
+}
+
+void
+orch_permit_restore(const OrchLimit *limit, int64 ago, int32 n)
+{
+	int64 now = orch_monotonic();
+	OrchPermit *permit;
+
+	LWLockAcquire(orch_shared->permit_lock, LW_EXCLUSIVE);
+	permit = find_permit(MyDatabaseId, limit->id, true, now);
+	if (permit != NULL)
+	{
+		int64 piece;
+
+		advance(permit, limit->rate_period, now);
+		piece = (now - Max(ago, 0)) / permit->width;
+		if (permit->piece - piece < lengthof(permit->pieces))
+		{
+			permit->pieces[piece % lengthof(permit->pieces)] += n;
+			permit->started += n;
+		}
+	}
+	LWLockRelease(orch_shared->permit_lock);
+}
+
+void
+orch_permit_usage(int64 id, int32 *running, int32 *starts)
+{
+	int64 now = orch_monotonic();
+	OrchPermit *permit;
+
+	*running = *starts = 0;
+	LWLockAcquire(orch_shared->permit_lock, LW_EXCLUSIVE);
+	permit = find_permit(MyDatabaseId, id, false, now);
+	if (permit != NULL)
+	{
+		*running = permit->running;
+		if (permit->width > 0)
+		{
+			advance(permit, permit->width * ORCH_RATE_PIECES, now);
+			*starts = (int32) permit->started;
+		}
+	}
+	LWLockRelease(orch_shared->permit_lock);
+}
+
+static TimestampTz
+as_timestamp(int64 at)
+{
+	return orch_clock() + (at - orch_monotonic());
+}
