@@ -25,6 +25,14 @@ CREATE FUNCTION orchestrator._sort_key(at timestamptz, priority int) RETURNS big
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_sort_key';
 CREATE FUNCTION orchestrator._ready(owner int, queue int, sort_key bigint) RETURNS void
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_ready';
+-- What is taken of the limits that are in use; and the number of a limit, of
+-- kind queue (by id) or definition (by id of the owner and name).
+CREATE FUNCTION orchestrator._permits(OUT id bigint, OUT running int, OUT started int, OUT waiting boolean, OUT adaptive int)
+  RETURNS SETOF record
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_permits';
+CREATE FUNCTION orchestrator._limit_id(kind text, number int, name text) RETURNS bigint
+  LANGUAGE C IMMUTABLE STRICT AS 'MODULE_PATHNAME', 'orchestrator_limit_id';
+
 -- Limits are changed by this transaction: what sleeps for one looks again.
 CREATE FUNCTION orchestrator._limits_changed() RETURNS void
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_limits_changed';

@@ -108,3 +108,73 @@ BEGIN
   RETURN v_count;
 END
 $$;
+
+-- Count a start of some time ago for a limit (src/permit.c).
+CREATE FUNCTION orchestrator._restore_rate(kind text, number int, name text, rate_limit int, period interval, ago interval, n int)
+  RETURNS void
+  LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_restore_rate';
+
+-- After a restart of the server: what was started within the periods of rate
+-- limits. Finished rows stand in their partition in the order of their ends, so
+-- each is read from its end, as far back as the longest period. Returns whether
+-- there may be any: the database was there before the restart.
+CREATE FUNCTION orchestrator._restore_rates(restarted_at timestamptz) RETURNS boolean
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
+DECLARE
+  v_chunk  constant int := 256;   -- blocks
+  v_size   constant int := current_setting('block_size')::int;
+  v_since  timestamptz;
+  v_leaf   oid;
+  v_blocks bigint;
+  v_newest timestamptz;
+BEGIN
+  IF NOT EXISTS (SELECT FROM orchestrator.database_identity i WHERE i.activated_at < $1) THEN
+    RETURN false;
+  END IF;
+  SELECT orchestrator._now() - max(p.period) INTO v_since
+    FROM (SELECT q.rate_period FROM orchestrator.queue q UNION ALL SELECT d.rate_period FROM orchestrator.definition d) p(period);
+  IF v_since IS NULL THEN
+    RETURN true;
+  END IF;
+  PERFORM orchestrator._restore_starts('orchestrator.task_live', v_since, '(0,0)');
+  FOR v_leaf IN SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = 'orchestrator.task_finished'::regclass ORDER BY 1 DESC LOOP
+    v_blocks := pg_relation_size(v_leaf) / v_size;
+    WHILE v_blocks > 0 LOOP
+      v_blocks := greatest(v_blocks - v_chunk, 0);
+      v_newest := orchestrator._restore_starts(v_leaf, v_since, format('(%s,0)', v_blocks)::tid, format('(%s,0)', v_blocks + v_chunk)::tid);
+      EXIT WHEN v_newest < v_since;
+    END LOOP;
+  END LOOP;
+  RETURN true;
+END
+$$;
+
+-- The starts in a part of a leaf; returns when the last row there ended.
+CREATE FUNCTION orchestrator._restore_starts(leaf regclass, since timestamptz, first tid, upto tid DEFAULT '(4294967294,0)')
+  RETURNS timestamptz
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
+DECLARE
+  v_now    timestamptz := orchestrator._now();
+  v_newest timestamptz;
+BEGIN
+  EXECUTE format(
+    $sql$WITH started AS MATERIALIZED (
+           SELECT t.queue, t.definition, t.plan, t.started_at, t.finished_at FROM %1$s t WHERE t.ctid >= $3 AND t.ctid < $4
+         ), recent AS MATERIALIZED (
+           SELECT s.queue, s.definition, s.plan, date_trunc('milliseconds', $1 - s.started_at) AS ago, count(*)::int AS n
+           FROM started s WHERE s.started_at >= $2 GROUP BY 1, 2, 3, 4
+         ), counted AS (
+           SELECT orchestrator._restore_rate('queue', q.id, '', q.rate_limit, q.rate_period, r.ago, r.n)
+           FROM recent r JOIN orchestrator.queue q ON q.id = r.queue AND q.rate_limit IS NOT NULL
+           UNION ALL
+           SELECT orchestrator._restore_rate('definition', d.owner, d.name, c.rate_limit, c.rate_period, r.ago, r.n)
+           FROM recent r
+           JOIN orchestrator.definition d ON d.id IN (r.definition, r.plan)
+           JOIN orchestrator.definition c ON c.owner = d.owner AND c.name = d.name AND c.rate_limit IS NOT NULL
+                                             AND (c.is_current OR c.id = d.id AND d.name LIKE 'orchestrator.%%')
+         )
+         SELECT max(s.finished_at) FROM started s WHERE (SELECT count(*) FROM counted) >= 0$sql$, $1)
+    INTO v_newest USING v_now, $2, $3, $4;
+  RETURN coalesce(v_newest, $2);
+END
+$$;

@@ -240,6 +240,7 @@ BEGIN
   t.finished_at := NULL;
   t.run_at := NULL;
   t.sort_key := NULL;
+  t.parked_on := NULL;
   t.expire_at := NULL;
   t.iteration := NULL;
   t.remaining := NULL;

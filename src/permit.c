@@ -17,10 +17,13 @@
 #include "postgres.h"
 
 #include "common/hashfn.h"
+#include "funcapi.h"
 #include "miscadmin.h"
 #include "storage/lwlock.h"
+#include "utils/builtins.h"
 #include "utils/timestamp.h"
 
+#include "guc.h"
 #include "lane.h"
 #include "permit.h"
 
@@ -38,12 +41,24 @@ static OrchPermit *search_set(Oid dboid, int64 id, bool create, int64 now);
 static bool has_room(OrchPermit *permit, const OrchLimit *limit, int64 now);
 static int64 width_of(int64 period);
 static void advance(OrchPermit *permit, int64 period, int64 now);
+static bool recall_starts(OrchPermit *permit, const OrchLimit *limit,
+						  int64 now);
 static int64 next_room(const OrchPermit *permit, int32 wanted);
 static void count_start(OrchPermit *permit, OrchLimit *limit);
 static void uncount_start(OrchPermit *permit, const OrchLimit *limit);
-static void refuse(OrchPermit *permit, int lane, const OrchLimit *limit,
-				   int64 now);
+static int64 refuse(OrchPermit *permit, int lane, const OrchLimit *limit,
+					int64 now);
+static int find_room(OrchPermit **permits, const OrchLimit *limits, int n,
+					 int64 now);
+static void enter(OrchExecutor *executor, OrchPermit **permits,
+				  OrchLimit *limits, int n);
+static int64 microseconds(const Interval *span);
 static TimestampTz as_timestamp(int64 at);
+static OrchDatabase *my_database(void);
+
+PG_FUNCTION_INFO_V1(orchestrator_restore_rate);
+PG_FUNCTION_INFO_V1(orchestrator_permits);
+PG_FUNCTION_INFO_V1(orchestrator_limit_id);
 
 int64
 orch_permit_id(OrchLimitKind kind, int64 number, const void *name, Size length)
@@ -169,8 +184,44 @@ has_room(OrchPermit *permit, const OrchLimit *limit, int64 now)
 		return false;
 	if (limit->rate_limit == 0)
 		return true;
+	if (permit->width == 0 && !recall_starts(permit, limit, now))
+		return false;
 	advance(permit, limit->rate_period, now);
 	return permit->started < (uint32) limit->rate_limit;
+}
+
+/*
+ * A rate that is met for the first time: what was started before a restart of
+ * the server counts, too.  Of queues and definitions the supervisor has read
+ * it (until it has, there is no room); a key's period begins full, since only
+ * its tasks' inputs could tell.
+ */
+static bool
+recall_starts(OrchPermit *permit, const OrchLimit *limit, int64 now)
+{
+	int64 ago = now - orch_shared->started_at;
+
+	if (limit->kind == ORCH_LIMIT_KEY && ago < limit->rate_period &&
+		my_database()->ran_before)
+	{
+		advance(permit, limit->rate_period, orch_shared->started_at);
+		permit->pieces[permit->piece % lengthof(permit->pieces)] =
+			permit->started = (uint32) limit->rate_limit;
+	}
+	return my_database()->rates_known;
+}
+
+/*
+ * The slot of our database, which has one as long as an executor is there.
+ */
+static OrchDatabase *
+my_database(void)
+{
+	static OrchDatabase *mine = NULL;
+
+	if (mine == NULL || mine->dboid != MyDatabaseId)
+		mine = orch_shmem_database(MyDatabaseId, false);
+	return mine;
 }
 
 /*
@@ -219,46 +270,70 @@ uncount_start(OrchPermit *permit, const OrchLimit *limit)
 /*
  * A row cannot be had.  When all that its lane holds is under the same limit,
  * the lane sleeps; else the row is parked, and a lane of parked rows asks.
+ * Returns when a start is possible again; 0: when a permit is given back.
  */
-static void
+static int64
 refuse(OrchPermit *permit, int lane, const OrchLimit *limit, int64 now)
 {
 	if (!orch_lane_block(lane, limit->id,
 						 limit->kind == ORCH_LIMIT_QUEUE ||
 							 limit->kind == ORCH_LIMIT_ROLE))
-		return;
+		return 0;
 	permit->waiting = true;
+	permit->wait_until = 0;
 	if (limit->rate_limit > 0 && permit->started >= (uint32) limit->rate_limit)
-	{
-		permit->wait_until = next_room(
-			permit, (int32) (permit->started - limit->rate_limit + 1));
-		permit->wait_until = Max(permit->wait_until, now + 1000);
-	}
-	else
-		permit->wait_until = 0;
+		permit->wait_until =
+			Max(next_room(permit,
+						  (int32) (permit->started - limit->rate_limit + 1)),
+				now + 1000);
+	return permit->wait_until;
 }
 
 const OrchLimit *
 orch_permit_take(OrchExecutor *executor, int lane, OrchLimit *limits, int n)
 {
-	OrchPermit *permits[ORCH_MAX_LIMITS];
-	const OrchLimit *refused = NULL;
+	OrchPermit *permits[ORCH_MAX_LIMITS] = {0};
 	int64 now = orch_monotonic();
 	int64 wait_until = 0;
+	int nfound;
 
 	LWLockAcquire(orch_shared->permit_lock, LW_EXCLUSIVE);
-	for (int i = 0; i < n && refused == NULL; i++)
+	nfound = find_room(permits, limits, n, now);
+	if (nfound == n)
+		enter(executor, permits, limits, n);
+	else if (permits[nfound] != NULL)
+		wait_until = refuse(permits[nfound], lane, &limits[nfound], now);
+	for (int i = 0; i < nfound; i++)
+		permits[i]->running--; /* of find_room() */
+	LWLockRelease(orch_shared->permit_lock);
+	if (wait_until > 0)
+		orch_shmem_lower_permit(MyDatabaseId, as_timestamp(wait_until));
+	return nfound == n ? NULL : &limits[nfound];
+}
+
+/*
+ * How many of the limits, from the first on, have room.  Their permits are
+ * entered once, so that a new one does not make room for the next.
+ */
+static int
+find_room(OrchPermit **permits, const OrchLimit *limits, int n, int64 now)
+{
+	int i;
+
+	for (i = 0; i < n; i++)
 	{
 		permits[i] = find_permit(MyDatabaseId, limits[i].id, true, now);
-		if (permits[i] != NULL && has_room(permits[i], &limits[i], now))
-			continue;
-		refused = &limits[i];
-		if (permits[i] == NULL)
-			continue;
-		refuse(permits[i], lane, &limits[i], now);
-		wait_until = permits[i]->wait_until;
+		if (permits[i] == NULL || !has_room(permits[i], &limits[i], now))
+			break;
+		permits[i]->running++;
 	}
-	for (int i = 0; i < n && refused == NULL; i++)
+	return i;
+}
+
+static void
+enter(OrchExecutor *executor, OrchPermit **permits, OrchLimit *limits, int n)
+{
+	for (int i = 0; i < n; i++)
 	{
 		int index = permits[i] - orch_shared->permits;
 
@@ -271,10 +346,6 @@ orch_permit_take(OrchExecutor *executor, int lane, OrchLimit *limits, int n)
 		if (limits[i].rate_limit > 0)
 			count_start(permits[i], &limits[i]);
 	}
-	LWLockRelease(orch_shared->permit_lock);
-	if (wait_until > 0)
-		orch_shmem_lower_permit(MyDatabaseId, as_timestamp(wait_until));
-	return refused;
 }
 
 bool
@@ -424,25 +495,82 @@ orch_permit_restore(const OrchLimit *limit, int64 ago, int32 n)
 	LWLockRelease(orch_shared->permit_lock);
 }
 
-void
-orch_permit_usage(int64 id, int32 *running, int32 *starts)
+/*
+ * _restore_rate(kind, number, name, rate_limit, period, ago, n)
+ */
+Datum
+orchestrator_restore_rate(PG_FUNCTION_ARGS)
 {
-	int64 now = orch_monotonic();
-	OrchPermit *permit;
+	char *kind = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	char *name = text_to_cstring(PG_GETARG_TEXT_PP(2));
+	OrchLimit limit = {.rate_limit = PG_GETARG_INT32(3)};
 
-	*running = *starts = 0;
-	LWLockAcquire(orch_shared->permit_lock, LW_EXCLUSIVE);
-	permit = find_permit(MyDatabaseId, id, false, now);
-	if (permit != NULL)
+	if (!orch_preloaded)
+		PG_RETURN_VOID();
+	limit.kind =
+		strcmp(kind, "queue") == 0 ? ORCH_LIMIT_QUEUE : ORCH_LIMIT_DEFINITION;
+	limit.id =
+		orch_permit_id(limit.kind, PG_GETARG_INT32(1), name, strlen(name));
+	limit.rate_period = microseconds(PG_GETARG_INTERVAL_P(4));
+	orch_permit_restore(&limit, microseconds(PG_GETARG_INTERVAL_P(5)),
+						PG_GETARG_INT32(6));
+	PG_RETURN_VOID();
+}
+
+/*
+ * _permits(): what is taken of each limit of this database that is in use.
+ */
+Datum
+orchestrator_permits(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+
+	InitMaterializedSRF(fcinfo, 0);
+	for (int i = 0; orch_preloaded && i < ORCH_PERMIT_SETS * ORCH_PERMIT_WAYS;
+		 i++)
 	{
-		*running = permit->running;
-		if (permit->width > 0)
-		{
-			advance(permit, permit->width * ORCH_RATE_PIECES, now);
-			*starts = (int32) permit->started;
-		}
+		OrchPermit permit;
+		Datum values[5];
+		bool nulls[5] = {false};
+
+		LWLockAcquire(orch_shared->permit_lock, LW_SHARED);
+		permit = orch_shared->permits[i];
+		LWLockRelease(orch_shared->permit_lock);
+		if (permit.id == 0 || permit.dboid != MyDatabaseId)
+			continue;
+		if (permit.width > 0)
+			advance(&permit, permit.width * ORCH_RATE_PIECES,
+					orch_monotonic());
+		values[0] = Int64GetDatum(permit.id);
+		values[1] = Int32GetDatum(permit.running);
+		values[2] = Int32GetDatum(permit.started);
+		values[3] = BoolGetDatum(permit.waiting);
+		values[4] = Int32GetDatum(permit.adaptive);
+		tuplestore_putvalues(result->setResult, result->setDesc, values,
+							 nulls);
 	}
-	LWLockRelease(orch_shared->permit_lock);
+	return (Datum) 0;
+}
+
+/*
+ * _limit_id(kind, number, name)
+ */
+Datum
+orchestrator_limit_id(PG_FUNCTION_ARGS)
+{
+	char *kind = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	char *name = text_to_cstring(PG_GETARG_TEXT_PP(2));
+
+	PG_RETURN_INT64(orch_permit_id(
+		strcmp(kind, "queue") == 0 ? ORCH_LIMIT_QUEUE : ORCH_LIMIT_DEFINITION,
+		PG_GETARG_INT32(1), name, strlen(name)));
+}
+
+static int64
+microseconds(const Interval *span)
+{
+	return span->time +
+		   ((int64) span->month * DAYS_PER_MONTH + span->day) * USECS_PER_DAY;
 }
 
 static TimestampTz

@@ -86,7 +86,4 @@ extern TimestampTz orch_permit_wake(Oid dboid, bool all);
  */
 extern void orch_permit_restore(const OrchLimit *limit, int64 ago, int32 n);
 
-/* Executors that hold a permit of a limit, and starts within its period. */
-extern void orch_permit_usage(int64 id, int32 *running, int32 *starts);
-
 #endif

@@ -93,6 +93,7 @@ initialize_memory(void)
 	orch_shared->lock = &GetNamedLWLockTranche(TRANCHE_NAME)[0].lock;
 	orch_shared->permit_lock = &GetNamedLWLockTranche(TRANCHE_NAME)[1].lock;
 	orch_shared->launcher_procno = -1;
+	orch_shared->started_at = orch_monotonic();
 	orch_shared->nexecutors = orch_max_executors;
 	orch_shared->nwaiters = MaxBackends;
 	pg_atomic_init_u32(&orch_shared->starved, 0);
@@ -162,7 +163,7 @@ orch_shmem_database(Oid dboid, bool create)
 	pg_atomic_write_u64(&unused->next_due, PG_INT64_MAX);
 	pg_atomic_write_u64(&unused->next_permit, PG_INT64_MAX);
 	unused->limits_changed = false;
-	unused->rates_known = false;
+	unused->rates_known = unused->ran_before = false;
 	unused->ring_head = unused->ring_tail = 0;
 	unused->ring_lost = false;
 	unused->dboid = dboid;

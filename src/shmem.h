@@ -76,6 +76,7 @@ typedef struct OrchDatabase
 	pg_atomic_uint64 next_permit; /* likewise: when a rate goes on */
 	bool limits_changed;		  /* at next_permit, wake all that sleep */
 	bool rates_known; /* starts of the time before a restart were counted */
+	bool ran_before;  /* and there may be some: it had tasks then */
 	pg_atomic_uint32
 		listeners; /* sessions that LISTEN to any of our channels */
 
@@ -274,6 +275,7 @@ typedef struct OrchShared
 	pg_atomic_uint32 nowners; /* high-water marks of the arrays */
 	pg_atomic_uint32 nlanes;
 
+	int64 started_at; /* monotonic */
 	LWLock *permit_lock;
 	OrchPermit permits[ORCH_PERMIT_SETS * ORCH_PERMIT_WAYS];
 

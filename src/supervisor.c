@@ -96,6 +96,7 @@ static void check_extension(void);
 static void handle_watchdog(void);
 static bool perform(Duty duty);
 static void recover_all(void);
+static void restore_rates(void);
 static void charge_guilty(void);
 static void find_work(void);
 static void look_at_owner(OrchLeaf *live, int32 owner);
@@ -311,6 +312,22 @@ recover_all(void)
 	recovered = DatumGetInt32(orch_catalog_call(ORCH_FN_RECOVER_ALL, 2, args,
 												NULL)) >= 0;
 	charge_guilty();
+	if (!database->rates_known)
+		restore_rates();
+}
+
+/*
+ * What was started before the server was, as far as a rate still counts it.
+ */
+static void
+restore_rates(void)
+{
+	int64 ago = orch_monotonic() - orch_shared->started_at;
+	NullableDatum started = {TimestampTzGetDatum(orch_clock() - ago), false};
+
+	database->ran_before = DatumGetBool(
+		orch_catalog_call(ORCH_FN_RESTORE_RATES, 1, &started, NULL));
+	database->rates_known = true;
 }
 
 /*
