@@ -262,9 +262,12 @@ CREATE VIEW orchestrator.queue_status WITH (security_invoker = true) AS
          coalesce(c.pending, 0) AS pending, coalesce(c.scheduled, 0) AS scheduled, coalesce(c.running, 0) AS running,
          c.oldest, orchestrator._now() - c.oldest AS oldest_age, c.next_run_at,
          coalesce(c.waiting, 0) AS waiting, coalesce(c.held, 0) AS held,
-         q.paused_at, q.description, q.metadata, q.created_at
+         q.paused_at, q.description, q.metadata, q.created_at,
+         coalesce(c.parked, 0) AS parked, q.max_running, coalesce(p.running, 0) AS busy,
+         q.rate_limit, q.rate_period, coalesce(p.started, 0) AS started
   FROM orchestrator.queue q
   LEFT JOIN orchestrator.owner o ON o.id = q.owner
+  LEFT JOIN orchestrator._permits() p ON p.id = orchestrator._limit_id('queue', q.id, '')
   LEFT JOIN (
     SELECT t.queue,
            count(*) FILTER (WHERE t.state = 'pending' AND s.task_id IS NULL) AS pending,
@@ -272,6 +275,7 @@ CREATE VIEW orchestrator.queue_status WITH (security_invoker = true) AS
            count(*) FILTER (WHERE t.state = 'running' OR t.state = 'pending' AND s.task_id IS NOT NULL) AS running,
            count(*) FILTER (WHERE t.state = 'waiting') AS waiting,
            count(*) FILTER (WHERE t.state = 'paused') AS held,
+           count(*) FILTER (WHERE t.state = 'pending' AND t.parked_on IS NOT NULL) AS parked,
            min(t.created_at) FILTER (WHERE t.state = 'pending' AND s.task_id IS NULL) AS oldest,
            min(t.run_at) FILTER (WHERE t.state = 'scheduled') AS next_run_at
     FROM orchestrator.task t
@@ -294,8 +298,12 @@ CREATE VIEW orchestrator.definition_status WITH (security_invoker = true) AS
          coalesce(c.pending, 0) AS pending, coalesce(c.scheduled, 0) AS scheduled, coalesce(c.running, 0) AS running,
          coalesce(c.waiting, 0) AS waiting, coalesce(c.held, 0) AS held,
          d.priority, d.max_attempts, d.backoff, d.retry_delay, d.max_retry_delay, d.timeout, d.queue_timeout,
-         d.timeout_policy, d.notify, d.description, d.estimated_duration, d.metadata, d.created_at
+         d.timeout_policy, d.notify, d.description, d.estimated_duration, d.metadata, d.created_at,
+         coalesce(c.parked, 0) AS parked, d.max_running, coalesce(p.running, 0) AS busy,
+         d.rate_limit, d.rate_period, coalesce(p.started, 0) AS started,
+         d.concurrency_key, d.key_max_running, d.key_rate_limit, d.key_rate_period
   FROM orchestrator.definition d
+  LEFT JOIN orchestrator._permits() p ON p.id = orchestrator._limit_id('definition', d.owner, d.name)
   LEFT JOIN orchestrator.owner o ON o.id = d.owner
   LEFT JOIN orchestrator.queue q ON q.id = d.queue
   LEFT JOIN (
@@ -304,7 +312,8 @@ CREATE VIEW orchestrator.definition_status WITH (security_invoker = true) AS
            count(*) FILTER (WHERE t.state = 'scheduled') AS scheduled,
            count(*) FILTER (WHERE t.state = 'running' OR t.state = 'pending' AND s.task_id IS NOT NULL) AS running,
            count(*) FILTER (WHERE t.state = 'waiting') AS waiting,
-           count(*) FILTER (WHERE t.state = 'paused') AS held
+           count(*) FILTER (WHERE t.state = 'paused') AS held,
+           count(*) FILTER (WHERE t.state = 'pending' AND t.parked_on IS NOT NULL) AS parked
     FROM orchestrator.task t
     LEFT JOIN orchestrator._slots() s ON s.task_id = t.id
     WHERE t.live
@@ -344,6 +353,10 @@ COMMENT ON COLUMN orchestrator.workflow_status.compensation IS 'none, running, d
 COMMENT ON COLUMN orchestrator.batch_status.progress IS 'Share of the items that are final, and what the running ones report';
 COMMENT ON COLUMN orchestrator.queue_status.oldest IS 'When the oldest task that is ready was created';
 COMMENT ON COLUMN orchestrator.queue_status.held IS 'Tasks that were paused one by one, not with their queue';
+COMMENT ON COLUMN orchestrator.queue_status.parked IS 'Of the pending tasks, those that wait for a limit of their definition or key';
+COMMENT ON COLUMN orchestrator.queue_status.busy IS 'Executors that run its steps now, where it has max_running: never more than that';
+COMMENT ON COLUMN orchestrator.queue_status.started IS 'Steps started within rate_period, where it has rate_limit';
+COMMENT ON COLUMN orchestrator.definition_status.busy IS 'Executors that run it now, where it has max_running; all versions together';
 COMMENT ON COLUMN orchestrator.worker_status.state IS 'Of an executor: starting, idle, busy or dead; of other workers: running';
 COMMENT ON COLUMN orchestrator.worker_status.since IS 'When it entered this state';
 COMMENT ON COLUMN orchestrator.worker_status.claimed IS 'Tasks that it has claimed and not finished';

@@ -95,6 +95,7 @@ BEGIN
                   orchestrator.worker_status, orchestrator.definition_status TO %I', $1);
   -- the policies and views call these as whoever reads
   EXECUTE format('GRANT EXECUTE ON FUNCTION orchestrator._visible_owners(), orchestrator._slots(), orchestrator._now(),
+                  orchestrator._permits(), orchestrator._limit_id(text, int, text),
                   orchestrator._run_started(bigint), orchestrator._run_progress(bigint), orchestrator._run_steps(bigint),
                   orchestrator._run_traces(bigint, int), orchestrator.graph(bigint, text) TO %I', $1);
   FOR v_routine IN

@@ -69,7 +69,7 @@ SELECT claim(1, 'q');
 SELECT orchestrator.pause(max(id)) FROM orchestrator.task WHERE state = 'pending';
 UPDATE orchestrator.task_live SET state = 'waiting', sort_key = NULL WHERE id = (SELECT max(id) FROM orchestrator.task_live WHERE state = 'pending');
 SELECT is(to_jsonb(s) - '{owner,oldest,oldest_age,next_run_at,created_at}'::text[],
-  '{"queue": "q", "paused": false, "pending": 3, "scheduled": 2, "running": 1, "waiting": 1, "held": 1, "paused_at": null, "description": "words", "metadata": {"m": 1}}', 'the counts of a queue')
+  '{"parked": 0, "busy": 0, "started": 0, "max_running": null, "rate_limit": null, "rate_period": null, "queue": "q", "paused": false, "pending": 3, "scheduled": 2, "running": 1, "waiting": 1, "held": 1, "paused_at": null, "description": "words", "metadata": {"m": 1}}', 'the counts of a queue')
 FROM orchestrator.queue_status s WHERE queue = 'q';
 SELECT is(s.oldest, (SELECT min(created_at) FROM orchestrator.task WHERE state = 'pending'), 'the oldest that is ready') FROM orchestrator.queue_status s WHERE queue = 'q';
 SELECT is(s.next_run_at, (task(:s1)).run_at, 'the next that will be') FROM orchestrator.queue_status s WHERE queue = 'q';
