@@ -34,6 +34,7 @@ static int *lanes_of(int owner_index, int32 queue);
 static int find_lane(int owner_index, int32 queue, int64 limit);
 static int make_owner(Oid dboid, int32 owner);
 static bool owner_is_idle(int index);
+static bool sleeps(int lane);
 static void forget_owner(int index);
 static void forget_lanes(int lane);
 static int make_lane(int owner_index, int32 queue, int64 limit);
@@ -148,7 +149,9 @@ make_owner(Oid dboid, int32 owner)
 static bool
 owner_is_idle(int index)
 {
-	if (orch_shared->owners[index].ready)
+	if (orch_shared->owners[index].ready ||
+		sleeps(orch_shared->owners[index].first_lane) ||
+		sleeps(orch_shared->owners[index].first_parked))
 		return false;
 	for (int i = 0; i < orch_shared->nexecutors; i++)
 	{
@@ -157,6 +160,17 @@ owner_is_idle(int index)
 			return false;
 	}
 	return true;
+}
+
+/*
+ * Whether a lane, or one behind it, sleeps for a limit.
+ */
+static bool
+sleeps(int lane)
+{
+	while (lane >= 0 && orch_shared->lanes[lane].blocked_on == 0)
+		lane = orch_shared->lanes[lane].next;
+	return lane >= 0;
 }
 
 /*
@@ -420,6 +434,17 @@ orch_lane_block(int lane, int64 limit, bool everybody)
 		entry->blocked_on = limit;
 	SpinLockRelease(&entry->mutex);
 	return blocked;
+}
+
+int64
+orch_lane_blocked_on(int lane, Oid dboid)
+{
+	const OrchLane *entry = &orch_shared->lanes[lane];
+
+	return entry->queue != 0 &&
+				   orch_shared->owners[entry->owner].dboid == dboid
+			   ? entry->blocked_on
+			   : 0;
 }
 
 int

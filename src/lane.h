@@ -24,6 +24,9 @@ extern void orch_lane_ready(Oid dboid, int32 owner, Oid roleoid, int32 queue,
  */
 extern bool orch_lane_block(int lane, int64 limit, bool everybody);
 
+/* The limit that a lane of a database sleeps for; 0: none. */
+extern int64 orch_lane_blocked_on(int lane, Oid dboid);
+
 /* Wake the lanes that sleep for a limit; returns how many. */
 extern int orch_lane_unblock(Oid dboid, int64 limit);
 

@@ -36,7 +36,7 @@ static int found_lately[FOUND_LATELY];
 
 static OrchPermit *find_permit(Oid dboid, int64 id, bool create, int64 now);
 static bool is_worthless(const OrchPermit *permit, int64 now);
-static void make_permit(OrchPermit *permit, Oid dboid, int64 id);
+static void make_permit(int index, Oid dboid, int64 id);
 static OrchPermit *search_set(Oid dboid, int64 id, bool create, int64 now);
 static bool has_room(OrchPermit *permit, const OrchLimit *limit, int64 now);
 static int64 width_of(int64 period);
@@ -80,7 +80,7 @@ find_permit(Oid dboid, int64 id, bool create, int64 now)
 	int *lately = &found_lately[(uint64) id % FOUND_LATELY];
 	OrchPermit *permit = &orch_shared->permits[*lately];
 
-	if (permit->id == id && permit->dboid == dboid)
+	if (orch_shared->permit_ids[*lately] == id && permit->dboid == dboid)
 		return permit;
 	permit = search_set(dboid, id, create, now);
 	if (permit != NULL)
@@ -91,23 +91,27 @@ find_permit(Oid dboid, int64 id, bool create, int64 now)
 static OrchPermit *
 search_set(Oid dboid, int64 id, bool create, int64 now)
 {
-	uint32 set = (uint32) ((uint64) id % ORCH_PERMIT_SETS);
-	OrchPermit *permits = &orch_shared->permits[set * ORCH_PERMIT_WAYS];
+	int first = (int) ((uint64) id % ORCH_PERMIT_SETS) * ORCH_PERMIT_WAYS;
+	const int64 *ids = orch_shared->permit_ids;
+	int unused = -1;
 
-	for (int i = 0; i < ORCH_PERMIT_WAYS; i++)
+	for (int i = first; i < first + ORCH_PERMIT_WAYS; i++)
 	{
-		if (permits[i].id == id && permits[i].dboid == dboid)
-			return &permits[i];
+		if (ids[i] == id && orch_shared->permits[i].dboid == dboid)
+			return &orch_shared->permits[i];
+		if (ids[i] == 0)
+			unused = i;
 	}
-	for (int i = 0; create && i < ORCH_PERMIT_WAYS; i++)
+	for (int i = first; create && unused < 0 && i < first + ORCH_PERMIT_WAYS;
+		 i++)
 	{
-		if (permits[i].id == 0 || is_worthless(&permits[i], now))
-		{
-			make_permit(&permits[i], dboid, id);
-			return &permits[i];
-		}
+		if (is_worthless(&orch_shared->permits[i], now))
+			unused = i;
 	}
-	return NULL;
+	if (!create || unused < 0)
+		return NULL;
+	make_permit(unused, dboid, id);
+	return &orch_shared->permits[unused];
 }
 
 static bool
@@ -119,11 +123,11 @@ is_worthless(const OrchPermit *permit, int64 now)
 }
 
 static void
-make_permit(OrchPermit *permit, Oid dboid, int64 id)
+make_permit(int index, Oid dboid, int64 id)
 {
-	memset(permit, 0, sizeof(OrchPermit));
-	permit->dboid = dboid;
-	permit->id = id;
+	memset(&orch_shared->permits[index], 0, sizeof(OrchPermit));
+	orch_shared->permits[index].dboid = dboid;
+	orch_shared->permit_ids[index] = id;
 }
 
 static int64
@@ -356,7 +360,7 @@ orch_permit_is_held(const OrchLimit *limits, int n)
 		int index = found_lately[(uint64) limits[i].id % FOUND_LATELY];
 
 		if (limits[i].max_running > 0 &&
-			!(mine[index] && orch_shared->permits[index].id == limits[i].id))
+			!(mine[index] && orch_shared->permit_ids[index] == limits[i].id))
 			return false;
 	}
 	return true;
@@ -433,7 +437,8 @@ orch_permit_release(OrchExecutor *executor, int keep)
 		if (!permit->waiting)
 			continue;
 		permit->waiting = false;
-		freed[nfreed++] = orch_lane_unblock(permit->dboid, permit->id);
+		freed[nfreed++] =
+			orch_lane_unblock(permit->dboid, orch_shared->permit_ids[index]);
 	}
 	LWLockRelease(orch_shared->permit_lock);
 	for (int i = 0; i < nfreed; i++)
@@ -446,22 +451,25 @@ orch_permit_release(OrchExecutor *executor, int keep)
 TimestampTz
 orch_permit_wake(Oid dboid, bool all)
 {
+	int n = pg_atomic_read_u32(&orch_shared->nlanes);
 	int64 now = orch_monotonic();
 	int64 next = PG_INT64_MAX;
 	int woken = 0;
 
 	LWLockAcquire(orch_shared->permit_lock, LW_EXCLUSIVE);
-	for (int i = 0; i < ORCH_PERMIT_SETS * ORCH_PERMIT_WAYS; i++)
+	for (int i = 0; i < n; i++)
 	{
-		OrchPermit *permit = &orch_shared->permits[i];
+		int64 id = orch_lane_blocked_on(i, dboid);
+		OrchPermit *permit =
+			id == 0 ? NULL : find_permit(dboid, id, false, now);
 
-		if (permit->id == 0 || permit->dboid != dboid || !permit->waiting)
+		if (permit == NULL || !permit->waiting)
 			continue;
 		if (all || (permit->wait_until > 0 && permit->wait_until <= now))
 		{
 			permit->waiting = false;
 			permit->wait_until = 0;
-			woken += orch_lane_unblock(dboid, permit->id);
+			woken += orch_lane_unblock(dboid, id);
 		}
 		else if (permit->wait_until > 0)
 			next = Min(next, permit->wait_until);
@@ -533,15 +541,17 @@ orchestrator_permits(PG_FUNCTION_ARGS)
 		Datum values[5];
 		bool nulls[5] = {false};
 
+		if (orch_shared->permits[i].dboid != MyDatabaseId)
+			continue;
 		LWLockAcquire(orch_shared->permit_lock, LW_SHARED);
 		permit = orch_shared->permits[i];
 		LWLockRelease(orch_shared->permit_lock);
-		if (permit.id == 0 || permit.dboid != MyDatabaseId)
+		if (permit.dboid != MyDatabaseId)
 			continue;
 		if (permit.width > 0)
 			advance(&permit, permit.width * ORCH_RATE_PIECES,
 					orch_monotonic());
-		values[0] = Int64GetDatum(permit.id);
+		values[0] = Int64GetDatum(orch_shared->permit_ids[i]);
 		values[1] = Int32GetDatum(permit.running);
 		values[2] = Int32GetDatum(permit.started);
 		values[3] = BoolGetDatum(permit.waiting);

@@ -30,7 +30,7 @@
 #define ORCH_MARK_LOWEST PG_INT64_MIN
 
 /* A set-associative table, so that no entry is ever moved. */
-#define ORCH_PERMIT_SETS 1024
+#define ORCH_PERMIT_SETS 4096
 #define ORCH_PERMIT_WAYS 16
 #define ORCH_MAX_HELD	 256 /* permits of one batch */
 
@@ -148,7 +148,6 @@ typedef struct OrchClaim
 typedef struct OrchPermit
 {
 	Oid dboid;
-	int64 id;		  /* 0: free */
 	int running;	  /* executors that hold it */
 	int adaptive;	  /* at most so many, as adapted; 0: as configured */
 	bool waiting;	  /* somebody was refused */
@@ -277,6 +276,9 @@ typedef struct OrchShared
 
 	int64 started_at; /* monotonic */
 	LWLock *permit_lock;
+	int64
+		permit_ids[ORCH_PERMIT_SETS * ORCH_PERMIT_WAYS]; /* 0: free; apart, to
+															* be searched fast */
 	OrchPermit permits[ORCH_PERMIT_SETS * ORCH_PERMIT_WAYS];
 
 	OrchListener listeners[ORCH_MAX_LISTENERS];

@@ -25,6 +25,11 @@ SELECT orchestrator.define('stamp', 'bench.stamp');
 SELECT orchestrator.define('insert_row', 'bench.insert_row');
 SELECT orchestrator.define('insert_sql', 'INSERT INTO bench.ledger (n) VALUES (($1 ->> ''n'')::bigint)', kind => 'sql');
 
+-- Limits of each kind, none of which binds.
+SELECT orchestrator.define_queue('limited', max_running => 1000, rate_limit => 1000000000, rate_period => '1 s');
+SELECT orchestrator.define('limited', 'bench.noop', max_running => 1000, rate_limit => 1000000000, rate_period => '1 s',
+                           concurrency_key => '$.n', key_max_running => 1000, key_rate_limit => 1000000, key_rate_period => '1 s');
+
 -- Workflows: a -> b -> c; a map; a chain of 1,000.
 CREATE FUNCTION bench.identity(input jsonb) RETURNS jsonb LANGUAGE plpgsql AS
   $$BEGIN RETURN input -> 'item'; END$$;
