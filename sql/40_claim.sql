@@ -6,13 +6,16 @@
 -- just-in-time compilation, which the costs of plans turned off call for.
 
 -- Claim the oldest ready tasks of a queue for a worker: those with the least
--- sort key that nobody else has locked.
+-- sort key that nobody else has locked, and that limits have room for.
 CREATE FUNCTION orchestrator._claim(owner int, queue int, worker int, max_rows int) RETURNS SETOF orchestrator.task
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
 DECLARE
   v_now timestamptz := orchestrator._now();
 BEGIN
   IF (SELECT q.paused FROM orchestrator.queue q WHERE q.id = $2) THEN
+    RETURN;
+  ELSIF orchestrator._is_limited($2) THEN
+    RETURN QUERY SELECT c.* FROM orchestrator._claim_limited($1, $2, $3, $4) c;
     RETURN;
   END IF;
   RETURN QUERY
@@ -30,6 +33,92 @@ BEGIN
         RETURNING l.*
     )
     SELECT c.* FROM claimed c ORDER BY c.sort_key, c.id;
+END
+$$;
+
+-- Whether tasks of a queue may be under a limit.
+CREATE FUNCTION orchestrator._is_limited(queue int) RETURNS boolean
+  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN EXISTS (SELECT FROM orchestrator.queue q WHERE q.id = $1 AND num_nonnulls(q.max_running, q.rate_limit) > 0)
+      OR EXISTS (SELECT FROM orchestrator.definition d WHERE num_nonnulls(d.max_running, d.rate_limit, d.concurrency_key) > 0);
+END
+$$;
+
+-- The same one by one, under locks on the rows of the queue and of the
+-- definitions: who claims from the same waits until this commits. Without
+-- preload there are no permits (src/permit.c), so what runs is counted; a rate
+-- counts the history of its period as well, which reads it.
+CREATE FUNCTION orchestrator._claim_limited(owner int, queue int, worker int, max_rows int) RETURNS SETOF orchestrator.task
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
+DECLARE
+  v_now  timestamptz := orchestrator._now();
+  v_left int := $4;
+  q      orchestrator.queue;
+  t      orchestrator.task;
+BEGIN
+  SELECT x.* INTO q FROM orchestrator.queue x WHERE x.id = $2 FOR NO KEY UPDATE;
+  FOR t IN SELECT l.* FROM orchestrator.task_live l
+           WHERE l.owner = $1 AND l.queue = $2 AND l.state = 'pending' AND (l.expire_at IS NULL OR l.expire_at > v_now)
+           ORDER BY l.sort_key, l.id
+           FOR UPDATE SKIP LOCKED LOOP
+    EXIT WHEN v_left <= 0 OR NOT orchestrator._fits(q.max_running, q.rate_limit, q.rate_period, q.id, NULL, NULL, NULL);
+    CONTINUE WHEN NOT orchestrator._has_room(t);
+    RETURN QUERY
+      UPDATE orchestrator.task_live l
+        SET state = 'running', attempt = l.attempt + 1, epoch = l.epoch + 1, started_at = v_now, worker = $3, parked_on = NULL
+        WHERE l.id = t.id RETURNING l.*;
+    v_left := v_left - 1;
+  END LOOP;
+END
+$$;
+
+-- Whether the limits of the definition and the workflow of a ready task have
+-- room for it; holds their rows.
+CREATE FUNCTION orchestrator._has_room(t orchestrator.task) RETURNS boolean
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  d     orchestrator.definition;
+  v_all int[];
+BEGIN
+  IF t.step < 0 THEN
+    RETURN true;   -- undoing is under no limit
+  END IF;
+  FOR d IN SELECT c.* FROM orchestrator.definition x
+           JOIN orchestrator.definition c ON c.owner = x.owner AND c.name = x.name AND (c.is_current OR c.id = x.id AND x.name LIKE 'orchestrator.%')
+           WHERE x.id IN (t.definition, t.plan) AND num_nonnulls(c.max_running, c.rate_limit, c.concurrency_key) > 0
+           ORDER BY c.id FOR NO KEY UPDATE OF c LOOP
+    v_all := ARRAY(SELECT x.id FROM orchestrator.definition x WHERE x.owner = d.owner AND x.name = d.name);
+    IF NOT orchestrator._fits(d.max_running, d.rate_limit, d.rate_period, NULL, v_all, NULL, NULL)
+       OR t.definition = ANY (v_all) AND d.concurrency_key IS NOT NULL
+          AND NOT orchestrator._fits(d.key_max_running, d.key_rate_limit, d.key_rate_period, NULL, v_all, d.concurrency_key,
+                                     jsonb_path_query_first(t.input, d.concurrency_key::jsonpath, silent => true) #>> '{}') THEN
+      RETURN false;
+    END IF;
+  END LOOP;
+  RETURN true;
+END
+$$;
+
+-- Whether fewer run, and were started within the period, than a limit allows:
+-- of a queue, or of definitions and, with a path, what it finds there. A task
+-- without a key is under no limit of keys.
+CREATE FUNCTION orchestrator._fits(max_running int, rate_limit int, rate_period interval, queue int, definitions int[], path text, key text)
+  RETURNS boolean
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
+BEGIN
+  IF $6 IS NOT NULL AND $7 IS NULL THEN
+    RETURN true;
+  END IF;
+  RETURN ($1 IS NULL OR $1 > (
+      SELECT count(*) FROM orchestrator.task_live l
+      WHERE l.state = 'running' AND ($4 IS NULL OR l.queue = $4) AND ($5 IS NULL OR l.definition = ANY ($5) OR l.plan = ANY ($5) AND $6 IS NULL)
+        AND ($6 IS NULL OR jsonb_path_query_first(l.input, $6::jsonpath, silent => true) #>> '{}' = $7)))
+    AND ($2 IS NULL OR $2 > (
+      SELECT count(*) FROM orchestrator.task x
+      WHERE x.started_at > orchestrator._now() - $3
+        AND ($4 IS NULL OR x.queue = $4) AND ($5 IS NULL OR x.definition = ANY ($5) OR x.plan = ANY ($5) AND $6 IS NULL)
+        AND ($6 IS NULL OR jsonb_path_query_first(x.input, $6::jsonpath, silent => true) #>> '{}' = $7)));
 END
 $$;
 
