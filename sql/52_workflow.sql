@@ -807,7 +807,7 @@ BEGIN
   p.held_state := NULL;
   p.held_by := NULL;
   p.error := NULL;
-  p.started_at := coalesce(p.started_at, (SELECT min(r.started_at) FROM orchestrator._step_rows(p.id, NULL) r), p.created_at);
+  p.started_at := coalesce(p.started_at, (SELECT min(r.started_at) FROM orchestrator._step_rows(p.id, NULL) r), orchestrator._now());
   PERFORM orchestrator._tell(p, 'completed');
   PERFORM orchestrator._finish(p);
 END

@@ -184,6 +184,7 @@ sub define
 	$node->psql_as($role, q(SELECT orchestrator.define('called', 'stress.called'))) if $number == 0;
 	$document{checkpoint_interval} = 2 if rand() < 0.2;
 	$document{timeout} = '3 s' if rand() < 0.1;
+	$document{max_running} = 1 + int rand 2 if rand() < 0.2;
 	$document{success_callback} = 'called' if rand() < 0.1;
 	$document{failure_callback} = 'called' if rand() < 0.1;
 	my $text = $json->encode(\%document) =~ s/'/''/gr;
@@ -222,6 +223,8 @@ sub random_step
 	elsif (($step{handler} || '') eq 'stress.step' && rand() < 0.06) { $step{repeat_while} = '$.iteration < 3' }
 	$step{input} = { list => [ 1, 2 ], in => '$.input' } if rand() < 0.15;
 	$step{undo} = 'stress.undo' if $step{handler} && rand() < 0.2;
+	@step{ 'rate_limit', 'rate_period' } = (1 + int rand 9, '0.1 s') if $step{handler} && rand() < 0.1;
+	$step{max_running} = 1 if $step{handler} && rand() < 0.1;
 	@step{ 'max_attempts', 'backoff', 'retry_delay' } = (1 + int rand 3, 'fixed', pick('0', '0.02 s')) if $step{handler};
 	return \%step;
 }
