@@ -542,7 +542,9 @@ END
 $$;
 
 -- Whose rows another tick, or their owner, has locked comes with the next tick.
--- Those that failed before come last, and keep to themselves.
+-- Those that come in time go first, then those that have much to make up for,
+-- and only while this tick has not enqueued 10000 tasks; last those that failed
+-- before, which keep to themselves.
 CREATE FUNCTION orchestrator._tick(caller oid) RETURNS int
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -558,9 +560,10 @@ BEGIN
     WHERE NOT s.paused
       AND (s.next_at <= v_now OR s.waiting <> '{}' OR s.cron IS NOT NULL AND s.decided_until > v_now + interval '1 day')
       AND (s.retry_at IS NULL OR s.retry_at NOT BETWEEN v_now + interval '1 microsecond' AND v_now + interval '1 hour')
-    ORDER BY s.failures > 0, s.next_at, s.id
+    ORDER BY s.failures > 0, s.next_at < v_now - interval '5 minutes', s.next_at, s.id
     FOR UPDATE SKIP LOCKED);
   FOR v_from IN 1 .. cardinality(v_ids) BY 50 LOOP
+    EXIT WHEN v_tasks >= 10000;
     v_tasks := v_tasks + orchestrator._fire_many(v_ids[v_from:v_from + 49], v_now);
   END LOOP;
 

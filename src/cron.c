@@ -126,7 +126,7 @@ PG_FUNCTION_INFO_V1(orchestrator_cron_database);
 void
 orch_cron_parse(const char *line, OrchCron *cron)
 {
-	char *texts[FIELDS];
+	char *texts[FIELDS] = {NULL};
 	char *copy;
 	int n = 0;
 
