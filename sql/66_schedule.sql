@@ -404,12 +404,12 @@ $$;
 
 -- What is due of a schedule at a time: the slots that its catch_up wants,
 -- oldest first; up to when that decides; how many slots it leaves out. More
--- than 1000 of all, or than may wait, are left for later.
+-- than 200 of all, or than may wait, are left for later.
 CREATE FUNCTION orchestrator._due_slots(s orchestrator.schedule, now timestamptz, OUT slots timestamptz[], OUT until timestamptz,
     OUT missed int)
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  v_most int := CASE s.overlap WHEN 'queue' THEN 100 - cardinality(s.waiting) ELSE 1000 END;
+  v_most int := CASE s.overlap WHEN 'queue' THEN 100 - cardinality(s.waiting) ELSE 200 END;
   v_from timestamptz := greatest(s.decided_until, $2 - CASE s.catch_up WHEN 'none' THEN interval '2 minutes' ELSE s.catch_up_window END);
 BEGIN
   until := $2;
@@ -606,7 +606,7 @@ CREATE VIEW orchestrator.schedule_status WITH (security_invoker = true) AS
          p.problem, s.error, s.failures, s.retry_at, k.last_at AS last_tick,
          s.queue, s.priority, s.input, s.metadata, s.description, s.created_at
   FROM orchestrator.schedule s
-  CROSS JOIN orchestrator.schedule_tick k
+  CROSS JOIN LATERAL (SELECT (SELECT x.last_at FROM orchestrator.schedule_tick x) AS last_at) k
   LEFT JOIN orchestrator.owner o ON o.id = s.owner
   LEFT JOIN orchestrator.task t ON t.id = s.last_task
   CROSS JOIN LATERAL (

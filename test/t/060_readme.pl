@@ -11,7 +11,10 @@ use Test::More;
 my @blocks = slurp_file('README.md') =~ /^```sql\n(.*?)^```$/gms;
 cmp_ok(scalar @blocks, '>=', 4, 'the README has SQL blocks');
 
-my $node = new_node();
+my $node = new_node(
+	shared_preload_libraries => 'orchestrator,pg_cron',
+	'cron.database_name' => 'postgres',
+	'cron.use_background_workers' => 'on');
 $node->start;
 my ($out, $err) = ('', '');
 my $status = $node->psql('postgres', join("\n", @blocks), stdout => \$out, stderr => \$err,

@@ -18,10 +18,10 @@ my $node = new_node(
 	'cron.use_background_workers' => 'on');
 $node->start;
 $node->safe_psql('postgres', 'CREATE DATABASE second');
-$node->safe_psql('postgres', 'CREATE DATABASE by_hand');
-$node->create_extension($_) foreach qw(postgres second by_hand);
+$node->safe_psql('postgres', "CREATE DATABASE $_") foreach qw(by_hand apart);
+$node->create_extension($_) foreach qw(postgres second by_hand apart);
 $node->plain_role('app');
-foreach my $database (qw(second by_hand))
+foreach my $database (qw(second by_hand apart))
 {
 	$node->safe_psql($database, q{SELECT orchestrator.grant_usage('app')});
 }
@@ -29,7 +29,7 @@ foreach my $database (qw(second by_hand))
 # ---------------------------------------------------------------- the job
 
 my $work = q{SELECT orchestrator.define('work', 'SELECT pg_sleep(0)', 'sql')};
-$node->psql_as('app', $work, database => $_) foreach qw(postgres second by_hand);
+$node->psql_as('app', $work, database => $_) foreach qw(postgres second by_hand apart);
 
 like(refused($node, 'app', q{SELECT orchestrator.schedule('minute', '* * * * *', 'work')}),
 	qr/needs? the extension pg_cron.*CREATE EXTENSION pg_cron/s, 'pg_cron is loaded and not created');
@@ -101,6 +101,31 @@ WHERE bad;
 SQL
 is($node->safe_psql('by_hand', q{SELECT count(*) FROM orchestrator.schedule WHERE error IS NOT NULL OR skipped + missed + cardinality(waiting) > 0}), 0, 'none failed, was skipped or missed');
 note($node->safe_psql('by_hand', q{SELECT count(*) FROM orchestrator.task}) . ' tasks');
+
+# A run of a workflow is a task as any other.
+$node->safe_psql('apart', 'SELECT orchestrator.tick()');
+$node->psql_as('app', q{SELECT orchestrator.define_workflow('flow', ARRAY[orchestrator.step('a', 'SELECT 1', 'sql'), orchestrator.step('b', 'SELECT 2', 'sql', needs => '{a}')]);
+	SELECT orchestrator.schedule('flow', '@yearly', 'flow')}, database => 'apart');
+is(outcome($node, 'app', q{orchestrator.run_now('flow')}, database => 'apart')->{state}, 'completed', 'a workflow is scheduled as well');
+
+# Somebody sits on the task that is to be replaced: that schedule has to wait,
+# the tick and the other schedules do not.
+$node->psql_as('app', <<'SQL', database => 'apart');
+SELECT orchestrator.define('slow', 'SELECT pg_sleep(600)', 'sql');
+SELECT orchestrator.schedule('held', '@yearly', 'slow', overlap => 'replace', catch_up_window => '1 year');
+SELECT orchestrator.schedule('free', '@yearly', 'work', catch_up_window => '1 year');
+SQL
+my $held = $node->psql_as('app', q{SELECT orchestrator.run_now('held')}, database => 'apart');
+my $holder = session($node, 'app', 'apart');
+$holder->query("BEGIN; SELECT 1 FROM (SELECT orchestrator.pause($held)) x");
+measure_ok(3, 'a tick', sub { $node->safe_psql('apart', q{SET orchestrator.test_clock_offset = '366d'; SELECT orchestrator.tick()}) });
+is($node->safe_psql('apart', q{SELECT schedule, enqueued, state, error ->> 'sqlstate' FROM orchestrator.schedule_status WHERE schedule IN ('free', 'held') ORDER BY 1}),
+	"free|1|active|\nheld|1|failing|55P03", 'one schedule could not lock its task');
+$holder->query('ROLLBACK');
+$holder->quit;
+$node->safe_psql('apart', q{SET orchestrator.test_clock_offset = '367d'; SELECT orchestrator.tick()});
+is($node->safe_psql('apart', qq{SELECT s.enqueued, s.error, s.last_task <> $held, t.state FROM orchestrator.schedule s, orchestrator.task t WHERE s.name = 'held' AND t.id = $held}),
+	'2||t|cancelled', 'a later tick does');
 
 # ---------------------------------------------------------------- dump, roles
 
