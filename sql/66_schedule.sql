@@ -217,28 +217,33 @@ $$;
 
 -- ---------------------------------------------------------------- pg_cron
 
--- See that somebody ticks: a tick was seen, or pg_cron is here and can be told
--- to. Else say what is missing.
+-- See that somebody ticks: pg_cron is here and has the job, or a tick was seen.
+-- Else say what is missing.
 CREATE FUNCTION orchestrator._ensure_ticks() RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_home text := orchestrator._cron_database();
+  v_here boolean := v_home = current_database() AND EXISTS (SELECT FROM pg_extension e WHERE e.extname = 'pg_cron');
 BEGIN
-  IF EXISTS (SELECT FROM orchestrator.schedule_tick x WHERE x.last_at BETWEEN clock_timestamp() - interval '5 minutes' AND clock_timestamp() + interval '5 minutes') THEN
+  IF v_here AND orchestrator._make_cron_job() THEN
     RETURN;
-  ELSIF v_home IS NULL THEN
-    RAISE EXCEPTION 'schedules need pg_cron, which this server has not loaded'
-      USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('Install it (Debian: postgresql-%s-cron), add pg_cron to shared_preload_libraries, set cron.database_name = ''%s'' and cron.use_background_workers = on, restart, and run CREATE EXTENSION pg_cron.',
-                          current_setting('server_version_num')::int / 10000, current_database());
-  ELSIF v_home <> current_database() THEN
-    RAISE EXCEPTION 'nothing ticks the schedules of this database: pg_cron is in database "%"', v_home
+  ELSIF EXISTS (SELECT FROM orchestrator.schedule_tick x
+                WHERE x.last_at BETWEEN clock_timestamp() - interval '5 minutes' AND clock_timestamp() + interval '5 minutes') THEN
+    RETURN;
+  ELSIF v_here THEN
+    RAISE EXCEPTION 'nothing ticks the schedules of this database: role "%" may not make a job of pg_cron', current_user
       USING ERRCODE = 'object_not_in_prerequisite_state', HINT = orchestrator._cron_hint(v_home);
-  ELSIF NOT EXISTS (SELECT FROM pg_extension e WHERE e.extname = 'pg_cron') THEN
+  ELSIF v_home = current_database() THEN
     RAISE EXCEPTION 'schedules need the extension pg_cron, which is not in this database'
       USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Let a superuser run CREATE EXTENSION pg_cron.';
+  ELSIF v_home IS NOT NULL THEN
+    RAISE EXCEPTION 'nothing ticks the schedules of this database: pg_cron is in database "%"', v_home
+      USING ERRCODE = 'object_not_in_prerequisite_state', HINT = orchestrator._cron_hint(v_home);
   END IF;
-  PERFORM orchestrator._make_cron_job(v_home);
+  RAISE EXCEPTION 'schedules need pg_cron, which this server has not loaded'
+    USING ERRCODE = 'object_not_in_prerequisite_state',
+          HINT = format('Install it (Debian: postgresql-%s-cron), add pg_cron to shared_preload_libraries, set cron.database_name = ''%s'' and cron.use_background_workers = on, restart, and run CREATE EXTENSION pg_cron.',
+                        current_setting('server_version_num')::int / 10000, current_database());
 END
 $$;
 
@@ -258,26 +263,31 @@ BEGIN
 END
 $$;
 
--- Make the job, as the owner of the extension, unless it is there. A job of
--- this name is made once, also by two who come at the same time. What is
--- called is found by its membership in the extension, not by its name: anybody
--- may have made a schema "cron" before.
-CREATE FUNCTION orchestrator._make_cron_job(home text) RETURNS void
+-- Make the job, as the owner of the extension, unless there is one; false if
+-- that is not allowed. Two who come at the same time make one: its name is
+-- unique. What is called and read is found by its membership in the extension,
+-- not by its name: anybody may have made a schema "cron" before.
+CREATE FUNCTION orchestrator._make_cron_job() RETURNS boolean
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  v_function regproc;
+  v_extension oid := (SELECT e.oid FROM pg_extension e WHERE e.extname = 'pg_cron');
+  v_schedule  oid;
+  v_jobs      regclass;
+  v_found     boolean;
 BEGIN
-  SELECT p.oid INTO v_function FROM pg_proc p
-    JOIN pg_depend m ON m.classid = 'pg_catalog.pg_proc'::regclass AND m.objid = p.oid AND m.deptype = 'e'
-    JOIN pg_extension e ON m.refclassid = 'pg_catalog.pg_extension'::regclass AND m.refobjid = e.oid
-    WHERE e.extname = 'pg_cron' AND p.proname = 'schedule'
-      AND p.proargtypes = ARRAY['text'::regtype, 'text'::regtype, 'text'::regtype]::oidvector;
-  IF NOT FOUND OR NOT has_function_privilege(v_function, 'EXECUTE')
-     OR NOT has_schema_privilege((SELECT p.pronamespace FROM pg_proc p WHERE p.oid = v_function), 'USAGE') THEN
-    RAISE EXCEPTION 'nothing ticks the schedules of this database: role "%" may not use pg_cron', current_user
-      USING ERRCODE = 'object_not_in_prerequisite_state', HINT = orchestrator._cron_hint($1);
+  SELECT p.oid INTO v_schedule FROM pg_proc p
+    JOIN pg_depend m ON m.classid = 'pg_catalog.pg_proc'::regclass AND m.objid = p.oid AND m.deptype = 'e' AND m.refobjid = v_extension
+    WHERE p.proname = 'schedule' AND pg_get_function_identity_arguments(p.oid) ~ '^\w+ text, \w+ text, \w+ text$';
+  SELECT c.oid INTO v_jobs FROM pg_class c
+    JOIN pg_depend m ON m.classid = 'pg_catalog.pg_class'::regclass AND m.objid = c.oid AND m.deptype = 'e' AND m.refobjid = v_extension
+    WHERE c.relname = 'job';
+  EXECUTE format('SELECT EXISTS (SELECT FROM %s j WHERE j.database = current_database() AND j.command LIKE ''%%orchestrator.tick()%%'')', v_jobs) INTO v_found;
+  IF NOT v_found THEN
+    EXECUTE format('SELECT %s(%L, %L, %L)', v_schedule::regproc, orchestrator._cron_job(), '* * * * *', 'SELECT orchestrator.tick()');
   END IF;
-  EXECUTE format('SELECT %s(%L, %L, %L)', v_function, orchestrator._cron_job(), '* * * * *', 'SELECT orchestrator.tick()');
+  RETURN true;
+EXCEPTION WHEN insufficient_privilege THEN   -- cron.enable_superuser_jobs = off, say
+  RETURN false;
 END
 $$;
 

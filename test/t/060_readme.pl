@@ -16,6 +16,7 @@ my $node = new_node(
 	'cron.database_name' => 'postgres',
 	'cron.use_background_workers' => 'on');
 $node->start;
+$node->safe_psql('postgres', 'CREATE EXTENSION pg_cron');
 my ($out, $err) = ('', '');
 my $status = $node->psql('postgres', join("\n", @blocks), stdout => \$out, stderr => \$err,
 	on_error_stop => 1);
