@@ -11,11 +11,8 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(usleep);
 
-my $node = new_node(
-	name => 'schedules',
-	shared_preload_libraries => 'orchestrator,pg_cron',
-	'cron.database_name' => 'postgres',
-	'cron.use_background_workers' => 'on');
+plan skip_all => 'pg_cron is not installed' unless has_pg_cron();
+my $node = new_cron_node(name => 'schedules');
 $node->start;
 $node->safe_psql('postgres', 'CREATE DATABASE second');
 $node->safe_psql('postgres', "CREATE DATABASE $_") foreach qw(by_hand apart);
