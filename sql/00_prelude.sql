@@ -16,6 +16,7 @@
 --   56 procedure  durable procedures: what they remember, how they wait
 --   60 control    cancel, pause, resume, retry one task
 --   65 bulk       the same for many
+--   66 schedule   cron lines and single times that enqueue tasks, by pg_cron
 --   70 observe    wait, progress, current_task
 --   80 views      what an operator looks at
 --   82 graph      pictures of runs and workflows

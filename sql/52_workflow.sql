@@ -1241,6 +1241,10 @@ BEGIN
     v_calls := v_calls || jsonb_build_object('definition', v_name);
   END IF;
   FOR v_call IN SELECT c FROM jsonb_array_elements(v_calls) c LOOP
+    IF v_call ? 'schedule' THEN
+      PERFORM orchestrator._schedule_ended((v_call ->> 'schedule')::int, t.id);
+      CONTINUE;
+    END IF;
     BEGIN
       PERFORM orchestrator._enqueue_as(t.owner, v_call ->> 'definition', jsonb_strip_nulls(jsonb_build_object('task', t.id, 'name', t.name,
         'definition', d.name, 'state', t.state)) || jsonb_build_object('output', t.output, 'error', t.error, 'input', coalesce(v_call -> 'input', t.input)));

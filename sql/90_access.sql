@@ -82,7 +82,7 @@ $$;
 CREATE FUNCTION orchestrator._grant_level(role text, level text) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  v_administrative constant text[] := '{grant_usage,revoke_usage,activate}';
+  v_administrative constant text[] := '{grant_usage,revoke_usage,activate,tick}';
   v_routine regprocedure;
 BEGIN
   EXECUTE format('GRANT USAGE ON SCHEMA orchestrator TO %I', $1);
@@ -92,7 +92,8 @@ BEGIN
                   orchestrator.usage_grant, orchestrator.added_step, orchestrator.signal, orchestrator.checkpoint,
                   orchestrator.run_context, orchestrator.step_memo, orchestrator.trace, orchestrator.task_status, orchestrator.step_status,
                   orchestrator.workflow_status, orchestrator.batch_status, orchestrator.queue_status,
-                  orchestrator.worker_status, orchestrator.definition_status TO %I', $1);
+                  orchestrator.worker_status, orchestrator.definition_status,
+                  orchestrator.schedule, orchestrator.schedule_tick, orchestrator.schedule_status TO %I', $1);
   -- the policies and views call these as whoever reads
   EXECUTE format('GRANT EXECUTE ON FUNCTION orchestrator._visible_owners(), orchestrator._slots(), orchestrator._now(),
                   orchestrator._permits(), orchestrator._limit_id(text, int, text),
@@ -131,6 +132,7 @@ BEGIN
           orchestrator._catch_up('orchestrator.definition_id_seq', (SELECT max(x.id) FROM orchestrator.definition x)),
           orchestrator._catch_up('orchestrator.signal_id_seq', (SELECT max(x.id) FROM orchestrator.signal x)),
           orchestrator._catch_up('orchestrator.checkpoint_id_seq', (SELECT max(x.id) FROM orchestrator.checkpoint x)),
+          orchestrator._catch_up('orchestrator.schedule_id_seq', (SELECT max(x.id) FROM orchestrator.schedule x)),
           -- the number of the node stands above bit 41
           orchestrator._catch_up('orchestrator.task_id_seq', (SELECT max(x.id) & ((1::bigint << 42) - 1) FROM orchestrator.task x));
   PERFORM orchestrator._invalidate();
@@ -174,6 +176,8 @@ ALTER TABLE orchestrator.checkpoint ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL S
 ALTER TABLE orchestrator.run_context ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.step_memo ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.trace_log ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.schedule ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.schedule_tick ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 
 CREATE POLICY visible ON orchestrator.task FOR SELECT
   USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
@@ -191,6 +195,10 @@ CREATE POLICY visible ON orchestrator.run_context FOR SELECT
   USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
 CREATE POLICY visible ON orchestrator.step_memo FOR SELECT
   USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
+CREATE POLICY visible ON orchestrator.schedule FOR SELECT
+  USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
+CREATE POLICY visible ON orchestrator.schedule_tick FOR SELECT
+  USING (true);
 CREATE POLICY visible ON orchestrator.usage_grant FOR SELECT
   USING (grantee = ANY ((SELECT orchestrator._visible_owners())::int[]));
 CREATE POLICY visible ON orchestrator.definition_share FOR SELECT
@@ -232,6 +240,8 @@ SELECT pg_catalog.pg_extension_config_dump('orchestrator.checkpoint', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.checkpoint_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.run_context', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.step_memo', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.schedule', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.schedule_id_seq', '');
 
 SELECT orchestrator._announce();
 

@@ -26,7 +26,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-our @EXPORT    = qw(new_node wait_for plain_role report);
+our @EXPORT    = qw(new_node new_cron_node has_pg_cron wait_for plain_role report);
 our @EXPORT_OK = qw(server_conf);
 
 my $number = 0;
@@ -66,6 +66,23 @@ sub new_node
 	$node->append_conf('postgresql.conf', "restart_after_crash = on\n");
 	$node->set(%settings);
 	return $node;
+}
+
+# Whether the server under test has pg_cron: Debian's has, by setup.sh.
+sub has_pg_cron
+{
+	my ($stdout) = run_command([ $ENV{PG_CONFIG} || 'pg_config', '--sharedir' ]);
+	return -e "$stdout/extension/pg_cron.control";
+}
+
+# A node that has pg_cron as the README says, with its jobs in database postgres.
+sub new_cron_node
+{
+	return new_node(
+		shared_preload_libraries => 'orchestrator,pg_cron',
+		'cron.database_name' => 'postgres',
+		'cron.use_background_workers' => 'on',
+		@_);
 }
 
 # wait_for($node, ...) reads as well as $node->wait_for(...).

@@ -7,6 +7,7 @@ compat
 guc
 json
 shmem
+cron
 note
 lane
 permit

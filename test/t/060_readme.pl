@@ -11,8 +11,11 @@ use Test::More;
 my @blocks = slurp_file('README.md') =~ /^```sql\n(.*?)^```$/gms;
 cmp_ok(scalar @blocks, '>=', 4, 'the README has SQL blocks');
 
-my $node = new_node();
+my $cron = has_pg_cron();
+@blocks = grep { !/orchestrator\.schedule\(/ } @blocks unless $cron;
+my $node = $cron ? new_cron_node() : new_node();
 $node->start;
+$node->safe_psql('postgres', 'CREATE EXTENSION pg_cron') if $cron;
 my ($out, $err) = ('', '');
 my $status = $node->psql('postgres', join("\n", @blocks), stdout => \$out, stderr => \$err,
 	on_error_stop => 1);
