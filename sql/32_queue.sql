@@ -9,7 +9,7 @@ CREATE FUNCTION orchestrator.define_queue(name text, max_running int DEFAULT NUL
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
 COMMENT ON FUNCTION orchestrator.define_queue(text, int, int, interval, int, int, text, int, interval, interval, interval, text,
     jsonb, boolean, int, interval, text, text, jsonb, text) IS
-  'Makes a queue of the caller, or changes it: what is not given is as in a new one. Takes effect at the commit';
+  'Makes a queue of the caller, or changes it: what is not given is as in a new one. Takes effect at the commit. preset ''chat'' is max_running 5 and 10 per second, where nothing else is given';
 
 CREATE FUNCTION orchestrator.pause_queue(queue text, owner text DEFAULT NULL) RETURNS void
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
@@ -110,6 +110,45 @@ BEGIN
 END
 $$;
 
+-- What a preset of queues gives, where define_queue() is not told otherwise.
+CREATE FUNCTION orchestrator._queue_preset(preset text) RETURNS orchestrator.queue
+  LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  q orchestrator.queue;
+BEGIN
+  PERFORM orchestrator._require($1 IN ('chat'), format('unknown preset "%s" of a queue', $1), 'The only preset is chat.');
+  IF $1 = 'chat' THEN
+    q.max_running := 5;
+    q.rate_limit := 10;
+    q.rate_period := '1 second';
+  END IF;
+  RETURN q;
+END
+$$;
+
+-- The tenants of a queue are others than they were, or there are none any more.
+-- Then what waits gets the places that it would have had: a turn may lie years
+-- ahead of the time. Rows that somebody has locked are claimed or changed
+-- anyway.
+CREATE FUNCTION orchestrator._change_tenants(queue int, has_tenants boolean) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
+BEGIN
+  PERFORM orchestrator._forget_turns($1);
+  IF $2 THEN
+    RETURN;
+  END IF;
+  WITH ready AS MATERIALIZED (
+    SELECT l.id, l.owner, l.sort_key AS place, orchestrator._sort_key(greatest(l.created_at, l.run_at), l.priority) AS sort_key
+    FROM orchestrator.task_live l
+    WHERE l.queue = $1 AND l.state = 'pending'
+    FOR UPDATE SKIP LOCKED
+  ), placed AS (
+    SELECT r.id, r.sort_key + row_number() OVER (PARTITION BY r.owner, r.sort_key ORDER BY r.place, r.id) - 1 AS sort_key FROM ready r
+  )
+  UPDATE orchestrator.task_live l SET sort_key = p.sort_key FROM placed p WHERE l.id = p.id;
+END
+$$;
+
 CREATE FUNCTION orchestrator._define_queue(caller oid, name text, max_running int, rate_limit int, rate_period interval,
     weight int, max_depth int, on_full text, alert_depth int, alert_age interval, retention interval,
     retention_failed interval, tenant text, tenant_weights jsonb, adaptive boolean, min_running int, full_wait interval,
@@ -117,14 +156,16 @@ CREATE FUNCTION orchestrator._define_queue(caller oid, name text, max_running in
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
-  v_owner int := orchestrator._owner_for(caller, owner);
-  q       orchestrator.queue;
+  v_owner  int := orchestrator._owner_for(caller, owner);
+  v_preset orchestrator.queue := orchestrator._queue_preset(preset);
+  v_tenant text;
+  q        orchestrator.queue;
 BEGIN
   PERFORM orchestrator._initialize();
   PERFORM orchestrator._require_name('queue', name);
-  q.max_running := max_running;
-  q.rate_limit := rate_limit;
-  q.rate_period := rate_period;
+  q.max_running := coalesce(max_running, v_preset.max_running);
+  q.rate_limit := coalesce(rate_limit, v_preset.rate_limit);
+  q.rate_period := coalesce(rate_period, v_preset.rate_period);
   q.weight := coalesce(weight, 1);
   q.tenant := tenant;
   q.tenant_weights := tenant_weights;
@@ -147,6 +188,7 @@ BEGIN
       ON CONFLICT ON CONSTRAINT queue_owner_name_key DO UPDATE SET created_at = x.created_at
       RETURNING x.id INTO q.id;
   END IF;
+  SELECT x.tenant INTO v_tenant FROM orchestrator.queue x WHERE x.id = q.id FOR UPDATE;
   UPDATE orchestrator.queue x
     SET (max_running, rate_limit, rate_period, weight, tenant, tenant_weights, adaptive, min_running, max_depth, on_full,
          full_wait, alert_depth, alert_age, retention, retention_failed, description, metadata)
@@ -154,6 +196,9 @@ BEGIN
          q.full_wait, q.alert_depth, q.alert_age, q.retention, q.retention_failed, q.description, q.metadata)
     WHERE x.id = q.id;
   PERFORM orchestrator._invalidate();
+  IF v_tenant IS DISTINCT FROM q.tenant THEN
+    PERFORM orchestrator._change_tenants(q.id, q.tenant IS NOT NULL);
+  END IF;
   PERFORM orchestrator._ready_queue(q.id);   -- a limit may have been raised
 END
 $$;

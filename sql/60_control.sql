@@ -324,7 +324,7 @@ BEGIN
   GET DIAGNOSTICS v_count = ROW_COUNT;
   WITH freed AS (
     UPDATE orchestrator.task_live l
-      SET state = n.state, held_state = NULL, held_by = NULL, run_at = CASE n.state WHEN 'waiting' THEN NULL ELSE l.run_at END, sort_key = CASE n.state WHEN 'pending' THEN orchestrator._sort_key(v_now, l.priority) END,
+      SET state = n.state, held_state = NULL, held_by = NULL, run_at = CASE n.state WHEN 'waiting' THEN NULL ELSE l.run_at END, sort_key = CASE n.state WHEN 'pending' THEN orchestrator._ready_key(l.owner, l.queue, l.input, v_now, l.priority) END,
           expire_at = CASE n.state WHEN 'waiting' THEN least(l.deadline, l.run_at)
                         ELSE least(l.deadline, greatest(v_now, l.run_at) + d.queue_timeout) END
       FROM orchestrator.task_live o
@@ -362,7 +362,7 @@ BEGIN
   t.expire_at := least(t.deadline, coalesce(t.run_at, $2) + (SELECT d.queue_timeout FROM orchestrator.definition d WHERE d.id = t.definition));
   t.finished_at := NULL;
   t.worker := NULL;
-  t.sort_key := CASE WHEN t.run_at IS NULL THEN orchestrator._sort_key($2, t.priority) END;
+  t.sort_key := CASE WHEN t.run_at IS NULL THEN orchestrator._ready_key(t.owner, t.queue, t.input, $2, t.priority) END;
   RETURN t;
 END
 $$;

@@ -23,6 +23,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -81,6 +82,7 @@ static const struct
 	  TIMESTAMPTZOID}},
 	{"_advance", 3, {INT8OID, INT4ARRAYOID, INT4OID}},
 	{"_start_steps", 1, {INT8OID}},
+	{"_read_turns", 2, {INT4OID, INT4OID}},
 };
 
 /* A name as a role knows it; a role that was renamed is another owner. */
@@ -122,6 +124,7 @@ static FmgrInfo *function_info[ORCH_FN_COUNT];
 static HTAB *plans = NULL;
 static HTAB *definitions = NULL;
 static HTAB *queues = NULL;
+static HTAB *queue_infos = NULL;
 static HTAB *running_queues = NULL;
 static HTAB *leaves = NULL;
 
@@ -139,6 +142,7 @@ static HeapTuple fetch_row(const char *table, const char *index,
 						   AttrNumber column, int32 id, TupleDesc *desc);
 static void fill_definition(OrchDefinition *definition, HeapTuple row,
 							TupleDesc desc);
+static void fill_queue(OrchQueue *queue, HeapTuple row, TupleDesc desc);
 
 PG_FUNCTION_INFO_V1(orchestrator_as_owner);
 PG_FUNCTION_INFO_V1(orchestrator_invalidate);
@@ -463,6 +467,9 @@ forget_definitions(void)
 	definitions =
 		make_cache("orchestrator definitions", sizeof(int32),
 				   sizeof(OrchDefinition), HASH_BLOBS, definition_context);
+	queue_infos =
+		make_cache("orchestrator queues", sizeof(int32), sizeof(OrchQueue),
+				   HASH_BLOBS, definition_context);
 	running_queues = make_cache("orchestrator running queues", sizeof(int32),
 								sizeof(int32), HASH_BLOBS, definition_context);
 	definitions_valid = true;
@@ -779,6 +786,49 @@ fill_definition(OrchDefinition *definition, HeapTuple row, TupleDesc desc)
 	definition->has_callbacks =
 		column_text(row, desc, "success_callback") != NULL ||
 		column_text(row, desc, "failure_callback") != NULL;
+}
+
+const OrchQueue *
+orch_catalog_queue_info(int32 id)
+{
+	OrchQueue *entry;
+	OrchQueue queue = {.id = id};
+	TupleDesc desc;
+	HeapTuple row;
+
+	forget_definitions();
+	entry = hash_search(queue_infos, &id, HASH_FIND, NULL);
+	if (entry == NULL)
+	{
+		row = fetch_row("queue", "queue_pkey", 1, id, &desc);
+		queue.valid = row != NULL;
+		if (row != NULL)
+			fill_queue(&queue, row, desc);
+		entry = hash_search(queue_infos, &id, HASH_ENTER, NULL);
+		*entry = queue;
+	}
+	return entry->valid ? entry : NULL;
+}
+
+static void
+fill_queue(OrchQueue *queue, HeapTuple row, TupleDesc desc)
+{
+	char *path = column_text(row, desc, "tenant");
+	char *weights = column_text(row, desc, "tenant_weights");
+	MemoryContext old = MemoryContextSwitchTo(definition_context);
+
+	queue->weight = atoi(column_text(row, desc, "weight"));
+	if (path != NULL)
+	{
+		queue->tenant =
+			DirectFunctionCall1(jsonpath_in, CStringGetDatum(path));
+		queue->no_variables =
+			DirectFunctionCall1(jsonb_in, CStringGetDatum("{}"));
+	}
+	if (weights != NULL)
+		queue->tenant_weights =
+			DirectFunctionCall1(jsonb_in, CStringGetDatum(weights));
+	MemoryContextSwitchTo(old);
 }
 
 /*

@@ -66,6 +66,7 @@ typedef enum OrchFunction
 	ORCH_FN_SUSPEND,
 	ORCH_FN_ADVANCE,
 	ORCH_FN_START_STEPS,
+	ORCH_FN_READ_TURNS,
 	ORCH_FN_COUNT
 } OrchFunction;
 
@@ -116,6 +117,17 @@ typedef struct OrchDefinition
 	bool has_callbacks; /* its tasks' ends start others */
 	bool valid;
 } OrchDefinition;
+
+/* What enqueueing and claiming need of a queue. */
+typedef struct OrchQueue
+{
+	int32 id; /* hash key */
+	bool valid;
+	int32 weight;
+	Datum tenant;		  /* jsonpath; 0: its tenants do not take turns */
+	Datum tenant_weights; /* jsonb; 0: none */
+	Datum no_variables;	  /* for the path: an empty object */
+} OrchQueue;
 
 /* Call once, from _PG_init. */
 extern void orch_catalog_install(void);
@@ -182,6 +194,9 @@ extern uint64 orch_catalog_generation(void);
 
 /* The next id of a task. */
 extern int64 orch_catalog_next_id(void);
+
+/* A queue by id; NULL when it is gone. */
+extern const OrchQueue *orch_catalog_queue_info(int32 id);
 
 /* Whether a queue is paused (executors). */
 extern bool orch_catalog_queue_paused(int32 queue);

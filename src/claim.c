@@ -17,6 +17,7 @@
 
 #include "claim.h"
 #include "compat.h"
+#include "fair.h"
 #include "guc.h"
 #include "lane.h"
 #include "plan.h"
@@ -26,6 +27,10 @@
 
 /* A claim should hold no more than this much work, in microseconds. */
 #define CLAIM_WORTH INT64CONST(100000)
+
+/* The same where tenants take turns, for each millisecond of batch_time: what
+ * is claimed goes before whoever comes next. */
+#define FAIR_CLAIM_WORTH INT64CONST(500)
 
 /* Tasks before, among which the copy of a definition is looked for. */
 #define DEFINITIONS_KEPT 16
@@ -56,6 +61,7 @@ static void scan_lane(OrchExecutor *executor, OrchLeaf *live, int32 queue,
 					  OrchBatch *batch);
 static bool is_followed(OrchLeaf *live, const OrchRow *row);
 static void mark_running(OrchRow *row);
+static void learn_queue(int lane, int32 queue, OrchBatch *batch);
 static bool queue_is_paused(int lane, int32 queue);
 
 int
@@ -68,11 +74,13 @@ orch_claim_batch(OrchExecutor *executor, int lane, OrchBatch *batch)
 	batch->from = PG_INT64_MAX;
 	batch->fast = false;
 	batch->left_behind = false;
+	batch->fair = false;
 	batch->executor = executor;
 	batch->nclaimed = batch->ntasks = 0;
 	if (!orch_lane_begin(executor, lane, &queue, &batch->from))
 		return 0;
 	live = orch_heap_open_live();
+	learn_queue(lane, queue, batch);
 	if (queue_is_paused(lane, queue))
 		orch_lane_end(executor, ORCH_MARK_LOWEST, false);
 	else
@@ -80,6 +88,17 @@ orch_claim_batch(OrchExecutor *executor, int lane, OrchBatch *batch)
 	orch_heap_close(live);
 	batch->nclaimed = batch->ntasks;
 	return batch->ntasks;
+}
+
+static void
+learn_queue(int lane, int32 queue, OrchBatch *batch)
+{
+	const OrchQueue *info = orch_catalog_queue_info(queue);
+
+	if (info == NULL)
+		return;
+	orch_shared->lanes[lane].weight = info->weight;
+	batch->fair = info->tenant != (Datum) 0;
 }
 
 static bool
@@ -107,6 +126,7 @@ scan_lane(OrchExecutor *executor, OrchLeaf *live, int32 queue,
 	TimestampTz now = orch_clock();
 	int64 upto = batch->from;
 	int64 left_behind = PG_INT64_MAX;
+	int64 turn = PG_INT64_MIN;
 	int64 worth = 0;
 	int steps = 0;
 	int skipped = 0;
@@ -160,8 +180,12 @@ scan_lane(OrchExecutor *executor, OrchLeaf *live, int32 queue,
 		pg_write_barrier();
 		pg_atomic_write_u32(&executor->nclaims, batch->ntasks);
 		upto = sort_key;
+		turn = Max(turn, orch_fair_turn(sort_key,
+										ORCH_INT32(&row, ORCH_TASK_PRIORITY)));
 	}
 	orch_heap_ready_end(scan);
+	if (batch->fair && batch->ntasks > 0)
+		orch_fair_claimed(executor->owner, queue, turn);
 	batch->left_behind = left_behind != PG_INT64_MAX;
 	orch_lane_end(executor, Min(upto, left_behind), more);
 }
@@ -180,6 +204,8 @@ is_full(const OrchBatch *batch, const OrchDefinition *definition, bool fast,
 	if (fast && steps > ORCH_WRITTEN_STEPS &&
 		find_measure(definition->id)->writes)
 		return true;
+	if (batch->fair)
+		return worth > orch_batch_time * FAIR_CLAIM_WORTH;
 	return worth > (fast ? orch_batch_time * INT64CONST(1000) : CLAIM_WORTH);
 }
 

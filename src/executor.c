@@ -22,6 +22,7 @@
 #include "access/xact.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "portability/instr_time.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
@@ -85,8 +86,8 @@ static void handle_quit(SIGNAL_ARGS);
 static void handle_watch(void);
 static void leave_slot(int code, Datum arg);
 static void discover_lanes(void);
-static int next_lane(void);
-static bool run_batch(void);
+static bool run_next(void);
+static void run_batch(int lane);
 static bool goes_on(const OrchTask *task);
 static void note_role_change(Datum arg, int cacheid, uint32 hashvalue);
 static bool is_same_extension(void);
@@ -121,7 +122,7 @@ orchestrator_executor_main(Datum main_arg)
 	{
 		CHECK_FOR_INTERRUPTS();
 		reload();
-		if (should_leave() || (!run_batch() && !wait_for_work()))
+		if (should_leave() || (!run_next() && !wait_for_work()))
 			break;
 	}
 	proc_exit(0);
@@ -275,38 +276,33 @@ discover_lanes(void)
 }
 
 /*
- * The next lane that may have work, in turn; -1: none.
- */
-static int
-next_lane(void)
-{
-	static int last = -1;
-	int first = orch_shared->owners[me->owner_index].first_lane;
-	int lane = last >= 0 ? orch_shared->lanes[last].next : first;
-
-	for (int turn = 0; turn < 2; turn++)
-	{
-		for (; lane >= 0; lane = orch_shared->lanes[lane].next)
-		{
-			if (orch_shared->lanes[lane].ready &&
-				orch_shared->lanes[lane].owner == me->owner_index)
-				return last = lane;
-		}
-		lane = first;
-	}
-	return last = -1;
-}
-
-/*
- * Claim from one lane and run what was claimed.  False: no lane has work.
+ * Work in the lane whose turn it is.  False: no lane has work.
  */
 static bool
-run_batch(void)
+run_next(void)
 {
-	int lane = next_lane();
+	int lane = orch_lane_choose(me->owner_index);
+	int64 charged;
+	instr_time began;
+	instr_time took;
 
 	if (lane < 0)
 		return false;
+	charged = orch_lane_charge(lane);
+	INSTR_TIME_SET_CURRENT(began);
+	run_batch(lane);
+	INSTR_TIME_SET_CURRENT(took);
+	INSTR_TIME_SUBTRACT(took, began);
+	orch_lane_correct(lane, charged, (int64) INSTR_TIME_GET_MICROSEC(took));
+	return true;
+}
+
+/*
+ * Claim from a lane and run what was claimed.
+ */
+static void
+run_batch(int lane)
+{
 	MemoryContextReset(batch->context);
 	batch->solo = solo_left > 0;
 	if (claim(lane) > 0)
@@ -323,7 +319,6 @@ run_batch(void)
 		disable_timeout(watch_timer, false);
 	}
 	end_batch();
-	return true;
 }
 
 /*
@@ -771,7 +766,7 @@ wait_for_work(void)
 	set_state(ORCH_EXECUTOR_IDLE);
 	owner->ready = owner->asked = false;
 	pg_memory_barrier();
-	if (next_lane() >= 0)
+	if (orch_lane_choose(me->owner_index) >= 0)
 		owner->ready = true;
 	else
 	{

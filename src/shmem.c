@@ -54,7 +54,7 @@ request_memory(void)
 
 	RequestAddinShmemSpace(
 		add_size(executors_size(), mul_size(MaxBackends, sizeof(OrchWaiter))));
-	RequestNamedLWLockTranche(TRANCHE_NAME, 1);
+	RequestNamedLWLockTranche(TRANCHE_NAME, 2);
 }
 
 /*
@@ -88,7 +88,8 @@ start_memory(void)
 static void
 initialize_memory(void)
 {
-	orch_shared->lock = &GetNamedLWLockTranche(TRANCHE_NAME)->lock;
+	orch_shared->lock = &GetNamedLWLockTranche(TRANCHE_NAME)[0].lock;
+	orch_shared->turn_lock = &GetNamedLWLockTranche(TRANCHE_NAME)[1].lock;
 	orch_shared->launcher_procno = -1;
 	orch_shared->nexecutors = orch_max_executors;
 	orch_shared->nwaiters = MaxBackends;

@@ -13,6 +13,7 @@ event
 notify
 catalog
 heap
+fair
 progress
 request
 wait
