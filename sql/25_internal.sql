@@ -31,6 +31,8 @@ CREATE FUNCTION orchestrator._claimed(owner int, queue int, sort_key bigint, pri
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_claimed';
 CREATE FUNCTION orchestrator._read_turn(owner int, queue int, input jsonb, sort_key bigint, priority int) RETURNS void
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_read_turn';
+CREATE FUNCTION orchestrator._start_turns(owner int, queue int, at timestamptz) RETURNS void
+  LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_start_turns';
 CREATE FUNCTION orchestrator._forget_turns(queue int) RETURNS void
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_forget_turns';
 CREATE FUNCTION orchestrator._ready(owner int, queue int, sort_key bigint) RETURNS void

@@ -126,26 +126,27 @@ BEGIN
 END
 $$;
 
--- The tenants of a queue are others than they were, or there are none any more.
--- Then what waits gets the places that it would have had: a turn may lie years
--- ahead of the time. Rows that somebody has locked are claimed or changed
+-- The tenants of a queue are others than they were, or there are none any more:
+-- what waits gets the places that it would have had, by its age. Turns may lie
+-- years ahead of the time. Rows that somebody has locked are claimed or changed
 -- anyway.
-CREATE FUNCTION orchestrator._change_tenants(queue int, has_tenants boolean) RETURNS void
+CREATE FUNCTION orchestrator._change_tenants(queue int) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 BEGIN
   PERFORM orchestrator._forget_turns($1);
-  IF $2 THEN
-    RETURN;
-  END IF;
+  PERFORM orchestrator._start_turns(o.id, $1, orchestrator._now()) FROM orchestrator.owner o
+    WHERE EXISTS (SELECT FROM orchestrator.task_live l WHERE l.owner = o.id AND l.queue = $1 AND l.state = 'pending');
   WITH ready AS MATERIALIZED (
-    SELECT l.id, l.owner, l.sort_key AS place, orchestrator._sort_key(greatest(l.created_at, l.run_at), l.priority) AS sort_key
-    FROM orchestrator.task_live l
+    SELECT l.id, l.owner, l.queue, l.input, l.priority, greatest(l.created_at, l.run_at) AS ready_at FROM orchestrator.task_live l
     WHERE l.queue = $1 AND l.state = 'pending'
     FOR UPDATE SKIP LOCKED
-  ), placed AS (
-    SELECT r.id, r.sort_key + row_number() OVER (PARTITION BY r.owner, r.sort_key ORDER BY r.place, r.id) - 1 AS sort_key FROM ready r
+  ), placed AS MATERIALIZED (
+    SELECT r.id, r.owner, orchestrator._ready_key(r.owner, r.queue, r.input, r.ready_at, r.priority) AS sort_key
+    FROM (SELECT * FROM ready ORDER BY ready_at, id OFFSET 0) r
+  ), apart AS (
+    SELECT p.id, p.sort_key + row_number() OVER (PARTITION BY p.owner, p.sort_key ORDER BY p.id) - 1 AS sort_key FROM placed p
   )
-  UPDATE orchestrator.task_live l SET sort_key = p.sort_key FROM placed p WHERE l.id = p.id;
+  UPDATE orchestrator.task_live l SET sort_key = a.sort_key FROM apart a WHERE l.id = a.id;
 END
 $$;
 
@@ -197,7 +198,7 @@ BEGIN
     WHERE x.id = q.id;
   PERFORM orchestrator._invalidate();
   IF v_tenant IS DISTINCT FROM q.tenant THEN
-    PERFORM orchestrator._change_tenants(q.id, q.tenant IS NOT NULL);
+    PERFORM orchestrator._change_tenants(q.id);
   END IF;
   PERFORM orchestrator._ready_queue(q.id);   -- a limit may have been raised
 END

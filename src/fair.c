@@ -48,7 +48,8 @@
 static int64 take_turn(const OrchTurnKey *clock, const OrchTurnKey *tenant,
 					   double weight);
 static bool has_clock(const OrchTurnKey *clock);
-static void start_clock(const OrchTurnKey *clock);
+static void read_clock(const OrchTurnKey *clock);
+static void start_clock(const OrchTurnKey *clock, int64 turn);
 static OrchTurn *find_turn(const OrchTurnKey *key, bool create);
 static OrchTurnKey make_key(int32 owner, int32 queue);
 static OrchTurnKey make_tenant_key(int32 owner, int32 queue, Datum input,
@@ -62,6 +63,7 @@ PG_FUNCTION_INFO_V1(orchestrator_ready_key);
 PG_FUNCTION_INFO_V1(orchestrator_claimed);
 PG_FUNCTION_INFO_V1(orchestrator_read_turn);
 PG_FUNCTION_INFO_V1(orchestrator_forget_turns);
+PG_FUNCTION_INFO_V1(orchestrator_start_turns);
 
 int64
 orch_sort_key(TimestampTz at, int32 priority)
@@ -100,7 +102,7 @@ orch_fair_key(int32 owner, int32 queue, Datum input, TimestampTz at,
 	clock = make_key(owner, queue);
 	tenant = make_tenant_key(owner, queue, input, priority, &weight);
 	if (!has_clock(&clock))
-		start_clock(&clock);
+		read_clock(&clock);
 	return orch_sort_key(take_turn(&clock, &tenant, weight), priority);
 }
 
@@ -153,17 +155,24 @@ has_clock(const OrchTurnKey *clock)
  * the same meanwhile, and come to the same result.
  */
 static void
-start_clock(const OrchTurnKey *clock)
+read_clock(const OrchTurnKey *clock)
 {
 	NullableDatum args[2] = {{Int32GetDatum(clock->owner), false},
 							 {Int32GetDatum(clock->queue), false}};
 	bool isnull;
-	int64 turn =
-		DatumGetInt64(orch_catalog_call(ORCH_FN_READ_TURNS, 2, args, &isnull));
+	Datum first = orch_catalog_call(ORCH_FN_READ_TURNS, 2, args, &isnull);
+
+	/* the first of those that wait is not claimed yet: who is new comes in
+	 * before it */
+	start_clock(clock, isnull ? orch_clock()
+							  : DatumGetInt64(first) - LEAD - DIFFERENT_LEAD);
+}
+
+static void
+start_clock(const OrchTurnKey *clock, int64 turn)
+{
 	OrchTurn *now;
 
-	if (isnull)
-		turn = orch_clock();
 	LWLockAcquire(orch_shared->turn_lock, LW_EXCLUSIVE);
 	now = find_turn(clock, true);
 	if (now->turn == PG_INT64_MIN)
@@ -423,5 +432,18 @@ orchestrator_forget_turns(PG_FUNCTION_ARGS)
 			memset(entry, 0, sizeof(*entry));
 	}
 	LWLockRelease(orch_shared->turn_lock);
+	PG_RETURN_VOID();
+}
+
+/*
+ * _start_turns(owner, queue, at): nothing is to be read of what waits.
+ */
+Datum
+orchestrator_start_turns(PG_FUNCTION_ARGS)
+{
+	OrchTurnKey clock = make_key(PG_GETARG_INT32(0), PG_GETARG_INT32(1));
+
+	if (orch_preloaded)
+		start_clock(&clock, PG_GETARG_TIMESTAMPTZ(2));
 	PG_RETURN_VOID();
 }
