@@ -101,6 +101,9 @@ BEGIN
   PERFORM orchestrator._require(q.min_running <= q.max_running, 'min_running must not be larger than max_running');
   IF q.tenant IS NOT NULL THEN
     PERFORM orchestrator._check_path('queue', 'tenant', q.tenant);
+    -- the supervisor follows it, too: it must neither fail nor take long
+    PERFORM orchestrator._require(orchestrator._member_path(q.tenant) IS NOT NULL AND q.tenant !~ '\]\s*$', format('tenant %s is not a plain path', q.tenant),
+                                  'Write members only, like $.tenant or $.customer.id.');
   END IF;
   PERFORM orchestrator._require(q.tenant_weights IS NULL OR q.tenant IS NOT NULL, 'tenant_weights needs tenant');
   PERFORM orchestrator._require(q.tenant_weights IS NULL OR jsonb_typeof(q.tenant_weights) = 'object', 'tenant_weights is not an object');

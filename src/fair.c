@@ -45,6 +45,12 @@
 #define LEAD		   (QUANTUM / 16)
 #define DIFFERENT_LEAD 4096
 
+/* Inputs of runs within inputs of steps, at most. */
+#define MAX_LEVELS 4
+
+static const OrchQueue *fair_queue(int32 queue);
+static bool give_turn(int32 owner, int32 queue, Datum input, int32 priority,
+					  int64 *key);
 static int64 take_turn(const OrchTurnKey *clock, const OrchTurnKey *tenant,
 					   double weight);
 static bool has_clock(const OrchTurnKey *clock);
@@ -52,8 +58,8 @@ static void read_clock(const OrchTurnKey *clock);
 static void start_clock(const OrchTurnKey *clock, int64 turn);
 static OrchTurn *find_turn(const OrchTurnKey *key, bool create);
 static OrchTurnKey make_key(int32 owner, int32 queue);
-static OrchTurnKey make_tenant_key(int32 owner, int32 queue, Datum input,
-								   int32 priority, double *weight);
+static OrchTurnKey tenant_key(const OrchTurnKey *clock, int32 priority,
+							  uint64 tenant);
 static uint64 find_tenant(const OrchQueue *queue, Datum input, double *weight);
 static Jsonb *first_match(const OrchQueue *queue, Datum input);
 static double weight_of(const OrchQueue *queue, Jsonb *tenant);
@@ -77,46 +83,62 @@ orch_fair_turn(int64 sort_key, int32 priority)
 	return sort_key + priority * ((int64) orch_priority_step * USECS_PER_SEC);
 }
 
-/*
- * Without shared memory the order is that of time everywhere.
- */
-bool
-orch_fair_queue(int32 queue)
-{
-	const OrchQueue *info =
-		orch_preloaded ? orch_catalog_queue_info(queue) : NULL;
-
-	return info != NULL && info->tenant != (Datum) 0;
-}
-
 int64
 orch_fair_key(int32 owner, int32 queue, Datum input, TimestampTz at,
 			  int32 priority)
 {
-	double weight;
-	OrchTurnKey clock;
-	OrchTurnKey tenant;
+	int64 key = orch_sort_key(at, priority);
 
-	if (!orch_fair_queue(queue))
-		return orch_sort_key(at, priority);
-	clock = make_key(owner, queue);
-	tenant = make_tenant_key(owner, queue, input, priority, &weight);
-	if (!has_clock(&clock))
-		read_clock(&clock);
-	return orch_sort_key(take_turn(&clock, &tenant, weight), priority);
+	(void) give_turn(owner, queue, input, priority, &key);
+	return key;
 }
 
 void
 orch_fair_place(OrchRow *row, int place)
 {
-	int32 queue = ORCH_INT32(row, ORCH_TASK_QUEUE);
 	int64 key = ORCH_INT64(row, ORCH_TASK_SORT_KEY) + place;
 
-	if (orch_fair_queue(queue))
-		key = orch_fair_key(ORCH_INT32(row, ORCH_TASK_OWNER), queue,
-							row->values[ORCH_TASK_INPUT], 0,
-							ORCH_INT32(row, ORCH_TASK_PRIORITY));
+	(void) give_turn(ORCH_INT32(row, ORCH_TASK_OWNER),
+					 ORCH_INT32(row, ORCH_TASK_QUEUE),
+					 row->values[ORCH_TASK_INPUT],
+					 ORCH_INT32(row, ORCH_TASK_PRIORITY), &key);
 	orch_row_set(row, ORCH_TASK_SORT_KEY, Int64GetDatum(key));
+}
+
+/*
+ * A queue whose tenants take turns; NULL: it is not one.  Without shared memory
+ * none is.  Stays until the catalog is asked something else.
+ */
+static const OrchQueue *
+fair_queue(int32 queue)
+{
+	const OrchQueue *info =
+		orch_preloaded ? orch_catalog_queue_info(queue) : NULL;
+
+	return info != NULL && info->tenant != (Datum) 0 ? info : NULL;
+}
+
+/*
+ * The place of a task by its tenant's turn.  False: it has none.
+ */
+static bool
+give_turn(int32 owner, int32 queue, Datum input, int32 priority, int64 *key)
+{
+	const OrchQueue *info = fair_queue(queue);
+	uint64 number;
+	double weight;
+	OrchTurnKey clock;
+	OrchTurnKey tenant;
+
+	if (info == NULL)
+		return false;
+	number = find_tenant(info, input, &weight);
+	clock = make_key(owner, queue);
+	tenant = tenant_key(&clock, priority, number);
+	if (!has_clock(&clock))
+		read_clock(&clock);
+	*key = orch_sort_key(take_turn(&clock, &tenant, weight), priority);
+	return true;
 }
 
 /*
@@ -213,14 +235,13 @@ make_key(int32 owner, int32 queue)
 }
 
 static OrchTurnKey
-make_tenant_key(int32 owner, int32 queue, Datum input, int32 priority,
-				double *weight)
+tenant_key(const OrchTurnKey *clock, int32 priority, uint64 tenant)
 {
-	OrchTurnKey key = make_key(owner, queue);
+	OrchTurnKey key = *clock;
 
 	key.is_clock = 0;
 	key.priority = priority;
-	key.tenant = find_tenant(orch_catalog_queue_info(queue), input, weight);
+	key.tenant = tenant;
 	return key;
 }
 
@@ -291,19 +312,21 @@ find_tenant(const OrchQueue *queue, Datum input, double *weight)
 }
 
 /*
- * The value of the queue's path in an input.  A step of a workflow has the
- * input of its run as a member.
+ * The value of the queue's path in an input; NULL: none.  A step has the input
+ * of its run as a member, one of a run in a run that of the outer one in there.
+ * The path is a chain of members (_check_queue): neither long to follow nor an
+ * error, whoever made the queue.
  */
 static Jsonb *
 first_match(const OrchQueue *queue, Datum input)
 {
 	LOCAL_FCINFO(fcinfo, 4);
 	Jsonb *document = DatumGetJsonbP(input);
-	JsonbValue buffer;
 
-	for (;;)
+	for (int level = 0; level < MAX_LEVELS; level++)
 	{
-		JsonbValue *inner;
+		JsonbValue buffer;
+		JsonbValue *inner = NULL;
 		Datum found;
 
 		InitFunctionCallInfoData(*fcinfo, NULL, 4, InvalidOid, NULL, NULL);
@@ -314,14 +337,14 @@ first_match(const OrchQueue *queue, Datum input)
 		found = jsonb_path_query_first(fcinfo);
 		if (!fcinfo->isnull)
 			return DatumGetJsonbP(found);
-		inner = JB_ROOT_IS_OBJECT(document)
-					? getKeyJsonValueFromContainer(&document->root, "input", 5,
-												   &buffer)
-					: NULL;
+		if (JB_ROOT_IS_OBJECT(document))
+			inner = getKeyJsonValueFromContainer(&document->root, "input", 5,
+												 &buffer);
 		if (inner == NULL || inner->type != jbvBinary)
-			return NULL;
+			break;
 		document = JsonbValueToJsonb(inner);
 	}
+	return NULL;
 }
 
 static double
@@ -377,7 +400,7 @@ orchestrator_ready_key(PG_FUNCTION_ARGS)
 Datum
 orchestrator_claimed(PG_FUNCTION_ARGS)
 {
-	if (orch_fair_queue(PG_GETARG_INT32(1)))
+	if (fair_queue(PG_GETARG_INT32(1)) != NULL)
 		orch_fair_claimed(
 			PG_GETARG_INT32(0), PG_GETARG_INT32(1),
 			orch_fair_turn(PG_GETARG_INT64(2), PG_GETARG_INT32(3)));
@@ -391,21 +414,25 @@ orchestrator_claimed(PG_FUNCTION_ARGS)
 Datum
 orchestrator_read_turn(PG_FUNCTION_ARGS)
 {
-	int32 owner = PG_GETARG_INT32(0);
 	int32 queue = PG_GETARG_INT32(1);
 	int32 priority = PG_GETARG_INT32(4);
+	const OrchQueue *info = fair_queue(queue);
+	uint64 number;
 	double weight;
-	OrchTurnKey key;
+	OrchTurnKey clock;
+	OrchTurnKey tenant;
 	OrchTurn *last;
 	int64 end;
 
-	if (!orch_fair_queue(queue))
+	if (info == NULL)
 		PG_RETURN_VOID();
-	key = make_tenant_key(owner, queue, PG_GETARG_DATUM(2), priority, &weight);
+	number = find_tenant(info, PG_GETARG_DATUM(2), &weight);
+	clock = make_key(PG_GETARG_INT32(0), queue);
+	tenant = tenant_key(&clock, priority, number);
 	end = orch_fair_turn(PG_GETARG_INT64(3), priority) +
 		  (int64) (QUANTUM / weight);
 	LWLockAcquire(orch_shared->turn_lock, LW_EXCLUSIVE);
-	last = find_turn(&key, true);
+	last = find_turn(&tenant, true);
 	last->turn = Max(last->turn, end);
 	LWLockRelease(orch_shared->turn_lock);
 	PG_RETURN_VOID();

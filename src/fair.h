@@ -13,9 +13,6 @@
 /* By time and priority. */
 extern int64 orch_sort_key(TimestampTz at, int32 priority);
 
-/* Whether the tenants of a queue take turns. */
-extern bool orch_fair_queue(int32 queue);
-
 /*
  * The same in a queue, where it is the tenants' turn that counts; the input
  * says whose the task is.  Takes the place: each call gives the next one.  An

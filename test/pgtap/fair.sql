@@ -1,6 +1,6 @@
 -- Who is next: priority that ages, the turns of tenants, presets.
 \ir lib/setup.psql
-SELECT plan(48);
+SELECT plan(53);
 
 CREATE FUNCTION enqueue(tenant text, options text DEFAULT '', definition text DEFAULT 'turn') RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE v_id bigint;
@@ -98,6 +98,10 @@ SELECT next(200) IS NOT NULL AS done \gset
 SELECT orchestrator.enqueue_many('turn', array_fill('{}'::jsonb, '{3}') || array_fill('{"other": 1}'::jsonb, '{3}') || '{"tenant": "a"}'::jsonb);
 SELECT is(next(2) LIKE '%a%', true, 'tasks without a tenant are one together');
 SELECT next(200) IS NOT NULL AS done \gset
+SELECT enqueue_many(array_fill('deep'::text, '{3}'), ', priority => 0'), orchestrator.enqueue('turn', '{"input": {"input": {"tenant": "deep"}}}') AS deep \gset
+SELECT enqueue('a');
+SELECT is(next(2), 'deep a', 'the tenant of an inner input');
+SELECT next(200) IS NOT NULL AS done \gset
 
 -- Every way to become ready
 SELECT enqueue_many(array_fill('big'::text, '{50}'), ', priority => 0'), next();
@@ -165,6 +169,9 @@ SELECT is(error_of($$SELECT orchestrator.define_queue('bad', tenant_weights => '
 SELECT is(error_of($$SELECT orchestrator.define_queue('bad', tenant => '$.t', tenant_weights => '{"a": 0}')$$),
           '22023: the weight of tenant "a" must be a number between 0.001 and 1000', 'no weight');
 SELECT matches(error_of($$SELECT orchestrator.define_queue('bad', tenant => '$.')$$), '^22023: queue, key "tenant": path \$\. does not parse', 'no path');
+SELECT is(error_of(format('SELECT orchestrator.define_queue(''bad'', tenant => %L)', p)),
+          format('22023: tenant %s is not a plain path [Write members only, like $.tenant or $.customer.id.]', p), 'a path that could fail or take long')
+FROM unnest(array['$.** ? (@ like_regex "(a*)*b")', '$.a % 2', '$.a[*]', '$.a.datetime()']) p;
 SELECT is(error_of($$SELECT orchestrator.define_queue('bad', weight => 0)$$), '22023: weight must be between 1 and 1000', 'a queue without weight');
 
 -- Presets
