@@ -28,10 +28,6 @@
 /* A claim should hold no more than this much work, in microseconds. */
 #define CLAIM_WORTH INT64CONST(100000)
 
-/* The same where tenants take turns, for each millisecond of batch_time: what
- * is claimed goes before whoever comes next. */
-#define FAIR_CLAIM_WORTH INT64CONST(500)
-
 /* Tasks before, among which the copy of a definition is looked for. */
 #define DEFINITIONS_KEPT 16
 
@@ -204,9 +200,10 @@ is_full(const OrchBatch *batch, const OrchDefinition *definition, bool fast,
 	if (fast && steps > ORCH_WRITTEN_STEPS &&
 		find_measure(definition->id)->writes)
 		return true;
-	if (batch->fair)
-		return worth > orch_batch_time * FAIR_CLAIM_WORTH;
-	return worth > (fast ? orch_batch_time * INT64CONST(1000) : CLAIM_WORTH);
+
+	/* where tenants take turns, what is claimed goes before whoever is next */
+	return worth > (fast || batch->fair ? orch_batch_time * INT64CONST(1000)
+										: CLAIM_WORTH);
 }
 
 /*

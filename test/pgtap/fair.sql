@@ -1,6 +1,6 @@
 -- Who is next: priority that ages, the turns of tenants, presets.
 \ir lib/setup.psql
-SELECT plan(53);
+SELECT plan(55);
 
 CREATE FUNCTION enqueue(tenant text, options text DEFAULT '', definition text DEFAULT 'turn') RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE v_id bigint;
@@ -156,6 +156,13 @@ SELECT orchestrator.define_queue('turns', tenant => '$.tenant');
 SELECT enqueue('small');
 SELECT is(next(2) LIKE '%small%', true, 'with them, turns again');
 SELECT next(200) IS NOT NULL AS done \gset
+
+-- More tenants than are remembered
+SELECT cardinality(enqueue_many(ARRAY(SELECT 't' || i FROM generate_series(1, 20000) i))) AS many \gset
+SELECT is(cardinality(claim(30000, 'turns')), 20000, 'twenty thousand tenants');
+SELECT enqueue_many('{t1,t1,t2}'::text[]);
+SELECT is(next(2) IN ('t1 t2', 't2 t1'), true, 'still take turns');
+SELECT next(2) IS NOT NULL AS done \gset
 
 -- The queue decides, not the role or the definition
 CREATE ROLE fair_app LOGIN;
