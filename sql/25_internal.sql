@@ -27,6 +27,8 @@ CREATE FUNCTION orchestrator._ready_key(owner int, queue int, input jsonb, at ti
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_ready_key';
 COMMENT ON FUNCTION orchestrator._ready_key(int, int, jsonb, timestamptz, int) IS
   'The place in its queue of a task that becomes ready: by time and priority, or its tenant''s turn; takes it';
+CREATE FUNCTION orchestrator._return_turn(owner int, queue int, input jsonb, priority int) RETURNS void
+  LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_return_turn';
 CREATE FUNCTION orchestrator._claimed(owner int, queue int, sort_key bigint, priority int) RETURNS void
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_claimed';
 CREATE FUNCTION orchestrator._read_turn(owner int, queue int, input jsonb, sort_key bigint, priority int) RETURNS void

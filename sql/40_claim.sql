@@ -161,6 +161,9 @@ BEGIN
     PERFORM orchestrator._wake_procedure(t.id);
     RETURN;
   END IF;
+  IF t.state = 'pending' THEN
+    PERFORM orchestrator._return_turn(t.owner, t.queue, t.input, t.priority);
+  END IF;
   t.error := jsonb_build_object('sqlstate', CASE WHEN coalesce(t.deadline > $2, true) AND t.remaining IS NOT NULL THEN 'OR004' ELSE 'OR002' END, 'message',
                CASE WHEN t.deadline <= $2 THEN format('deadline %s passed before the task was finished', t.deadline)
                     WHEN t.remaining IS NOT NULL THEN format('not finished within the timeout of its definition, until %s', t.expire_at)

@@ -66,6 +66,7 @@ static double weight_of(const OrchQueue *queue, Jsonb *tenant);
 
 PG_FUNCTION_INFO_V1(orchestrator_sort_key);
 PG_FUNCTION_INFO_V1(orchestrator_ready_key);
+PG_FUNCTION_INFO_V1(orchestrator_return_turn);
 PG_FUNCTION_INFO_V1(orchestrator_claimed);
 PG_FUNCTION_INFO_V1(orchestrator_read_turn);
 PG_FUNCTION_INFO_V1(orchestrator_forget_turns);
@@ -392,6 +393,34 @@ orchestrator_ready_key(PG_FUNCTION_ARGS)
 	PG_RETURN_INT64(orch_fair_key(PG_GETARG_INT32(0), PG_GETARG_INT32(1),
 								  PG_GETARG_DATUM(2), PG_GETARG_TIMESTAMPTZ(3),
 								  PG_GETARG_INT32(4)));
+}
+
+/*
+ * _return_turn(owner, queue, input, priority): a task that waited will not be
+ * claimed.  Its tenant's next one comes a turn earlier.
+ */
+Datum
+orchestrator_return_turn(PG_FUNCTION_ARGS)
+{
+	int32 queue = PG_GETARG_INT32(1);
+	const OrchQueue *info = fair_queue(queue);
+	uint64 number;
+	double weight;
+	OrchTurnKey clock;
+	OrchTurnKey tenant;
+	OrchTurn *last;
+
+	if (info == NULL)
+		PG_RETURN_VOID();
+	number = find_tenant(info, PG_GETARG_DATUM(2), &weight);
+	clock = make_key(PG_GETARG_INT32(0), queue);
+	tenant = tenant_key(&clock, PG_GETARG_INT32(3), number);
+	LWLockAcquire(orch_shared->turn_lock, LW_EXCLUSIVE);
+	last = find_turn(&tenant, false);
+	if (last != NULL)
+		last->turn -= (int64) (QUANTUM / weight);
+	LWLockRelease(orch_shared->turn_lock);
+	PG_RETURN_VOID();
 }
 
 /*

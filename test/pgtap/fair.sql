@@ -1,6 +1,6 @@
 -- Who is next: priority that ages, the turns of tenants, presets.
 \ir lib/setup.psql
-SELECT plan(55);
+SELECT plan(59);
 
 CREATE FUNCTION enqueue(tenant text, options text DEFAULT '', definition text DEFAULT 'turn') RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE v_id bigint;
@@ -135,6 +135,26 @@ SELECT is(next(2) LIKE '%run%', true, 'each step');
 SELECT orchestrator.enqueue_batch('turn', array_fill('{"tenant": "b1"}'::jsonb, '{5}') || array_fill('{"tenant": "b2"}'::jsonb, '{5}'), priority => 0);
 SELECT next(6) AS said \gset
 SELECT is(how_often(:'said', 'b1') || ' ' || how_often(:'said', 'b2') || ' ' || how_often(:'said', 'big'), '2 2 2', 'the items of a batch, each its tenant''s');
+SELECT next(200) IS NOT NULL AS done \gset
+
+-- What will not be claimed does not count.
+SELECT enqueue_many(array_fill('other'::text, '{50}'), ', priority => 0');
+SELECT orchestrator.cancel_many(all_tasks => true) FROM (SELECT enqueue_many(array_fill('mistaken'::text, '{100}'), ', priority => 0')) e;
+SELECT orchestrator.pause_queue('turns');
+SELECT enqueue_many(array_fill('other'::text, '{50}'), ', priority => 0'), enqueue('mistaken') AS good \gset
+SELECT orchestrator.resume_queue('turns');
+SELECT is(next(2) LIKE '%mistaken%', true, 'tasks that were cancelled');
+SELECT enqueue_many(array_fill('held'::text, '{100}'), ', priority => 0') AS held \gset
+SELECT orchestrator.pause(i) FROM unnest(:'held'::bigint[]) i;
+SELECT enqueue('held');
+SELECT is(next(3) LIKE '%held%', true, 'or paused');
+SELECT orchestrator.cancel_many(all_tasks => true);
+SELECT orchestrator.define('hasty', 'SELECT 1', 'sql', queue => 'turns', queue_timeout => '1 minute');
+SELECT enqueue_many(array_fill('late'::text, '{100}'), ', priority => 0', 'hasty');
+SELECT later(61);
+SELECT is(orchestrator._expire(1000), 100, 'or expired');
+SELECT enqueue_many(array_fill('other'::text, '{50}'), ', priority => 0'), enqueue('late');
+SELECT is(next(2) LIKE '%late%', true, 'a tenant''s next one is not behind them');
 SELECT next(200) IS NOT NULL AS done \gset
 
 -- What a restart forgets is read from the tasks that wait.
