@@ -142,7 +142,7 @@ COMMENT ON TABLE orchestrator.definition_share IS 'Definitions that others may e
 CREATE SEQUENCE orchestrator.task_id_seq CACHE 1;
 CREATE TABLE orchestrator.task (
   id           bigint      NOT NULL,
-  sort_key     bigint,               -- when it became ready, in microseconds, less priority x a step; null unless ready
+  sort_key     bigint,               -- when it became ready, in microseconds, less priority x a step; null unless ready; where tenants take turns, src/fair.c
   created_at   timestamptz NOT NULL,
   started_at   timestamptz,          -- of the last attempt
   finished_at  timestamptz,
@@ -200,7 +200,7 @@ COMMENT ON TABLE orchestrator.task IS
 COMMENT ON COLUMN orchestrator.task.epoch IS
   'Fencing number: rises with every claim and every take-over, never resets; a report with an older one is refused';
 COMMENT ON COLUMN orchestrator.task.sort_key IS
-  'Order within owner and queue: microseconds since 2000 at which it became ready, less priority x the step: priority ages by itself';
+  'Order within owner and queue: microseconds since 2000 at which it became ready, less priority x the step: priority ages by itself. In a queue with tenants their turns stand for the time';
 
 CREATE TABLE orchestrator.task_key (
   owner      int         NOT NULL,

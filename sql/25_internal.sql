@@ -14,7 +14,7 @@
 --   insufficient_privilege             only its owner or an administrator may
 --   invalid_parameter_value, program_limit_exceeded, ...
 
--- Provided by the library (src/event.c, src/enqueue.c, src/catalog.c,
+-- Provided by the library (src/event.c, src/fair.c, src/catalog.c,
 -- src/progress.c). What they tell others is told after commit.
 
 CREATE FUNCTION orchestrator._now() RETURNS timestamptz
@@ -23,6 +23,20 @@ COMMENT ON FUNCTION orchestrator._now() IS 'The clock of the engine: clock_times
 
 CREATE FUNCTION orchestrator._sort_key(at timestamptz, priority int) RETURNS bigint
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_sort_key';
+CREATE FUNCTION orchestrator._ready_key(owner int, queue int, input jsonb, at timestamptz, priority int) RETURNS bigint
+  LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_ready_key';
+COMMENT ON FUNCTION orchestrator._ready_key(int, int, jsonb, timestamptz, int) IS
+  'The place in its queue of a task that becomes ready: by time and priority, or its tenant''s turn; takes it';
+CREATE FUNCTION orchestrator._return_turn(owner int, queue int, input jsonb, priority int) RETURNS void
+  LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_return_turn';
+CREATE FUNCTION orchestrator._claimed(owner int, queue int, sort_key bigint, priority int) RETURNS void
+  LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_claimed';
+CREATE FUNCTION orchestrator._read_turn(owner int, queue int, input jsonb, sort_key bigint, priority int) RETURNS void
+  LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_read_turn';
+CREATE FUNCTION orchestrator._start_turns(owner int, queue int, at timestamptz) RETURNS void
+  LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_start_turns';
+CREATE FUNCTION orchestrator._forget_turns(queue int) RETURNS void
+  LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_forget_turns';
 CREATE FUNCTION orchestrator._ready(owner int, queue int, sort_key bigint) RETURNS void
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_ready';
 -- What is taken of the limits that are in use; and the number of a limit, of

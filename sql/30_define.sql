@@ -15,7 +15,7 @@ CREATE FUNCTION orchestrator.define(name text, handler text, kind text DEFAULT '
 COMMENT ON FUNCTION orchestrator.define(text, text, text, text, int, int, text, interval, interval, float8, interval,
     text[], int, interval, interval, interval, text, int, int, interval, text, text, interval, jsonb, text, text, text,
     text, int, int, interval, int, interval, text) IS
-  'Describes a kind of task; returns its version. An equal definition returns the version it already has; a changed one becomes the next version, which enqueue() takes from then on';
+  'Describes a kind of task; returns its version. An equal definition returns the version it already has; a changed one becomes the next version, which enqueue() takes from then on. preset gives what is not given: light is max_attempts 3 and priority 5, heavy 2 and 0, bulk 1 and -10; each takes 5 off the priority at a retry';
 
 CREATE FUNCTION orchestrator.drop_definition(name text, force boolean DEFAULT false, owner text DEFAULT NULL) RETURNS void
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
@@ -174,6 +174,21 @@ BEGIN
 END
 $$;
 
+-- What a preset of definitions gives, where define() is not told otherwise.
+CREATE FUNCTION orchestrator._definition_preset(preset text) RETURNS orchestrator.definition
+  LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  d orchestrator.definition;
+BEGIN
+  PERFORM orchestrator._require($1 IN ('light', 'heavy', 'bulk'), format('unknown preset "%s" of a definition', $1),
+                                'Presets are light, heavy and bulk.');
+  d.max_attempts := CASE $1 WHEN 'light' THEN 3 WHEN 'heavy' THEN 2 WHEN 'bulk' THEN 1 END;
+  d.priority := CASE $1 WHEN 'light' THEN 5 WHEN 'heavy' THEN 0 WHEN 'bulk' THEN -10 END;
+  d.retry_priority_step := CASE WHEN $1 IS NOT NULL THEN 5 END;
+  RETURN d;
+END
+$$;
+
 -- Locks the owner's row: two definitions of one name get two versions.
 CREATE FUNCTION orchestrator._define(caller oid, name text, handler text, kind text, queue text, priority int,
     max_attempts int, backoff text, retry_delay interval, max_retry_delay interval, retry_jitter float8,
@@ -184,25 +199,27 @@ CREATE FUNCTION orchestrator._define(caller oid, name text, handler text, kind t
     key_rate_period interval, batch_size int, batch_wait interval, preset text) RETURNS int
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  d      orchestrator.definition;
-  v_role oid;
+  d        orchestrator.definition;
+  v_preset orchestrator.definition;
+  v_role   oid;
 BEGIN
   PERFORM orchestrator._initialize();
   v_role := orchestrator._definer(caller, owner);
+  v_preset := orchestrator._definition_preset(preset);
   PERFORM orchestrator._require_name('definition', name);
   d.owner := orchestrator._owner(v_role);
   d.name := name;
   d.kind := coalesce(kind, 'function');
   d.handler := handler;
-  d.priority := coalesce(priority, 0);
-  d.max_attempts := coalesce(max_attempts, 3);
+  d.priority := coalesce(priority, v_preset.priority, 0);
+  d.max_attempts := coalesce(max_attempts, v_preset.max_attempts, 3);
   d.backoff := coalesce(backoff, 'exponential');
   d.retry_delay := coalesce(retry_delay, '1 second');
   d.max_retry_delay := coalesce(max_retry_delay, greatest('1 hour', d.retry_delay));
   d.retry_jitter := coalesce(retry_jitter, 0.1);
   d.retry_budget := retry_budget;
   d.never_retry := coalesce(never_retry, '{}');
-  d.retry_priority_step := coalesce(retry_priority_step, 0);
+  d.retry_priority_step := coalesce(retry_priority_step, v_preset.retry_priority_step, 1);
   d.timeout := timeout;
   d.queue_timeout := queue_timeout;
   d.response_timeout := response_timeout;

@@ -9,7 +9,7 @@ CREATE FUNCTION orchestrator.define_queue(name text, max_running int DEFAULT NUL
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
 COMMENT ON FUNCTION orchestrator.define_queue(text, int, int, interval, int, int, text, int, interval, interval, interval, text,
     jsonb, boolean, int, interval, text, text, jsonb, text) IS
-  'Makes a queue of the caller, or changes it: what is not given is as in a new one. Takes effect at the commit';
+  'Makes a queue of the caller, or changes it: what is not given is as in a new one. Takes effect at the commit. preset ''chat'' is max_running 5 and 10 per second, where nothing else is given';
 
 CREATE FUNCTION orchestrator.pause_queue(queue text, owner text DEFAULT NULL) RETURNS void
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
@@ -101,12 +101,55 @@ BEGIN
   PERFORM orchestrator._require(q.min_running <= q.max_running, 'min_running must not be larger than max_running');
   IF q.tenant IS NOT NULL THEN
     PERFORM orchestrator._check_path('queue', 'tenant', q.tenant);
+    -- the supervisor follows it, too: it must neither fail nor take long
+    PERFORM orchestrator._require(orchestrator._member_path(q.tenant) IS NOT NULL AND q.tenant !~ '\]\s*$', format('tenant %s is not a plain path', q.tenant),
+                                  'Write members only, like $.tenant or $.customer.id.');
   END IF;
   PERFORM orchestrator._require(q.tenant_weights IS NULL OR q.tenant IS NOT NULL, 'tenant_weights needs tenant');
   PERFORM orchestrator._require(q.tenant_weights IS NULL OR jsonb_typeof(q.tenant_weights) = 'object', 'tenant_weights is not an object');
   PERFORM orchestrator._require(jsonb_typeof(w.value) = 'number' AND w.value::float8 BETWEEN 0.001 AND 1000,
                                 format('the weight of tenant "%s" must be a number between 0.001 and 1000', w.key))
     FROM jsonb_each(q.tenant_weights) w;
+END
+$$;
+
+-- What a preset of queues gives, where define_queue() is not told otherwise.
+CREATE FUNCTION orchestrator._queue_preset(preset text) RETURNS orchestrator.queue
+  LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  q orchestrator.queue;
+BEGIN
+  PERFORM orchestrator._require($1 IN ('chat'), format('unknown preset "%s" of a queue', $1), 'The only preset is chat.');
+  IF $1 = 'chat' THEN
+    q.max_running := 5;
+    q.rate_limit := 10;
+    q.rate_period := '1 second';
+  END IF;
+  RETURN q;
+END
+$$;
+
+-- The tenants of a queue are others than they were, or there are none any more:
+-- what waits gets the places that it would have had, by its age. Turns may lie
+-- years ahead of the time. Rows that somebody has locked are claimed or changed
+-- anyway.
+CREATE FUNCTION orchestrator._change_tenants(queue int) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
+BEGIN
+  PERFORM orchestrator._forget_turns($1);
+  PERFORM orchestrator._start_turns(o.id, $1, orchestrator._now()) FROM orchestrator.owner o
+    WHERE EXISTS (SELECT FROM orchestrator.task_live l WHERE l.owner = o.id AND l.queue = $1 AND l.state = 'pending');
+  WITH ready AS MATERIALIZED (
+    SELECT l.id, l.owner, l.queue, l.input, l.priority, greatest(l.created_at, l.run_at) AS ready_at FROM orchestrator.task_live l
+    WHERE l.queue = $1 AND l.state = 'pending'
+    FOR UPDATE SKIP LOCKED
+  ), placed AS MATERIALIZED (
+    SELECT r.id, r.owner, orchestrator._ready_key(r.owner, r.queue, r.input, r.ready_at, r.priority) AS sort_key
+    FROM (SELECT * FROM ready ORDER BY ready_at, id OFFSET 0) r
+  ), apart AS (
+    SELECT p.id, p.sort_key + row_number() OVER (PARTITION BY p.owner, p.sort_key ORDER BY p.id) - 1 AS sort_key FROM placed p
+  )
+  UPDATE orchestrator.task_live l SET sort_key = a.sort_key FROM apart a WHERE l.id = a.id;
 END
 $$;
 
@@ -117,14 +160,16 @@ CREATE FUNCTION orchestrator._define_queue(caller oid, name text, max_running in
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
-  v_owner int := orchestrator._owner_for(caller, owner);
-  q       orchestrator.queue;
+  v_owner  int := orchestrator._owner_for(caller, owner);
+  v_preset orchestrator.queue := orchestrator._queue_preset(preset);
+  v_tenant text;
+  q        orchestrator.queue;
 BEGIN
   PERFORM orchestrator._initialize();
   PERFORM orchestrator._require_name('queue', name);
-  q.max_running := max_running;
-  q.rate_limit := rate_limit;
-  q.rate_period := rate_period;
+  q.max_running := coalesce(max_running, v_preset.max_running);
+  q.rate_limit := coalesce(rate_limit, v_preset.rate_limit);
+  q.rate_period := coalesce(rate_period, v_preset.rate_period);
   q.weight := coalesce(weight, 1);
   q.tenant := tenant;
   q.tenant_weights := tenant_weights;
@@ -147,6 +192,7 @@ BEGIN
       ON CONFLICT ON CONSTRAINT queue_owner_name_key DO UPDATE SET created_at = x.created_at
       RETURNING x.id INTO q.id;
   END IF;
+  SELECT x.tenant INTO v_tenant FROM orchestrator.queue x WHERE x.id = q.id FOR UPDATE;
   UPDATE orchestrator.queue x
     SET (max_running, rate_limit, rate_period, weight, tenant, tenant_weights, adaptive, min_running, max_depth, on_full,
          full_wait, alert_depth, alert_age, retention, retention_failed, description, metadata)
@@ -155,6 +201,10 @@ BEGIN
     WHERE x.id = q.id;
   PERFORM orchestrator._invalidate();
   PERFORM orchestrator._limits_changed();
+  IF v_tenant IS DISTINCT FROM q.tenant THEN
+    PERFORM orchestrator._change_tenants(q.id);
+    PERFORM orchestrator._ready_queue(q.id);
+  END IF;
 END
 $$;
 

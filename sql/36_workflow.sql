@@ -317,7 +317,7 @@ BEGIN
   d.retry_jitter := coalesce((p ->> 'retry_jitter')::float8, 0.1);
   d.retry_budget := (p ->> 'retry_budget')::interval;
   d.never_retry := CASE WHEN p ? 'never_retry' THEN ARRAY(SELECT jsonb_array_elements_text(p -> 'never_retry')) ELSE '{}' END;
-  d.retry_priority_step := coalesce((p ->> 'retry_priority_step')::int, 0);
+  d.retry_priority_step := coalesce((p ->> 'retry_priority_step')::int, 1);
   d.timeout := (p ->> 'timeout')::interval;
   d.queue_timeout := (p ->> 'queue_timeout')::interval;
   d.response_timeout := (p ->> 'response_timeout')::interval;
@@ -761,7 +761,7 @@ CREATE FUNCTION orchestrator._definition_json(caller oid, name text, version int
 DECLARE
   v_internal constant text[] := '{id,owner,version,is_current,created_at,handler_owner,queue,metadata,document,steps,step_names,plan,checkpoint_interval,max_steps,max_depth}';
   v_default  constant jsonb := '{"kind": "function", "priority": 0, "max_attempts": 3, "backoff": "exponential", "retry_delay": "00:00:01",
-                                 "max_retry_delay": "01:00:00", "retry_jitter": 0.1, "never_retry": [], "retry_priority_step": 0,
+                                 "max_retry_delay": "01:00:00", "retry_jitter": 0.1, "never_retry": [], "retry_priority_step": 1,
                                  "timeout_policy": "retry", "notify": "lifecycle"}';
   v_owner int := orchestrator._owner_for($1, $4);
   d       orchestrator.definition;

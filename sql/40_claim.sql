@@ -32,7 +32,29 @@ BEGIN
         FROM ready WHERE l.id = ready.id
         RETURNING l.*
     )
-    SELECT c.* FROM claimed c ORDER BY c.sort_key, c.id;
+    SELECT c.* FROM claimed c
+    CROSS JOIN LATERAL (SELECT orchestrator._claimed(c.owner, c.queue, c.sort_key, c.priority) OFFSET 0) told
+    ORDER BY c.sort_key, c.id;
+END
+$$;
+
+-- Read from the tasks that wait what was forgotten of the turns of a queue's
+-- tenants (src/fair.c): where each ends, as far as the last 10,000 tasks say,
+-- and the turn of the first; null: none waits.
+CREATE FUNCTION orchestrator._read_turns(owner int, queue int) RETURNS bigint
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+DECLARE
+  v_key      bigint;
+  v_priority int;
+BEGIN
+  PERFORM orchestrator._read_turn($1, $2, r.input, r.sort_key, r.priority)
+    FROM (SELECT l.input, l.sort_key, l.priority FROM orchestrator.task_live l
+          WHERE l.owner = $1 AND l.queue = $2 AND l.state = 'pending' AND l.parked_on IS NULL
+          ORDER BY l.sort_key DESC, l.id DESC LIMIT 10000) r;
+  SELECT l.sort_key, l.priority INTO v_key, v_priority FROM orchestrator.task_live l
+    WHERE l.owner = $1 AND l.queue = $2 AND l.state = 'pending' AND l.parked_on IS NULL
+    ORDER BY l.sort_key, l.id LIMIT 1;
+  RETURN v_key + v_priority * (orchestrator._sort_key('2000-01-01 00:00+00', 0) - orchestrator._sort_key('2000-01-01 00:00+00', 1));
 END
 $$;
 
@@ -156,7 +178,7 @@ BEGIN
     v_runs := v_runs + 1;
   END LOOP;
   WITH due AS MATERIALIZED (
-    SELECT l.id, l.owner, l.queue, orchestrator._sort_key(l.run_at, l.priority) AS sort_key FROM orchestrator.task_live l
+    SELECT l.id, l.owner, l.queue, orchestrator._ready_key(l.owner, l.queue, l.input, l.run_at, l.priority) AS sort_key FROM orchestrator.task_live l
     WHERE l.state = 'scheduled' AND l.run_at <= v_now AND l.remaining IS NULL
     ORDER BY l.run_at
     LIMIT $1
@@ -227,6 +249,9 @@ BEGIN
   ELSIF t.state = 'waiting' AND coalesce(t.deadline > $2, true) AND v_kind = 'procedure' AND t.remaining IS NULL THEN
     PERFORM orchestrator._wake_procedure(t.id);
     RETURN;
+  END IF;
+  IF t.state = 'pending' THEN
+    PERFORM orchestrator._return_turn(t.owner, t.queue, t.input, t.priority);
   END IF;
   t.error := jsonb_build_object('sqlstate', CASE WHEN coalesce(t.deadline > $2, true) AND t.remaining IS NOT NULL THEN 'OR004' ELSE 'OR002' END, 'message',
                CASE WHEN t.deadline <= $2 THEN format('deadline %s passed before the task was finished', t.deadline)

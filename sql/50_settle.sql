@@ -183,7 +183,7 @@ BEGIN
     t.state := 'pending';
     t.run_at := NULL;
   END IF;
-  t.sort_key := orchestrator._sort_key(coalesce(t.run_at, v_now), t.priority);
+  t.sort_key := CASE t.state WHEN 'pending' THEN orchestrator._ready_key(t.owner, t.queue, t.input, v_now, t.priority) END;
   t.expire_at := least(t.deadline, coalesce(t.run_at, v_now) + d.queue_timeout);
   PERFORM orchestrator._trace(t, v_now, t.attempt, 'retrying', v_detail);
   PERFORM orchestrator._tell(t, 'retrying');
@@ -224,7 +224,7 @@ BEGIN
     PERFORM orchestrator._trace(t, NULL, t.attempt, 'paused', NULL);
     PERFORM orchestrator._tell(t, 'paused');
   ELSIF t.state = 'pending' THEN
-    t.sort_key := coalesce(t.sort_key, orchestrator._sort_key(orchestrator._now(), t.priority));
+    t.sort_key := coalesce(t.sort_key, orchestrator._ready_key(t.owner, t.queue, t.input, orchestrator._now(), t.priority));
     PERFORM orchestrator._ready(t.owner, t.queue, t.sort_key);
   ELSE
     PERFORM orchestrator._due(t.run_at);

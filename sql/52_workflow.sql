@@ -249,7 +249,7 @@ BEGIN
   IF t.state <> 'waiting' THEN
     t.expire_at := least(t.deadline, greatest(v_now, t.run_at) + (SELECT d.queue_timeout FROM orchestrator.definition d WHERE d.id = t.definition));
   END IF;
-  t.sort_key := CASE t.state WHEN 'pending' THEN orchestrator._sort_key(v_now, t.priority) END;
+  t.sort_key := CASE t.state WHEN 'pending' THEN orchestrator._ready_key(t.owner, t.queue, t.input, v_now, t.priority) END;
   IF p.state = 'paused' THEN
     t.held_state := t.state;
     t.state := 'paused';

@@ -123,7 +123,7 @@ BEGIN
     UPDATE orchestrator.task_live l SET held_state = 'pending' WHERE l.id = $1;
     RETURN;
   END IF;
-  t.sort_key := orchestrator._sort_key(orchestrator._now(), t.priority);
+  t.sort_key := orchestrator._ready_key(t.owner, t.queue, t.input, orchestrator._now(), t.priority);
   UPDATE orchestrator.task_live l
     SET state = 'pending', sort_key = t.sort_key, expire_at = l.deadline
     WHERE l.id = $1;

@@ -220,7 +220,8 @@ BEGIN
       SELECT f.* FROM gone g CROSS JOIN LATERAL orchestrator._cancelled(ROW(g.*)::orchestrator.task, v_now, $2) f
   ), told AS (
     SELECT g.id, g.callbacks IS NOT NULL OR d.failure_callback IS NOT NULL AS calls, orchestrator._emit(g.id, g.root_id, g.parent_id, 'cancelled', 'cancelled', NULL, g.attempt, d.notify <> 'off'),
-           CASE WHEN g.state = 'running' THEN orchestrator._interrupt(g.id, g.epoch) END
+           CASE g.state WHEN 'running' THEN orchestrator._interrupt(g.id, g.epoch)
+                        WHEN 'pending' THEN orchestrator._return_turn(g.owner, g.queue, g.input, g.priority) END
     FROM gone g LEFT JOIN orchestrator.definition d ON d.id = g.definition
     OFFSET 0
   )
@@ -276,10 +277,11 @@ BEGIN
           -- when its wait ends, for resume()
           run_at = CASE o.state WHEN 'waiting' THEN o.expire_at ELSE o.run_at END
       FROM old o WHERE l.id = o.id
-      RETURNING l.id, l.root_id, l.parent_id, l.attempt, l.definition, o.state AS old_state, o.epoch AS old_epoch
+      RETURNING l.id, l.root_id, l.parent_id, l.attempt, l.definition, l.owner, l.queue, l.input, l.priority, o.state AS old_state, o.epoch AS old_epoch
   ), told AS (
     SELECT orchestrator._emit(h.id, h.root_id, h.parent_id, 'paused', 'paused', NULL, h.attempt, d.notify <> 'off'),
-           CASE WHEN h.old_state = 'running' THEN orchestrator._interrupt(h.id, h.old_epoch) END
+           CASE h.old_state WHEN 'running' THEN orchestrator._interrupt(h.id, h.old_epoch)
+                            WHEN 'pending' THEN orchestrator._return_turn(h.owner, h.queue, h.input, h.priority) END
     FROM held h LEFT JOIN orchestrator.definition d ON d.id = h.definition
     OFFSET 0
   )
@@ -324,7 +326,7 @@ BEGIN
   GET DIAGNOSTICS v_count = ROW_COUNT;
   WITH freed AS (
     UPDATE orchestrator.task_live l
-      SET state = n.state, held_state = NULL, held_by = NULL, parked_on = NULL, run_at = CASE n.state WHEN 'waiting' THEN NULL ELSE l.run_at END, sort_key = CASE n.state WHEN 'pending' THEN orchestrator._sort_key(v_now, l.priority) END,
+      SET state = n.state, held_state = NULL, held_by = NULL, parked_on = NULL, run_at = CASE n.state WHEN 'waiting' THEN NULL ELSE l.run_at END, sort_key = CASE n.state WHEN 'pending' THEN orchestrator._ready_key(l.owner, l.queue, l.input, v_now, l.priority) END,
           expire_at = CASE n.state WHEN 'waiting' THEN least(l.deadline, l.run_at)
                         ELSE least(l.deadline, greatest(v_now, l.run_at) + d.queue_timeout) END
       FROM orchestrator.task_live o
@@ -363,7 +365,7 @@ BEGIN
   t.finished_at := NULL;
   t.worker := NULL;
   t.parked_on := NULL;
-  t.sort_key := CASE WHEN t.run_at IS NULL THEN orchestrator._sort_key($2, t.priority) END;
+  t.sort_key := CASE WHEN t.run_at IS NULL THEN orchestrator._ready_key(t.owner, t.queue, t.input, $2, t.priority) END;
   RETURN t;
 END
 $$;

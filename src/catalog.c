@@ -23,6 +23,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -82,6 +83,7 @@ static const struct
 	{"_advance", 3, {INT8OID, INT4ARRAYOID, INT4OID}},
 	{"_start_steps", 1, {INT8OID}},
 	{"_restore_rates", 1, {TIMESTAMPTZOID}},
+	{"_read_turns", 2, {INT4OID, INT4OID}},
 };
 
 /* A name as a role knows it; a role that was renamed is another owner. */
@@ -147,6 +149,7 @@ static void fill_limit(OrchLimit *limit, OrchLimitKind kind, HeapTuple row,
 					   const char *rate_limit, const char *rate_period);
 static int32 column_int(HeapTuple row, TupleDesc desc, const char *column);
 static HeapTuple fetch_current(int32 owner, const char *name);
+static void fill_queue(OrchQueue *queue, HeapTuple row, TupleDesc desc);
 
 PG_FUNCTION_INFO_V1(orchestrator_as_owner);
 PG_FUNCTION_INFO_V1(orchestrator_invalidate);
@@ -791,6 +794,55 @@ fill_definition(OrchDefinition *definition, HeapTuple row, TupleDesc desc)
 	fill_limits(definition, row, desc);
 }
 
+const OrchQueue *
+orch_catalog_queue_info(int32 id)
+{
+	OrchQueue *entry;
+	OrchQueue queue = {.id = id};
+	TupleDesc desc;
+	HeapTuple row;
+
+	forget_definitions();
+	entry = hash_search(queue_infos, &id, HASH_FIND, NULL);
+	if (entry == NULL)
+	{
+		row = fetch_row("queue", "queue_pkey", 1, id, &desc);
+		queue.valid = row != NULL;
+		if (row != NULL)
+			fill_queue(&queue, row, desc);
+		entry = hash_search(queue_infos, &id, HASH_ENTER, NULL);
+		*entry = queue;
+	}
+	return entry->valid ? entry : NULL;
+}
+
+static void
+fill_queue(OrchQueue *queue, HeapTuple row, TupleDesc desc)
+{
+	char *path = column_text(row, desc, "tenant");
+	char *weights = column_text(row, desc, "tenant_weights");
+	MemoryContext old = MemoryContextSwitchTo(definition_context);
+	bool isnull;
+
+	queue->weight = column_int(row, desc, "weight");
+	queue->paused = DatumGetBool(
+		heap_getattr(row, SPI_fnumber(desc, "paused"), desc, &isnull));
+	fill_limit(&queue->limit, ORCH_LIMIT_QUEUE, row, desc, "max_running",
+			   "rate_limit", "rate_period");
+	queue->limit.id = orch_permit_id(ORCH_LIMIT_QUEUE, queue->id, "", 0);
+	if (path != NULL)
+	{
+		queue->tenant =
+			DirectFunctionCall1(jsonpath_in, CStringGetDatum(path));
+		queue->no_variables =
+			DirectFunctionCall1(jsonb_in, CStringGetDatum("{}"));
+	}
+	if (weights != NULL)
+		queue->tenant_weights =
+			DirectFunctionCall1(jsonb_in, CStringGetDatum(weights));
+	MemoryContextSwitchTo(old);
+}
+
 /*
  * The limits of a definition are those of its current version: they are about
  * what runs now, not about what a task is.
@@ -876,45 +928,20 @@ fetch_current(int32 owner, const char *name)
 	return row;
 }
 
-const OrchQueue *
-orch_catalog_queue_info(int32 id)
-{
-	OrchQueue *queue;
-	TupleDesc desc;
-	HeapTuple row;
-	bool isnull;
-
-	forget_definitions();
-	queue = hash_search(queue_infos, &id, HASH_FIND, NULL);
-	if (queue != NULL)
-		return queue;
-	row = fetch_row("queue", "queue_pkey", 1, id, &desc);
-	queue = hash_search(queue_infos, &id, HASH_ENTER, NULL);
-	memset(queue, 0, sizeof(OrchQueue));
-	queue->id = id;
-	queue->limit.kind = ORCH_LIMIT_QUEUE;
-	if (row == NULL)
-		return queue;
-	queue->paused = DatumGetBool(
-		heap_getattr(row, SPI_fnumber(desc, "paused"), desc, &isnull));
-	fill_limit(&queue->limit, ORCH_LIMIT_QUEUE, row, desc, "max_running",
-			   "rate_limit", "rate_period");
-	queue->limit.id = orch_permit_id(ORCH_LIMIT_QUEUE, id, "", 0);
-	heap_freetuple(row);
-	return queue;
-}
-
 /*
  * That it is paused is not remembered: who resumes a queue wakes us before its
  * invalidations are sent, and we would sleep again on what we remember.
  */
 bool
-orch_catalog_queue_paused(int32 queue)
+orch_catalog_queue_paused(int32 id)
 {
-	if (!orch_catalog_queue_info(queue)->paused)
+	const OrchQueue *queue = orch_catalog_queue_info(id);
+
+	if (queue == NULL || !queue->paused)
 		return false;
-	(void) hash_search(queue_infos, &queue, HASH_REMOVE, NULL);
-	return orch_catalog_queue_info(queue)->paused;
+	(void) hash_search(queue_infos, &id, HASH_REMOVE, NULL);
+	queue = orch_catalog_queue_info(id);
+	return queue != NULL && queue->paused;
 }
 
 const char *

@@ -69,6 +69,7 @@ typedef enum OrchFunction
 	ORCH_FN_ADVANCE,
 	ORCH_FN_START_STEPS,
 	ORCH_FN_RESTORE_RATES,
+	ORCH_FN_READ_TURNS,
 	ORCH_FN_COUNT
 } OrchFunction;
 
@@ -126,12 +127,17 @@ typedef struct OrchDefinition
 	OrchPath *key;		 /* compiled, in the copy of a batch only */
 } OrchDefinition;
 
-/* What an executor needs of a queue. */
+/* What enqueueing and claiming need of a queue. */
 typedef struct OrchQueue
 {
 	int32 id; /* hash key */
+	bool valid;
 	bool paused;
+	int32 weight;
 	OrchLimit limit;
+	Datum tenant;		  /* jsonpath; 0: its tenants do not take turns */
+	Datum tenant_weights; /* jsonb; 0: none */
+	Datum no_variables;	  /* for the path: an empty object */
 } OrchQueue;
 
 /* Call once, from _PG_init. */
@@ -200,7 +206,7 @@ extern uint64 orch_catalog_generation(void);
 /* The next id of a task. */
 extern int64 orch_catalog_next_id(void);
 
-/* A queue by id, for executors; one that is gone has no limits. */
+/* A queue by id; NULL when it is gone. */
 extern const OrchQueue *orch_catalog_queue_info(int32 id);
 
 /* Whether a queue is paused (executors). */

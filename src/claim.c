@@ -18,6 +18,7 @@
 #include "claim.h"
 #include "compat.h"
 #include "event.h"
+#include "fair.h"
 #include "guc.h"
 #include "lane.h"
 #include "limit.h"
@@ -49,6 +50,7 @@ typedef struct LaneScan
 	TimestampTz now;
 	int64 upto;		   /* sort key of the last row that is out of the lane */
 	int64 left_behind; /* of the first that is not */
+	int64 turn;		   /* the last that was claimed, where tenants have some */
 	int64 worth;	   /* microseconds of work that were taken */
 	int steps;
 	int skipped;
@@ -97,6 +99,7 @@ static void keep_limits(OrchBatch *batch, OrchTask *task,
 						const OrchLimit *limits, int n);
 static bool is_followed(OrchLeaf *live, const OrchRow *row);
 static void mark_running(OrchRow *row);
+static void learn_queue(int lane, int32 queue, OrchBatch *batch);
 static bool queue_is_paused(int lane, int32 queue);
 
 int
@@ -109,12 +112,14 @@ orch_claim_batch(OrchExecutor *executor, int lane, OrchBatch *batch)
 	batch->fast = false;
 	batch->left_behind = false;
 	batch->held_up = false;
+	batch->fair = false;
 	batch->executor = executor;
 	batch->nclaimed = batch->ntasks = 0;
 	if (!orch_lane_begin(executor, lane, &scan.queue, &scan.limit,
 						 &batch->from))
 		return 0;
 	scan.live = orch_heap_open_live();
+	learn_queue(lane, scan.queue, batch);
 	if (scan.queue != ORCH_PARKED && queue_is_paused(lane, scan.queue))
 		orch_lane_end(executor, ORCH_MARK_LOWEST, false);
 	else
@@ -122,6 +127,18 @@ orch_claim_batch(OrchExecutor *executor, int lane, OrchBatch *batch)
 	orch_heap_close(scan.live);
 	batch->nclaimed = batch->ntasks;
 	return batch->ntasks;
+}
+
+static void
+learn_queue(int lane, int32 queue, OrchBatch *batch)
+{
+	const OrchQueue *info =
+		queue == ORCH_PARKED ? NULL : orch_catalog_queue_info(queue);
+
+	if (info == NULL)
+		return;
+	orch_shared->lanes[lane].weight = info->weight;
+	batch->fair = info->tenant != (Datum) 0;
 }
 
 static bool
@@ -157,6 +174,7 @@ scan_lane(LaneScan *scan)
 	scan->now = orch_clock();
 	scan->upto = batch->from;
 	scan->left_behind = PG_INT64_MAX;
+	scan->turn = PG_INT64_MIN;
 	while (scan->skipped < MAX_SKIPPED && scan->parked < MAX_PARKED &&
 		   orch_heap_ready_next(rows, &row, &tid))
 	{
@@ -164,6 +182,8 @@ scan_lane(LaneScan *scan)
 			break;
 	}
 	orch_heap_ready_end(rows);
+	if (batch->fair && batch->ntasks > 0)
+		orch_fair_claimed(executor->owner, scan->queue, scan->turn);
 	batch->left_behind = scan->left_behind != PG_INT64_MAX;
 	orch_lane_end(executor, Min(scan->upto, scan->left_behind),
 				  scan->more || scan->parked >= MAX_PARKED);
@@ -223,6 +243,9 @@ visit(LaneScan *scan, OrchRow *row, ItemPointer tid)
 	scan->steps += chain;
 	scan->worth += expected(definition) * chain;
 	scan->upto = ORCH_INT64(row, ORCH_TASK_SORT_KEY);
+	scan->turn =
+		Max(scan->turn,
+			orch_fair_turn(scan->upto, ORCH_INT32(row, ORCH_TASK_PRIORITY)));
 	enter_claim(scan->executor, batch, fast);
 	return true;
 }
@@ -359,7 +382,10 @@ is_full(const OrchBatch *batch, const OrchDefinition *definition, bool fast,
 	if (fast && steps > ORCH_WRITTEN_STEPS &&
 		find_measure(definition->id)->writes)
 		return true;
-	return worth > (fast ? orch_batch_time * INT64CONST(1000) : CLAIM_WORTH);
+
+	/* where tenants take turns, what is claimed goes before whoever is next */
+	return worth > (fast || batch->fair ? orch_batch_time * INT64CONST(1000)
+										: CLAIM_WORTH);
 }
 
 /*

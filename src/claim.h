@@ -72,6 +72,7 @@ typedef struct OrchBatch
 	MemoryContext context; /* reset for each batch */
 	bool fast;			   /* claimed in the steps' own transaction */
 	bool solo;			   /* a batch failed as a whole: one by one, please */
+	bool fair;			   /* the tenants of its queue take turns */
 	bool left_behind;	   /* the claim met rows locked by others */
 	bool held_up;		   /* a limit has no start left for the next */
 	int lane;

@@ -25,6 +25,7 @@
 #include "catalog.h"
 #include "compat.h"
 #include "event.h"
+#include "fair.h"
 #include "guc.h"
 #include "heap.h"
 #include "plan.h"
@@ -77,14 +78,13 @@ static Datum text_argument(FunctionCallInfo fcinfo, int number,
 						   const char *what);
 static ArrayType *take_keys(const OrchPlan *plan, const Options *options,
 							Datum *ids, int n);
-static void insert_tasks(OrchLeaf *live, const OrchRow *model,
-						 const OrchPlan *plan, Datum *inputs, bool *nulls,
-						 Datum *ids, ArrayType *keys, Datum *holders, int n);
+static void insert_tasks(OrchLeaf *live, OrchRow *model, const OrchPlan *plan,
+						 Datum *inputs, bool *nulls, Datum *ids,
+						 ArrayType *keys, Datum *holders, int n);
 
 PG_FUNCTION_INFO_V1(orchestrator_enqueue);
 PG_FUNCTION_INFO_V1(orchestrator_enqueue_many);
 PG_FUNCTION_INFO_V1(orchestrator_run);
-PG_FUNCTION_INFO_V1(orchestrator_sort_key);
 
 /*
  * enqueue(definition, input, name, priority, run_at, delay, key, key_window,
@@ -204,17 +204,6 @@ orchestrator_enqueue_many(PG_FUNCTION_ARGS)
 	orch_heap_close(live);
 	PG_RETURN_ARRAYTYPE_P(
 		construct_array(holders ? holders : ids, n, INT8OID, 8, true, 'd'));
-}
-
-/*
- * _sort_key(at, priority): the place in its queue of a task that becomes
- * ready then.
- */
-Datum
-orchestrator_sort_key(PG_FUNCTION_ARGS)
-{
-	PG_RETURN_INT64(
-		orch_sort_key(PG_GETARG_TIMESTAMPTZ(0), PG_GETARG_INT32(1)));
 }
 
 static Datum
@@ -463,6 +452,8 @@ insert_task(OrchLeaf *live, OrchRow *row, const OrchPlan *plan,
 		orch_row_set(row, ORCH_TASK_KEY, options->key.value);
 	}
 	orch_row_set(row, ORCH_TASK_ID, Int64GetDatum(id));
+	if (!row->nulls[ORCH_TASK_SORT_KEY])
+		orch_fair_place(row, 0);
 	orch_heap_insert(live, row);
 	announce(row, plan);
 	announce_created(row, plan);
@@ -472,10 +463,10 @@ insert_task(OrchLeaf *live, OrchRow *row, const OrchPlan *plan,
 
 /*
  * Rows like the model, one for each input; with keys, only those that hold
- * theirs.
+ * theirs.  The model is left with the first place of all.
  */
 static void
-insert_tasks(OrchLeaf *live, const OrchRow *model, const OrchPlan *plan,
+insert_tasks(OrchLeaf *live, OrchRow *model, const OrchPlan *plan,
 			 Datum *inputs, bool *nulls, Datum *ids, ArrayType *keys,
 			 Datum *holders, int n)
 {
@@ -484,6 +475,7 @@ insert_tasks(OrchLeaf *live, const OrchRow *model, const OrchPlan *plan,
 	bool *key_nulls = NULL;
 	int nkeys;
 	int waiting = 0;
+	int64 first = PG_INT64_MAX;
 
 	if (keys != NULL)
 		deconstruct_array(keys, TEXTOID, -1, false, 'i', &key_values,
@@ -499,13 +491,15 @@ insert_tasks(OrchLeaf *live, const OrchRow *model, const OrchPlan *plan,
 			*row = *model;
 			orch_row_set(row, ORCH_TASK_ID, ids[i]);
 
-			/* keys of their own let a claim's mark pass through the bulk */
-			if (!row->nulls[ORCH_TASK_SORT_KEY])
-				orch_row_set(
-					row, ORCH_TASK_SORT_KEY,
-					Int64GetDatum(ORCH_INT64(model, ORCH_TASK_SORT_KEY) + i));
 			if (!nulls[i])
 				orch_row_set(row, ORCH_TASK_INPUT, inputs[i]);
+
+			/* keys of their own let a claim's mark pass through the bulk */
+			if (!row->nulls[ORCH_TASK_SORT_KEY])
+			{
+				orch_fair_place(row, i);
+				first = Min(first, ORCH_INT64(row, ORCH_TASK_SORT_KEY));
+			}
 			if (keys != NULL && !key_nulls[i])
 				orch_row_set(row, ORCH_TASK_KEY, key_values[i]);
 			announce_created(row, plan);
@@ -518,6 +512,8 @@ insert_tasks(OrchLeaf *live, const OrchRow *model, const OrchPlan *plan,
 			waiting = 0;
 		}
 	}
+	if (first != PG_INT64_MAX)
+		orch_row_set(model, ORCH_TASK_SORT_KEY, Int64GetDatum(first));
 }
 
 /*

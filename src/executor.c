@@ -23,6 +23,7 @@
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "portability/instr_time.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
@@ -89,9 +90,8 @@ static void handle_watch(void);
 static void leave_slot(int code, Datum arg);
 static void discover_lanes(void);
 static void discover_parked(OrchLeaf *live, const OrchOwner *owner);
-static int next_lane(void);
-static int first_ready(int lane);
-static bool run_batch(void);
+static bool run_next(void);
+static void run_batch(int lane);
 static bool goes_on(const OrchTask *task);
 static void note_role_change(Datum arg, int cacheid, uint32 hashvalue);
 static bool is_same_extension(void);
@@ -129,7 +129,7 @@ orchestrator_executor_main(Datum main_arg)
 	{
 		CHECK_FOR_INTERRUPTS();
 		reload();
-		if (should_leave() || (!run_batch() && !wait_for_work()))
+		if (should_leave() || (!run_next() && !wait_for_work()))
 			break;
 	}
 	proc_exit(0);
@@ -294,47 +294,33 @@ discover_parked(OrchLeaf *live, const OrchOwner *owner)
 }
 
 /*
- * The next lane that may have work, -1: none.  What was parked is older and
- * comes first; queues take turns.
- */
-static int
-next_lane(void)
-{
-	static int last = -1;
-	const OrchOwner *owner = &orch_shared->owners[me->owner_index];
-	int lane = first_ready(owner->first_parked);
-
-	if (lane < 0 && last >= 0)
-		lane = first_ready(orch_shared->lanes[last].next);
-	if (lane < 0)
-		lane = first_ready(owner->first_lane);
-	if (lane < 0 || orch_shared->lanes[lane].queue != ORCH_PARKED)
-		last = lane;
-	return lane;
-}
-
-/*
- * The first from a lane on that may have work.
- */
-static int
-first_ready(int lane)
-{
-	while (lane >= 0 && !(orch_shared->lanes[lane].ready &&
-						  orch_shared->lanes[lane].owner == me->owner_index))
-		lane = orch_shared->lanes[lane].next;
-	return lane;
-}
-
-/*
- * Claim from one lane and run what was claimed.  False: no lane has work.
+ * Work in the lane whose turn it is.  False: no lane has work.
  */
 static bool
-run_batch(void)
+run_next(void)
 {
-	int lane = next_lane();
+	int lane = orch_lane_choose(me->owner_index);
+	int64 charged;
+	instr_time began;
+	instr_time took;
 
 	if (lane < 0)
 		return false;
+	charged = orch_lane_charge(lane);
+	INSTR_TIME_SET_CURRENT(began);
+	run_batch(lane);
+	INSTR_TIME_SET_CURRENT(took);
+	INSTR_TIME_SUBTRACT(took, began);
+	orch_lane_correct(lane, charged, (int64) INSTR_TIME_GET_MICROSEC(took));
+	return true;
+}
+
+/*
+ * Claim from a lane and run what was claimed.
+ */
+static void
+run_batch(int lane)
+{
 	MemoryContextReset(batch->context);
 	batch->solo = solo_left > 0;
 	if (claim(lane) > 0)
@@ -351,7 +337,6 @@ run_batch(void)
 		disable_timeout(watch_timer, false);
 	}
 	end_batch();
-	return true;
 }
 
 /*
@@ -869,7 +854,7 @@ wait_for_work(void)
 	set_state(ORCH_EXECUTOR_IDLE);
 	owner->ready = owner->asked = false;
 	pg_memory_barrier();
-	if (next_lane() >= 0)
+	if (orch_lane_choose(me->owner_index) >= 0)
 		owner->ready = true;
 	else
 	{

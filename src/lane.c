@@ -41,6 +41,7 @@ static int make_lane(int owner_index, int32 queue, int64 limit);
 static bool evict_lane(int lane);
 static bool lower(int lane, int64 sort_key, bool ready);
 static void lower_claims(int lane, int64 sort_key);
+static int64 by_weight(const OrchLane *lane, int64 cost);
 static bool wake_executor(int owner_index);
 static int add_known(OrchKnown *known, int n, int lane);
 
@@ -249,6 +250,9 @@ make_lane(int owner_index, int32 queue, int64 limit)
 	entry->ready = true;
 	entry->paused = false;
 	entry->blocked_on = 0;
+	entry->weight = 0;
+	entry->share = 0;
+	entry->cost = 0;
 	entry->next = *first;
 	entry->limit = limit;
 	entry->queue = queue;
@@ -612,6 +616,76 @@ orch_lane_abort(OrchExecutor *executor, int lane, int64 from)
 	executor->lane = -1;
 	SpinLockRelease(&orch_shared->lanes[lane].mutex);
 	(void) lower(lane, from, true);
+}
+
+/*
+ * Start-time fair queueing once more (fair.c), over the lanes of an owner and
+ * by the time their batches take.  What a lane could have had while it was
+ * empty is not owed to it.
+ */
+int
+orch_lane_choose(int owner_index)
+{
+	const OrchOwner *owner = &orch_shared->owners[owner_index];
+	int chosen = -1;
+	int64 least = PG_INT64_MAX;
+
+	/* what was parked is older, and limits hold it back in any case */
+	for (int i = owner->first_parked; i >= 0; i = orch_shared->lanes[i].next)
+	{
+		if (orch_shared->lanes[i].ready &&
+			orch_shared->lanes[i].owner == owner_index)
+			return i;
+	}
+	for (int i = owner->first_lane; i >= 0; i = orch_shared->lanes[i].next)
+	{
+		const OrchLane *lane = &orch_shared->lanes[i];
+		int64 share = Max(lane->share, owner->share);
+
+		if (lane->ready && lane->owner == owner_index && share < least)
+		{
+			least = share;
+			chosen = i;
+		}
+	}
+	return chosen;
+}
+
+int64
+orch_lane_charge(int lane)
+{
+	OrchLane *entry = &orch_shared->lanes[lane];
+	OrchOwner *owner = &orch_shared->owners[entry->owner];
+	int64 cost;
+
+	if (entry->queue == ORCH_PARKED)
+		return 0;
+	SpinLockAcquire(&entry->mutex);
+	owner->share = entry->share = Max(entry->share, owner->share);
+	cost = entry->cost;
+	entry->share += by_weight(entry, cost);
+	SpinLockRelease(&entry->mutex);
+	return cost;
+}
+
+void
+orch_lane_correct(int lane, int64 charged, int64 elapsed)
+{
+	OrchLane *entry = &orch_shared->lanes[lane];
+
+	SpinLockAcquire(&entry->mutex);
+	entry->share += by_weight(entry, elapsed - charged);
+	entry->cost = elapsed;
+	SpinLockRelease(&entry->mutex);
+}
+
+/*
+ * In a unit that leaves something of a short batch at the largest weight.
+ */
+static int64
+by_weight(const OrchLane *lane, int64 cost)
+{
+	return cost * 1000 / Max(lane->weight, 1);
 }
 
 /*

@@ -106,6 +106,15 @@ extern void orch_lane_end(OrchExecutor *executor, int64 upto, bool more);
 extern void orch_lane_abort(OrchExecutor *executor, int lane, int64 from);
 
 /*
+ * The lane that may have work and had the least, by the weight of its queue;
+ * -1: none.  charge: count on a batch like its last one, so that others choose
+ * by it; correct: it took so long instead.
+ */
+extern int orch_lane_choose(int owner_index);
+extern int64 orch_lane_charge(int lane);
+extern void orch_lane_correct(int lane, int64 charged, int64 elapsed);
+
+/*
  * An owner has more work than its awake executors can see to: wake an idle
  * one or, when there is none, ask the supervisor for another, once.
  */

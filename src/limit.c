@@ -38,13 +38,14 @@ orch_limit_gather(const OrchRow *row, const OrchDefinition *definition,
 				  OrchLimit *limits)
 {
 	const OrchDefinition *workflow;
+	const OrchQueue *queue;
 	int n = 0;
 
 	if (is_undo(row))
 		return 0;
-	n = add_limit(
-		limits, n,
-		&orch_catalog_queue_info(ORCH_INT32(row, ORCH_TASK_QUEUE))->limit);
+	queue = orch_catalog_queue_info(ORCH_INT32(row, ORCH_TASK_QUEUE));
+	if (queue != NULL)
+		n = add_limit(limits, n, &queue->limit);
 	workflow = workflow_of(row);
 	if (workflow != NULL)
 		n = add_limit(limits, n, &workflow->limit);
@@ -81,9 +82,11 @@ bool
 orch_limit_may_go_on(const OrchRow *row, const OrchDefinition *definition)
 {
 	const OrchDefinition *workflow = workflow_of(row);
+	const OrchQueue *queue;
 
-	return !ORCH_IS_LIMITED(&definition->limit) && definition->key == NULL &&
-		   (workflow == NULL || workflow->limit.rate_limit == 0) &&
-		   orch_catalog_queue_info(ORCH_INT32(row, ORCH_TASK_QUEUE))
-				   ->limit.rate_limit == 0;
+	if (ORCH_IS_LIMITED(&definition->limit) || definition->key != NULL ||
+		(workflow != NULL && workflow->limit.rate_limit > 0))
+		return false;
+	queue = orch_catalog_queue_info(ORCH_INT32(row, ORCH_TASK_QUEUE));
+	return queue == NULL || queue->limit.rate_limit == 0;
 }

@@ -21,6 +21,7 @@
 #include "utils/typcache.h"
 
 #include "catalog.h"
+#include "fair.h"
 #include "guc.h"
 #include "plan.h"
 #include "shmem.h"
@@ -194,12 +195,6 @@ orch_plan_chain(int32 definition, int32 step, int limit)
 	return length;
 }
 
-int64
-orch_sort_key(TimestampTz at, int32 priority)
-{
-	return at - priority * ((int64) orch_priority_step * USECS_PER_SEC);
-}
-
 void
 orch_plan_row(OrchRow *row, const OrchWorkflow *workflow, int32 step,
 			  const OrchRow *run, Datum input)
@@ -238,8 +233,6 @@ fill_row(OrchRow *row, const OrchWorkflow *workflow, int32 step,
 	memset(row->values, 0, sizeof(row->values));
 	memset(row->nulls, true, sizeof(row->nulls));
 	orch_row_set(row, ORCH_TASK_CREATED_AT, TimestampTzGetDatum(now));
-	orch_row_set(row, ORCH_TASK_SORT_KEY,
-				 Int64GetDatum(orch_sort_key(now, priority)));
 	orch_row_set(
 		row, ORCH_TASK_STATE,
 		ObjectIdGetDatum(orch_catalog(false)->states[ORCH_STATE_PENDING]));
@@ -248,6 +241,10 @@ fill_row(OrchRow *row, const OrchWorkflow *workflow, int32 step,
 	orch_row_set(row, ORCH_TASK_QUEUE,
 				 plan->queue == 0 ? like->values[ORCH_TASK_QUEUE]
 								  : Int32GetDatum(plan->queue));
+	orch_row_set(row, ORCH_TASK_SORT_KEY,
+				 Int64GetDatum(orch_fair_key(ORCH_INT32(row, ORCH_TASK_OWNER),
+											 ORCH_INT32(row, ORCH_TASK_QUEUE),
+											 input, now, priority)));
 	orch_row_set(row, ORCH_TASK_PRIORITY, Int32GetDatum(priority));
 	orch_row_set(row, ORCH_TASK_ATTEMPT, Int32GetDatum(0));
 	orch_row_set(row, ORCH_TASK_MAX_ATTEMPTS,
@@ -397,11 +394,8 @@ orchestrator_insert_items(PG_FUNCTION_ARGS)
 		orch_row_set(row, ORCH_TASK_ITEM, Int32GetDatum(first + i));
 		orch_row_set(row, ORCH_TASK_INPUT, inputs[i]);
 
-		/* as in enqueue_many() */
 		if (!row->nulls[ORCH_TASK_SORT_KEY])
-			orch_row_set(
-				row, ORCH_TASK_SORT_KEY,
-				Int64GetDatum(ORCH_INT64(&model, ORCH_TASK_SORT_KEY) + i));
+			orch_fair_place(row, i);
 		if (++nrows == ROWS_AT_ONCE || i == n - 1)
 		{
 			CHECK_FOR_INTERRUPTS();

@@ -56,7 +56,7 @@ request_memory(void)
 
 	RequestAddinShmemSpace(
 		add_size(executors_size(), mul_size(MaxBackends, sizeof(OrchWaiter))));
-	RequestNamedLWLockTranche(TRANCHE_NAME, 2);
+	RequestNamedLWLockTranche(TRANCHE_NAME, 3);
 }
 
 /*
@@ -92,6 +92,7 @@ initialize_memory(void)
 {
 	orch_shared->lock = &GetNamedLWLockTranche(TRANCHE_NAME)[0].lock;
 	orch_shared->permit_lock = &GetNamedLWLockTranche(TRANCHE_NAME)[1].lock;
+	orch_shared->turn_lock = &GetNamedLWLockTranche(TRANCHE_NAME)[2].lock;
 	orch_shared->launcher_procno = -1;
 	orch_shared->started_at = orch_monotonic();
 	orch_shared->nexecutors = orch_max_executors;

@@ -7,7 +7,7 @@
  *
  * Locks, outermost first: shared->lock (LWLock: who exists), permit_lock
  * (LWLock: what is taken of limits), a lane's, an executor's or a ring's
- * spinlock (what it does now).  Nothing is allocated,
+ * spinlock (what it does now); turn_lock (LWLock) alone.  Nothing is allocated,
  * logged or waited for under a spinlock.
  */
 #ifndef ORCHESTRATOR_SHMEM_H
@@ -101,6 +101,7 @@ typedef struct OrchOwner
 	bool ready;		  /* may have pending tasks */
 	bool discovered;  /* every queue with ready tasks has a lane */
 	bool asked;		  /* the supervisor knows that more executors would help */
+	int64 share;	  /* of the lane that was chosen last */
 	int failures;	  /* executors in a row that could not start */
 	TimestampTz retry_at;
 } OrchOwner;
@@ -123,8 +124,37 @@ typedef struct OrchLane
 	int64 mark;
 	bool ready;		 /* may have pending tasks */
 	bool paused;	 /* its queue is; nobody is called for new rows */
+	int32 weight;	 /* of its queue; 0: not known yet */
+	int64 share;	 /* work done in it, by weight (orch_lane_choose) */
+	int64 cost;		 /* microseconds that the last batch took */
 	uint32 activity; /* rises whenever rows become ready */
 } OrchLane;
+
+/*
+ * Turns of the tenants of a queue, and the clock of those turns (fair.c).
+ */
+typedef struct OrchTurnKey
+{
+	Oid dboid; /* InvalidOid: free */
+	Oid live;  /* task_live: not those of an extension that was dropped */
+	int32 owner;
+	int32 queue;
+	int32 priority;
+	int32 is_clock; /* of its queue: no priority, no tenant */
+	uint64 tenant;	/* a hash */
+} OrchTurnKey;
+
+typedef struct OrchTurn
+{
+	OrchTurnKey key;
+	int64 turn;	  /* of a clock, what was claimed; else the tenant's next */
+	uint64 used;  /* turns_taken when it was used last */
+	uint32 given; /* of a clock: turns that were taken */
+} OrchTurn;
+
+#define ORCH_MAX_CLOCKS 1024
+#define ORCH_MAX_TURNS	16384
+#define ORCH_TURN_WAYS	8 /* entries among which a key has its place */
 
 typedef enum OrchClaimState
 {
@@ -287,6 +317,11 @@ typedef struct OrchShared
 	pg_atomic_uint32 wait_buckets[ORCH_WAIT_BUCKETS]; /* waiters by hash */
 	int nwaiters;									  /* size of waiters */
 	OrchWaiter *waiters;
+
+	LWLock *turn_lock; /* guards what follows; taken alone */
+	uint64 turns_taken;
+	OrchTurn clocks[ORCH_MAX_CLOCKS];
+	OrchTurn turns[ORCH_MAX_TURNS];
 
 	OrchExecutor executors[FLEXIBLE_ARRAY_MEMBER];
 } OrchShared;

@@ -15,6 +15,7 @@ event
 notify
 catalog
 heap
+fair
 progress
 request
 wait

@@ -54,7 +54,7 @@ SELECT is(to_jsonb(d) - '{id,owner,created_at,handler_owner,success_callback,fai
             "batch_wait": null, "name": "plain", "version": 1, "is_current": true, "kind": "function", "handler": "lib.echo(jsonb)",
             "queue": null, "priority": 0, "max_attempts": 3, "backoff": "exponential", "retry_delay": "00:00:01",
             "max_retry_delay": "01:00:00", "retry_jitter": 0.1, "retry_budget": null, "never_retry": [],
-            "retry_priority_step": 0, "timeout": null, "queue_timeout": null, "response_timeout": null,
+            "retry_priority_step": 1, "timeout": null, "queue_timeout": null, "response_timeout": null,
             "timeout_policy": "retry", "max_running": null, "rate_limit": null, "rate_period": null,
             "notify": "lifecycle", "description": null, "estimated_duration": null, "metadata": null}'::jsonb,
           'the defaults of a definition')

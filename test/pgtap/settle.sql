@@ -39,7 +39,7 @@ SELECT is(t.started_at || t.resources::text || coalesce(t.output::text, '-'), '2
 SELECT running('job') AS task \gset
 SELECT is(orchestrator._settle_failed(:task, 1, 'error', '{"sqlstate": "22012", "message": "division by zero", "hint": "h"}', NULL, '{"rows": 1}'), 'scheduled', 'an error: the task is scheduled again');
 SELECT is(jsonb_strip_nulls(to_jsonb(t) - '{id,created_at,started_at,run_at,definition,owner}'::text[]),
-          '{"state": "scheduled", "live": true, "attempt": 1, "epoch": 2, "queue": 1, "priority": 0, "max_attempts": 3, "input": {}, "resources": {"rows": 1},
+          '{"state": "scheduled", "live": true, "attempt": 1, "epoch": 2, "queue": 1, "priority": -1, "max_attempts": 3, "input": {}, "resources": {"rows": 1},
             "error": {"sqlstate": "22012", "message": "division by zero", "hint": "h"}}', 'its row: no worker, the error, the next epoch')
 FROM task(:task) t;
 SELECT is((task(:task)).run_at - time_of(:task, 'retrying'), '10 s'::interval, 'after retry_delay');
@@ -66,7 +66,7 @@ SELECT settle_failed(:task), again(21);
 SELECT is(settle_failed(:task), 'failed', 'the last attempt');
 SELECT is(final(:task), 'failed max_attempts', 'says why it was the last');
 SELECT is(jsonb_strip_nulls(to_jsonb(t) - '{id,created_at,started_at,finished_at,run_at,definition,owner}'::text[]),
-          '{"state": "failed", "live": false, "attempt": 3, "epoch": 5, "worker": 4711, "queue": 1, "priority": 0, "max_attempts": 3, "input": {}, "error": {"sqlstate": "22012", "message": "no"}}', 'its finished row')
+          '{"state": "failed", "live": false, "attempt": 3, "epoch": 5, "worker": 4711, "queue": 1, "priority": -2, "max_attempts": 3, "input": {}, "error": {"sqlstate": "22012", "message": "no"}}', 'its finished row')
 FROM task(:task) t;
 SELECT is(story(:task), 'created 0, started 1, retrying 1, started 2, retrying 2, started 3, failed 3', 'its story');
 SELECT define('once', ', max_attempts => 1');

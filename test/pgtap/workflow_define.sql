@@ -79,7 +79,7 @@ SELECT orchestrator.define_workflow('full', ARRAY[orchestrator.step('a', 'lib.ec
 SELECT is(to_jsonb(d) - '{id,owner,created_at,handler_owner,queue,document,steps,plan,concurrency_key,key_max_running,key_rate_limit,key_rate_period,batch_size,batch_wait}'::text[],
           '{"name": "full", "version": 1, "is_current": true, "kind": "workflow", "handler": null, "priority": 7, "max_attempts": 1,
             "backoff": "exponential", "retry_delay": "00:00:01", "max_retry_delay": "01:00:00", "retry_jitter": 0.1, "retry_budget": null,
-            "never_retry": [], "retry_priority_step": 0, "timeout": "00:00:05", "queue_timeout": "00:00:06", "response_timeout": null,
+            "never_retry": [], "retry_priority_step": 1, "timeout": "00:00:05", "queue_timeout": "00:00:06", "response_timeout": null,
             "timeout_policy": "fail", "max_running": 8, "rate_limit": 9, "rate_period": "00:00:10", "notify": "off", "description": "words",
             "estimated_duration": "00:00:11", "metadata": {"m": null}, "success_callback": "cb", "failure_callback": "cb",
             "checkpoint_interval": 3, "max_steps": 60, "max_depth": 4, "step_names": ["a", "b"]}'::jsonb,
