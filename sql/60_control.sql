@@ -220,7 +220,8 @@ BEGIN
       SELECT f.* FROM gone g CROSS JOIN LATERAL orchestrator._cancelled(ROW(g.*)::orchestrator.task, v_now, $2) f
   ), told AS (
     SELECT g.id, g.callbacks IS NOT NULL OR d.failure_callback IS NOT NULL AS calls, orchestrator._emit(g.id, g.root_id, g.parent_id, 'cancelled', 'cancelled', NULL, g.attempt, d.notify <> 'off'),
-           CASE WHEN g.state = 'running' THEN orchestrator._interrupt(g.id, g.epoch) END
+           CASE WHEN g.state = 'running' THEN orchestrator._interrupt(g.id, g.epoch) END,
+           orchestrator._count(g.owner, g.queue, g.definition, 'cancelled')
     FROM gone g LEFT JOIN orchestrator.definition d ON d.id = g.definition
     OFFSET 0
   )

@@ -81,6 +81,7 @@ static const struct
 	  TIMESTAMPTZOID}},
 	{"_advance", 3, {INT8OID, INT4ARRAYOID, INT4OID}},
 	{"_start_steps", 1, {INT8OID}},
+	{"_save_stats", 1, {BOOLOID}},
 };
 
 /* A name as a role knows it; a role that was renamed is another owner. */

@@ -66,6 +66,7 @@ typedef enum OrchFunction
 	ORCH_FN_SUSPEND,
 	ORCH_FN_ADVANCE,
 	ORCH_FN_START_STEPS,
+	ORCH_FN_SAVE_STATS,
 	ORCH_FN_COUNT
 } OrchFunction;
 

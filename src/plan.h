@@ -60,6 +60,9 @@ extern int orch_plan_chain(int32 definition, int32 step, int limit);
 /* The place in its queue of a task that becomes ready at that time. */
 extern int64 orch_sort_key(TimestampTz at, int32 priority);
 
+/* And back: when a task with that place became ready. */
+extern TimestampTz orch_sort_time(int64 sort_key, int32 priority);
+
 /*
  * The row, pending and without an id, of a simple step of a run; and the one
  * of a step that follows another with the same queue and priority.

@@ -17,6 +17,9 @@ progress
 request
 wait
 plan
+sketch
+stats
+position
 enqueue
 notice
 claim
