@@ -753,9 +753,11 @@ is_in_table(const Cell *cell, Snapshot snapshot)
 {
 	if (cell->state == CELL_SAVED)
 		return true;
-	return cell->state == CELL_SEALED &&
-		   !XidInMVCCSnapshot(cell->writer, snapshot) &&
-		   TransactionIdDidCommit(cell->writer);
+	if (cell->state == CELL_OPEN)
+		return false;
+	return TransactionIdIsCurrentTransactionId(cell->writer) ||
+		   (!XidInMVCCSnapshot(cell->writer, snapshot) &&
+			TransactionIdDidCommit(cell->writer));
 }
 
 /*
