@@ -337,7 +337,7 @@ COMMENT ON COLUMN orchestrator.task_status.step IS 'Of a step, its number in its
 COMMENT ON COLUMN orchestrator.task_status.item IS 'Of an item of a map or batch, its place, from 0';
 COMMENT ON COLUMN orchestrator.task_status.iteration IS 'Of a step that repeats, which round it is in; of a map, how many of its items have begun';
 COMMENT ON COLUMN orchestrator.task_status.jobs_ahead IS 'Ready tasks of its owner that stand before it in its queue; about, beyond the first 2,000, and as of a second ago or a little more. queue_position() counts';
-COMMENT ON COLUMN orchestrator.task_status.estimated_start IS 'If tasks of its owner start in its queue as often as in the last five minutes; null when none did';
+COMMENT ON COLUMN orchestrator.task_status.estimated_start IS 'If tasks of its owner start in its queue as fast as they did in the last five minutes; null when none did';
 COMMENT ON COLUMN orchestrator.step_status.task_id IS 'Null: the step has no row yet, or never had one';
 COMMENT ON COLUMN orchestrator.step_status.run_id IS 'The task whose step it is';
 COMMENT ON COLUMN orchestrator.step_status.number IS 'From 1, in the order of the definition; steps that were added come after these';

@@ -78,37 +78,31 @@ BEGIN
 END
 $$;
 
--- What both views say of their kind, as far as the reader may see the owners.
-CREATE FUNCTION orchestrator._stats_of(kind text)
-  RETURNS TABLE (id int, period text, at timestamptz, started bigint, completed bigint, failed bigint, cancelled bigint, retried bigint, expired bigint,
-    throughput float8, failure_rate float8, retry_rate float8, wait_p50 interval, wait_p95 interval, wait_p99 interval,
-    run_p50 interval, run_p95 interval, run_p99 interval)
-  LANGUAGE sql STABLE
-BEGIN ATOMIC
-  SELECT g.id, g.period, g.at, g.started, g.completed, g.failed, g.cancelled, g.retried, g.expired,
-         g.completed / greatest(extract(epoch FROM least(g.at + CASE g.period WHEN 'hour' THEN interval '1 hour' ELSE interval '1 minute' END, orchestrator._now()) - g.at), 1)::float8,
-         g.failed::float8 / nullif(g.completed + g.failed, 0), g.retried::float8 / nullif(g.started, 0),
-         orchestrator._percentile(g.wait, 0.5), orchestrator._percentile(g.wait, 0.95), orchestrator._percentile(g.wait, 0.99),
-         orchestrator._percentile(g.run, 0.5), orchestrator._percentile(g.run, 0.95), orchestrator._percentile(g.run, 0.99)
-  FROM (SELECT s.id, p.period, date_trunc(p.period, s.at, 'UTC') AS at, sum(s.started)::bigint AS started, sum(s.completed)::bigint AS completed,
+-- What both views show, of queues and definitions by their numbers.
+CREATE VIEW orchestrator.stats_by_period WITH (security_invoker = true) AS
+  SELECT g.kind, g.id, g.period, g.at, g.started, g.completed, g.failed, g.cancelled, g.retried, g.expired,
+         g.completed / greatest(extract(epoch FROM least(g.at + CASE g.period WHEN 'hour' THEN interval '1 hour' ELSE interval '1 minute' END, orchestrator._now()) - g.at), 1)::float8 AS throughput,
+         g.failed::float8 / nullif(g.completed + g.failed, 0) AS failure_rate, g.retried::float8 / nullif(g.started, 0) AS retry_rate,
+         orchestrator._percentile(g.wait, 0.5) AS wait_p50, orchestrator._percentile(g.wait, 0.95) AS wait_p95, orchestrator._percentile(g.wait, 0.99) AS wait_p99,
+         orchestrator._percentile(g.run, 0.5) AS run_p50, orchestrator._percentile(g.run, 0.95) AS run_p95, orchestrator._percentile(g.run, 0.99) AS run_p99
+  FROM (SELECT s.kind, s.id, p.period, date_trunc(p.period, s.at, 'UTC') AS at, sum(s.started)::bigint AS started, sum(s.completed)::bigint AS completed,
                sum(s.failed)::bigint AS failed, sum(s.cancelled)::bigint AS cancelled, sum(s.retried)::bigint AS retried, sum(s.expired)::bigint AS expired,
                orchestrator._sketch(s.wait) AS wait, orchestrator._sketch(s.run) AS run
-        FROM (SELECT t.id, t.at, t.hourly, t.started, t.completed, t.failed, t.cancelled, t.retried, t.expired, t.wait, t.run
-              FROM orchestrator.stats t WHERE t.kind = $1
+        FROM (SELECT t.kind, t.id, t.at, t.hourly, t.started, t.completed, t.failed, t.cancelled, t.retried, t.expired, t.wait, t.run
+              FROM orchestrator.stats t
               UNION ALL
-              SELECT l.id, l.at, false, l.started, l.completed, l.failed, l.cancelled, l.retried, l.expired, l.wait, l.run
-              FROM orchestrator._live_stats() l WHERE l.kind = $1) s
+              SELECT l.kind, l.id, l.at, false, l.started, l.completed, l.failed, l.cancelled, l.retried, l.expired, l.wait, l.run
+              FROM orchestrator._live_stats() l) s
         CROSS JOIN (VALUES ('minute'), ('hour')) p(period)
         WHERE p.period = 'hour' OR NOT s.hourly
-        GROUP BY 1, 2, 3) g;
-END;
-COMMENT ON FUNCTION orchestrator._stats_of(text) IS 'Statistics by queue or by definition, as the views show them';
+        GROUP BY 1, 2, 3, 4) g;
+COMMENT ON VIEW orchestrator.stats_by_period IS 'What queue_stats and definition_stats show, by number';
 
 CREATE VIEW orchestrator.queue_stats WITH (security_invoker = true) AS
   SELECT q.name AS queue, o.name AS owner, s.period, s.at, s.started, s.completed, s.failed, s.cancelled, s.retried, s.expired,
          s.throughput, s.failure_rate, s.retry_rate, s.wait_p50, s.wait_p95, s.wait_p99, s.run_p50, s.run_p95, s.run_p99
-  FROM orchestrator._stats_of('queue') s
-  JOIN orchestrator.queue q ON q.id = s.id
+  FROM orchestrator.stats_by_period s
+  JOIN orchestrator.queue q ON q.id = s.id AND s.kind = 'queue'
   LEFT JOIN orchestrator.owner o ON o.id = q.owner;
 COMMENT ON VIEW orchestrator.queue_stats IS
   'By minute and hour, what happened to the tasks that the reader may see in the queues that it may use. Filter by period and at';
@@ -116,8 +110,8 @@ COMMENT ON VIEW orchestrator.queue_stats IS
 CREATE VIEW orchestrator.definition_stats WITH (security_invoker = true) AS
   SELECT d.name AS definition, d.version, o.name AS owner, s.period, s.at, s.started, s.completed, s.failed, s.cancelled, s.retried, s.expired,
          s.throughput, s.failure_rate, s.retry_rate, s.wait_p50, s.wait_p95, s.wait_p99, s.run_p50, s.run_p95, s.run_p99
-  FROM orchestrator._stats_of('definition') s
-  JOIN orchestrator.definition d ON d.id = s.id
+  FROM orchestrator.stats_by_period s
+  JOIN orchestrator.definition d ON d.id = s.id AND s.kind = 'definition'
   LEFT JOIN orchestrator.owner o ON o.id = d.owner;
 COMMENT ON VIEW orchestrator.definition_stats IS
   'By minute and hour, what happened to the tasks that the reader may see of the definitions that it may use. Filter by period and at';

@@ -93,12 +93,12 @@ BEGIN
                   orchestrator.run_context, orchestrator.step_memo, orchestrator.trace, orchestrator.task_status, orchestrator.step_status,
                   orchestrator.workflow_status, orchestrator.batch_status, orchestrator.queue_status,
                   orchestrator.worker_status, orchestrator.definition_status, orchestrator.stats,
-                  orchestrator.queue_stats, orchestrator.definition_stats TO %I', $1);
+                  orchestrator.stats_by_period, orchestrator.queue_stats, orchestrator.definition_stats TO %I', $1);
   -- the policies and views call these as whoever reads
   EXECUTE format('GRANT EXECUTE ON FUNCTION orchestrator._visible_owners(), orchestrator._slots(), orchestrator._now(),
                   orchestrator._run_started(bigint), orchestrator._run_progress(bigint), orchestrator._run_steps(bigint),
                   orchestrator._run_traces(bigint, int), orchestrator.graph(bigint, text), orchestrator._jobs_ahead(int, int, bigint),
-                  orchestrator._estimated_start(int, int, bigint), orchestrator._live_stats(), orchestrator._stats_of(text),
+                  orchestrator._estimated_start(int, int, bigint), orchestrator._live_stats(),
                   orchestrator._sketch(bytea), orchestrator._percentile(bytea, float8), orchestrator.queue_position(bigint) TO %I', $1);
   FOR v_routine IN
     SELECT p.oid FROM pg_proc p

@@ -54,6 +54,9 @@
 
 #define MINUTE (60 * USECS_PER_SEC)
 
+/* A rate is of no shorter time. */
+#define SHORTEST_SPAN INT64CONST(1000)
+
 typedef enum CellKind
 {
 	CELL_QUEUE,
@@ -73,6 +76,8 @@ typedef struct CellKey
 typedef struct Counts
 {
 	int64 attempts;
+	TimestampTz first; /* start of the first attempt; unless there is none */
+	TimestampTz last;  /* end of the last one */
 	int64 counts[ORCH_COUNTS];
 	uint32 wait[ORCH_SKETCH_BUCKETS];
 	uint32 run[ORCH_SKETCH_BUCKETS];
@@ -119,6 +124,8 @@ typedef struct Sample
 	bool is_run; /* run counts for its definition */
 	uint8 wait;
 	uint8 run;
+	TimestampTz started; /* of an attempt */
+	TimestampTz finished;
 	int32 n;
 	int32 level; /* of the subtransaction it belongs to */
 } Sample;
@@ -160,6 +167,7 @@ static void add_up(const Sample *sample, CellKind kind, int32 id,
 				   int64 minute);
 static Counts *local_counts(const CellKey *key);
 static void flush(LocalCell *from);
+static void add_span(Counts *counts, TimestampTz first, TimestampTz last);
 static void add_counts(Counts *to, const Counts *from);
 static Cell *find_cell(const CellKey *key, int *chain);
 static Cell *make_cell(const CellKey *key, int chain);
@@ -254,6 +262,8 @@ orch_stats_attempt(const OrchRow *row, TimestampTz started,
 	sample->is_run = true;
 	sample->wait = orch_sketch_bucket(started - ready);
 	sample->run = orch_sketch_bucket(finished - started);
+	sample->started = started;
+	sample->finished = finished;
 }
 
 /*
@@ -390,6 +400,7 @@ add_up(const Sample *sample, CellKind kind, int32 id, int64 minute)
 		counts->counts[sample->count] += sample->n;
 	if (sample->attempt)
 	{
+		add_span(counts, sample->started, sample->finished);
 		counts->attempts++;
 		counts->wait[sample->wait]++;
 		counts->run[sample->run]++;
@@ -470,9 +481,23 @@ flush(LocalCell *from)
 		orch_shmem_signal_supervisor(MyDatabaseId, ORCH_WAKE_STATS);
 }
 
+/*
+ * Before the attempts are added.
+ */
+static void
+add_span(Counts *counts, TimestampTz first, TimestampTz last)
+{
+	if (counts->attempts == 0 || first < counts->first)
+		counts->first = first;
+	if (counts->attempts == 0 || last > counts->last)
+		counts->last = last;
+}
+
 static void
 add_counts(Counts *to, const Counts *from)
 {
+	if (from->attempts > 0)
+		add_span(to, from->first, from->last);
 	to->attempts += from->attempts;
 	for (int i = 0; i < ORCH_COUNTS; i++)
 		to->counts[i] += from->counts[i];
@@ -668,13 +693,16 @@ orch_stats_prepare_save(bool everything)
 	return due;
 }
 
+/*
+ * Of each minute the time from its first start to its last end counts, so that
+ * a burst is not thought to have taken the whole minute.
+ */
 double
 orch_stats_rate(int32 owner, int32 queue)
 {
-	TimestampTz clock = orch_clock();
-	int64 now = minute_of(clock);
+	int64 now = minute_of(orch_clock());
 	int64 attempts = 0;
-	double seconds = 0;
+	int64 span = 0;
 
 	if (cells == NULL)
 		return 0;
@@ -684,20 +712,22 @@ orch_stats_rate(int32 owner, int32 queue)
 		CellKey key = {MyDatabaseId, owner, CELL_QUEUE, queue, minute};
 		int chain =
 			hash_bytes((const unsigned char *) &key, sizeof(key)) % CHAINS;
-		int64 before = attempts;
 
 		for (int i = cells->chains[chain]; i >= 0; i = cells->cells[i].next)
 		{
-			if (memcmp(&cells->cells[i].key, &key, sizeof(key)) == 0)
-				attempts += cells->cells[i].counts.attempts;
+			Cell *cell = &cells->cells[i];
+
+			if (memcmp(&cell->key, &key, sizeof(key)) != 0)
+				continue;
+			SpinLockAcquire(&cell->mutex);
+			attempts += cell->counts.attempts;
+			if (cell->counts.attempts > 0)
+				span += cell->counts.last - cell->counts.first;
+			SpinLockRelease(&cell->mutex);
 		}
-		if (attempts > before)
-			seconds += minute == now
-						   ? Max((double) (clock - now * MINUTE) / 1e6, 1)
-						   : 60;
 	}
 	LWLockRelease(cells->lock);
-	return seconds > 0 ? attempts / seconds : 0;
+	return attempts * 1e6 / Max(span, SHORTEST_SPAN);
 }
 
 static OrchCount

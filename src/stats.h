@@ -44,8 +44,8 @@ extern void orch_stats_count(int32 owner, int32 queue, int32 definition,
 							 OrchCount what, int64 took);
 
 /*
- * Attempts a second in an owner's queue, over those of the last five minutes
- * that had any; 0: not known.
+ * Attempts a second in an owner's queue, while there were any in the last five
+ * minutes; 0: not known.
  */
 extern double orch_stats_rate(int32 owner, int32 queue);
 
