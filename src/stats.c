@@ -46,8 +46,10 @@
 #define MAX_CELLS	 2048
 #define CHAINS		 1024
 
-/* A cell that was written stays so many minutes more. */
+/* A cell that was written stays so many minutes more; one that was not, of a
+ * database that was dropped, is in the way no longer than this. */
 #define KEPT_MINUTES 5
+#define LOST_MINUTES 60
 
 /* Cells of our own, in which the samples of a transaction are added up. */
 #define LOCAL_CELLS 16
@@ -67,10 +69,11 @@ typedef enum CellKind
 typedef struct CellKey
 {
 	Oid dboid;
+	Oid live; /* task_live: an extension made again is another one */
 	int32 owner;
 	int32 kind; /* CellKind */
 	int32 id;
-	int64 minute; /* since 2000 */
+	int32 minute; /* since 2000 */
 } CellKey;
 
 typedef struct Counts
@@ -150,6 +153,7 @@ static LocalCell *local = NULL;
 
 /* Of the transaction under way, in TopTransactionContext. */
 static Sample *samples = NULL;
+static Oid samples_live = InvalidOid; /* task_live */
 static int nsamples = 0;
 static int samples_room = 0;
 
@@ -164,7 +168,7 @@ static void end_subtransaction(SubXactEvent what, SubTransactionId mine,
 							   SubTransactionId parent, void *arg);
 static void deliver(void);
 static void add_up(const Sample *sample, CellKind kind, int32 id,
-				   int64 minute);
+				   int32 minute);
 static Counts *local_counts(const CellKey *key);
 static void flush(LocalCell *from);
 static void add_span(Counts *counts, TimestampTz first, TimestampTz last);
@@ -176,7 +180,7 @@ static void drop_cell(Cell *cell);
 static void resolve(Cell *cell);
 static bool is_due(const Cell *cell, bool everything);
 static bool is_in_table(const Cell *cell, Snapshot snapshot);
-static int64 minute_of(TimestampTz at);
+static int32 minute_of(TimestampTz at);
 static bool is_crowded(void);
 static int collect(Cell *copies, bool save, bool everything);
 static void put_cell(ReturnSetInfo *rsinfo, const Cell *cell);
@@ -229,10 +233,10 @@ start_memory(void)
 	LWLockRelease(AddinShmemInitLock);
 }
 
-static int64
+static int32
 minute_of(TimestampTz at)
 {
-	return at / MINUTE - (at % MINUTE < 0);
+	return (int32) (at / MINUTE - (at % MINUTE < 0));
 }
 
 /*
@@ -313,6 +317,7 @@ add_sample(void)
 		samples =
 			MemoryContextAlloc(TopTransactionContext, 16 * sizeof(Sample));
 		samples_room = 16;
+		samples_live = orch_catalog(false)->task_live;
 	}
 	else if (nsamples >= samples_room)
 	{
@@ -373,7 +378,7 @@ end_subtransaction(SubXactEvent what, SubTransactionId mine,
 static void
 deliver(void)
 {
-	int64 minute = minute_of(orch_clock());
+	int32 minute = minute_of(orch_clock());
 
 	for (int i = 0; i < nsamples; i++)
 	{
@@ -391,9 +396,10 @@ deliver(void)
 }
 
 static void
-add_up(const Sample *sample, CellKind kind, int32 id, int64 minute)
+add_up(const Sample *sample, CellKind kind, int32 id, int32 minute)
 {
-	CellKey key = {MyDatabaseId, sample->owner, kind, id, minute};
+	CellKey key = {MyDatabaseId, samples_live, sample->owner,
+				   kind,		 id,		   minute};
 	Counts *counts = local_counts(&key);
 
 	if (sample->count >= 0)
@@ -550,6 +556,7 @@ static Cell *
 free_cell(void)
 {
 	static int hand = 0;
+	int32 lost = minute_of(orch_clock()) - LOST_MINUTES;
 	Cell *oldest = NULL;
 
 	for (int i = 0; i < MAX_CELLS; i++)
@@ -558,7 +565,7 @@ free_cell(void)
 
 		if (cell->state == CELL_FREE)
 			return cell;
-		if (cell->state == CELL_SAVED &&
+		if ((cell->state == CELL_SAVED || cell->key.minute < lost) &&
 			(oldest == NULL || cell->key.minute < oldest->key.minute))
 			oldest = cell;
 	}
@@ -630,7 +637,7 @@ is_due(const Cell *cell, bool everything)
 TimestampTz
 orch_stats_due(void)
 {
-	int64 now = minute_of(orch_clock());
+	int32 now = minute_of(orch_clock());
 	int64 least = PG_INT64_MAX;
 	bool crowded;
 
@@ -656,9 +663,9 @@ orch_stats_due(void)
 }
 
 bool
-orch_stats_prepare_save(bool everything)
+orch_stats_prepare_save(Oid live, bool everything)
 {
-	int64 now = minute_of(orch_clock());
+	int32 now = minute_of(orch_clock());
 	uint64 lost;
 	bool due = false;
 
@@ -673,8 +680,10 @@ orch_stats_prepare_save(bool everything)
 		if (cell->state == CELL_FREE || cell->key.dboid != MyDatabaseId)
 			continue;
 		resolve(cell);
-		if (cell->state == CELL_SAVED &&
-			(cell->key.minute + KEPT_MINUTES < now || cell->key.minute > now))
+		if (cell->key.live != live ||
+			(cell->state == CELL_SAVED &&
+			 (cell->key.minute + KEPT_MINUTES < now ||
+			  cell->key.minute > now)))
 			drop_cell(cell);
 		else
 			due |= is_due(cell, everything);
@@ -700,16 +709,17 @@ orch_stats_prepare_save(bool everything)
 double
 orch_stats_rate(int32 owner, int32 queue)
 {
-	int64 now = minute_of(orch_clock());
+	int32 now = minute_of(orch_clock());
+	Oid live = orch_catalog(false)->task_live;
 	int64 attempts = 0;
 	int64 span = 0;
 
 	if (cells == NULL)
 		return 0;
 	LWLockAcquire(cells->lock, LW_SHARED);
-	for (int64 minute = now - KEPT_MINUTES; minute <= now; minute++)
+	for (int32 minute = now - KEPT_MINUTES; minute <= now; minute++)
 	{
-		CellKey key = {MyDatabaseId, owner, CELL_QUEUE, queue, minute};
+		CellKey key = {MyDatabaseId, live, owner, CELL_QUEUE, queue, minute};
 		int chain =
 			hash_bytes((const unsigned char *) &key, sizeof(key)) % CHAINS;
 
@@ -798,6 +808,7 @@ static int
 collect(Cell *copies, bool save, bool everything)
 {
 	TransactionId writer = save ? GetTopTransactionId() : InvalidTransactionId;
+	Oid live = orch_catalog(false)->task_live;
 	Snapshot snapshot = GetActiveSnapshot();
 	int n = 0;
 
@@ -808,6 +819,7 @@ collect(Cell *copies, bool save, bool everything)
 		Cell *cell = &cells->cells[i];
 
 		if (cell->state == CELL_FREE || cell->key.dboid != MyDatabaseId ||
+			cell->key.live != live ||
 			(save ? !is_due(cell, everything) : is_in_table(cell, snapshot)))
 			continue;
 		if (save)

@@ -54,9 +54,10 @@ extern double orch_stats_rate(int32 owner, int32 queue);
 extern TimestampTz orch_stats_due(void);
 
 /*
- * Free what was written long enough ago, and say whether there is something to
- * write: then orchestrator._save_stats() does, in one transaction.
+ * Free what was written long enough ago, or belonged to another extension than
+ * the one with this task_live, and say whether there is something to write:
+ * then orchestrator._save_stats() does, in one transaction.
  */
-extern bool orch_stats_prepare_save(bool everything);
+extern bool orch_stats_prepare_save(Oid live, bool everything);
 
 #endif

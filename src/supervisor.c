@@ -821,7 +821,7 @@ see_to_statistics(uint32 wake, TimestampTz now)
 		next_stats = Max(Min(next_stats, orch_stats_due()), pause_until);
 	if (now < next_stats)
 		return;
-	if (orch_stats_prepare_save(false))
+	if (orch_stats_prepare_save(live_now, false))
 		perform(save_statistics);
 	pause_until = now + USECS_PER_SEC;
 	next_stats = Max(orch_stats_due(), pause_until);
@@ -834,13 +834,18 @@ see_to_statistics(uint32 wake, TimestampTz now)
 static void
 save_statistics(void)
 {
-	Oid stats = get_relname_relid("stats", orch_catalog(false)->schema);
+	const OrchCatalog *catalog = orch_catalog(true);
 	NullableDatum everything = {BoolGetDatum(proc_exit_inprogress), false};
+	Oid stats;
 
+	if (catalog == NULL || catalog->task_live != live_now)
+		return; /* the extension goes or went */
+	stats = get_relname_relid("stats", catalog->schema);
 	if (!OidIsValid(stats) ||
 		!ConditionalLockRelationOid(stats, RowExclusiveLock))
 		return;
-	if (OidIsValid(get_relname_relid("stats", orch_catalog(false)->schema)))
+	catalog = orch_catalog(true); /* the lock may have brought news */
+	if (catalog != NULL && catalog->task_live == live_now)
 		orch_catalog_call(ORCH_FN_SAVE_STATS, 1, &everything, NULL);
 }
 
@@ -850,9 +855,11 @@ save_statistics(void)
 static void
 save_at_exit(int code, Datum arg)
 {
-	if (!server_is_stopping() || !orch_stats_prepare_save(true))
+	if (!server_is_stopping())
 		return;
 	AbortOutOfAnyTransaction();
+	if (!orch_stats_prepare_save(live_now, true))
+		return;
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	save_statistics();
