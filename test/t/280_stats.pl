@@ -45,6 +45,7 @@ subtest 'restarts' => \&restarts;
 subtest 'the postmaster is killed' => \&killed;
 subtest 'a locked table' => \&locked;
 subtest 'the estimated start' => \&estimate;
+subtest 'an extension that is made again' => \&made_again;
 subtest 'switched off' => \&off;
 subtest 'without preload' => \&without_preload;
 $node->stop('fast');
@@ -260,6 +261,29 @@ sub estimate
 	$node->psql_as('app', q{SELECT orchestrator.pause_queue('slow')});
 	my $id = $node->psql_as('app', q{SELECT orchestrator.enqueue('nap', queue => 'slow')});
 	is($node->psql_as('app', "SELECT p FROM orchestrator.queue_position($id) p"), '(0,)', 'of a paused queue there is none');
+	return;
+}
+
+# Its definitions and owners have the numbers of the one before.
+sub made_again
+{
+	my $sql = sub { return $node->safe_psql('again', shift) };
+	$node->safe_psql('postgres', 'CREATE DATABASE again');
+	$sql->('CREATE EXTENSION orchestrator');
+	$sql->(q{SELECT orchestrator.define('one', 'SELECT 1', 'sql')});
+	$sql->(q{SELECT orchestrator.enqueue('one')});
+	ok(defined within(20, sub { $sql->(q{SELECT coalesce(sum(completed), 0) FROM orchestrator.definition_stats WHERE period = 'hour'}) == 1 }), 'counted');
+	$sql->('DROP EXTENSION orchestrator');
+	$sql->('CREATE EXTENSION orchestrator');
+	$sql->(q{SELECT orchestrator.define('other', 'SELECT 1', 'sql')});
+	is($sql->('SELECT count(*) FROM orchestrator.definition_stats'), 0, 'nothing is counted yet');
+	next_minute();
+	$sql->(q{SELECT orchestrator.enqueue('other')});
+	ok(defined within(20, sub { $sql->(q{SELECT coalesce(sum(completed), 0) FROM orchestrator.definition_stats WHERE period = 'hour'}) == 1 }), 'counted');
+	next_minute();
+	ok(defined within(20, sub { $sql->('SELECT coalesce(sum(completed), 0) FROM orchestrator.stats') > 0 }), 'written');
+	is($sql->(q{SELECT string_agg(kind || completed, ' ' ORDER BY kind) FROM orchestrator.stats}), 'definition1 queue1', 'and no more');
+	$node->safe_psql('postgres', 'DROP DATABASE again WITH (FORCE)');
 	return;
 }
 
