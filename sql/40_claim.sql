@@ -260,6 +260,7 @@ BEGIN
   IF t.remaining IS NOT NULL THEN
     PERFORM orchestrator._cancel_below(t.id, jsonb_build_object('by', 'orchestrator', 'reason', t.error ->> 'message'));
   END IF;
+  PERFORM orchestrator._count(t.owner, t.queue, t.definition, 'expired');
   PERFORM orchestrator._fail(t, t.error);
 END
 $$;

@@ -187,6 +187,7 @@ BEGIN
   t.expire_at := least(t.deadline, coalesce(t.run_at, v_now) + d.queue_timeout);
   PERFORM orchestrator._trace(t, v_now, t.attempt, 'retrying', v_detail);
   PERFORM orchestrator._tell(t, 'retrying');
+  PERFORM orchestrator._count(t.owner, t.queue, t.definition, 'retried');
   RETURN orchestrator._requeue(t);
 END
 $$;
@@ -267,7 +268,18 @@ BEGIN
   t.expire_at := NULL;
   t.held_by := NULL;
   INSERT INTO orchestrator.task_finished SELECT t.*;
+  PERFORM orchestrator._count_end(t);
   PERFORM orchestrator._ended(t);
+END
+$$;
+
+-- The statistics of a task that came to its end.
+CREATE FUNCTION orchestrator._count_end(t orchestrator.task) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF t.state <> 'skipped' THEN
+    PERFORM orchestrator._count(t.owner, t.queue, t.definition, t.state::text, CASE WHEN t.remaining IS NOT NULL THEN t.finished_at - t.started_at END);
+  END IF;
 END
 $$;
 

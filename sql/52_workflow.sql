@@ -750,6 +750,7 @@ BEGIN
   t.sort_key := NULL;
   t.expire_at := NULL;
   INSERT INTO orchestrator.task_finished SELECT t.*;
+  PERFORM orchestrator._count_end(t);
   PERFORM orchestrator._tell(t, $2);
 END
 $$;

@@ -221,7 +221,8 @@ BEGIN
   ), told AS (
     SELECT g.id, g.callbacks IS NOT NULL OR d.failure_callback IS NOT NULL AS calls, orchestrator._emit(g.id, g.root_id, g.parent_id, 'cancelled', 'cancelled', NULL, g.attempt, d.notify <> 'off'),
            CASE g.state WHEN 'running' THEN orchestrator._interrupt(g.id, g.epoch)
-                        WHEN 'pending' THEN orchestrator._return_turn(g.owner, g.queue, g.input, g.priority) END
+                        WHEN 'pending' THEN orchestrator._return_turn(g.owner, g.queue, g.input, g.priority) END,
+           orchestrator._count(g.owner, g.queue, g.definition, 'cancelled')
     FROM gone g LEFT JOIN orchestrator.definition d ON d.id = g.definition
     OFFSET 0
   )

@@ -91,6 +91,13 @@ BEGIN
 END
 $$;
 
+-- About how many ready tasks of its owner stand before a place in a queue, and
+-- when what is there may start (src/position.c). Cheap enough for a million rows.
+CREATE FUNCTION orchestrator._jobs_ahead(owner int, queue int, sort_key bigint) RETURNS bigint
+  LANGUAGE C STABLE STRICT AS 'MODULE_PATHNAME', 'orchestrator_jobs_ahead';
+CREATE FUNCTION orchestrator._estimated_start(owner int, queue int, sort_key bigint) RETURNS timestamptz
+  LANGUAGE C STABLE STRICT AS 'MODULE_PATHNAME', 'orchestrator_estimated_start';
+
 -- Every task, with what its step reports right now. In the fast lane a row is
 -- still pending while its step runs: the slot of its executor says so. Of a
 -- task with steps (remaining) they tell.
@@ -116,7 +123,9 @@ CREATE VIEW orchestrator.task_status WITH (security_invoker = true) AS
          (t.resources ->> 'wal_bytes')::bigint AS wal_bytes,
          make_interval(secs => (t.resources ->> 'cpu_time')::float8) AS cpu_time,
          t.resources, t.deadline, t.expire_at, t.held_state, t.epoch, t.command, t.traceparent,
-         coalesce(t.compensation, 'none') AS compensation, t.step, t.item, t.iteration
+         coalesce(t.compensation, 'none') AS compensation, t.step, t.item, t.iteration,
+         CASE WHEN t.state = 'pending' AND t.parked_on IS NULL AND s.task_id IS NULL THEN orchestrator._jobs_ahead(t.owner, t.queue, t.sort_key) END AS jobs_ahead,
+         CASE WHEN t.state = 'pending' AND t.parked_on IS NULL AND s.task_id IS NULL THEN orchestrator._estimated_start(t.owner, t.queue, t.sort_key) END AS estimated_start
   FROM orchestrator.task t
   LEFT JOIN orchestrator.definition d ON d.id = t.definition
   LEFT JOIN orchestrator.queue q ON q.id = t.queue
@@ -336,6 +345,8 @@ COMMENT ON COLUMN orchestrator.task_status.compensation IS 'Of a run that failed
 COMMENT ON COLUMN orchestrator.task_status.step IS 'Of a step, its number in its run; negative: the undo of that step';
 COMMENT ON COLUMN orchestrator.task_status.item IS 'Of an item of a map or batch, its place, from 0';
 COMMENT ON COLUMN orchestrator.task_status.iteration IS 'Of a step that repeats, which round it is in; of a map, how many of its items have begun';
+COMMENT ON COLUMN orchestrator.task_status.jobs_ahead IS 'Ready tasks of its owner that stand before it in its queue; about, beyond the first 2,000, and as of a second ago or a little more. queue_position() counts';
+COMMENT ON COLUMN orchestrator.task_status.estimated_start IS 'If tasks of its owner start in its queue as fast as they did in the last five minutes; null when none did';
 COMMENT ON COLUMN orchestrator.step_status.task_id IS 'Null: the step has no row yet, or never had one';
 COMMENT ON COLUMN orchestrator.step_status.run_id IS 'The task whose step it is';
 COMMENT ON COLUMN orchestrator.step_status.number IS 'From 1, in the order of the definition; steps that were added come after these';

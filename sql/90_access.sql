@@ -92,13 +92,16 @@ BEGIN
                   orchestrator.usage_grant, orchestrator.added_step, orchestrator.signal, orchestrator.checkpoint,
                   orchestrator.run_context, orchestrator.step_memo, orchestrator.trace, orchestrator.task_status, orchestrator.step_status,
                   orchestrator.workflow_status, orchestrator.batch_status, orchestrator.queue_status,
-                  orchestrator.worker_status, orchestrator.definition_status,
+                  orchestrator.worker_status, orchestrator.definition_status, orchestrator.stats,
+                  orchestrator.stats_by_period, orchestrator.queue_stats, orchestrator.definition_stats,
                   orchestrator.schedule, orchestrator.schedule_tick, orchestrator.schedule_status TO %I', $1);
   -- the policies and views call these as whoever reads
   EXECUTE format('GRANT EXECUTE ON FUNCTION orchestrator._visible_owners(), orchestrator._slots(), orchestrator._now(),
                   orchestrator._permits(), orchestrator._limit_id(text, int, text),
                   orchestrator._run_started(bigint), orchestrator._run_progress(bigint), orchestrator._run_steps(bigint),
-                  orchestrator._run_traces(bigint, int), orchestrator.graph(bigint, text) TO %I', $1);
+                  orchestrator._run_traces(bigint, int), orchestrator.graph(bigint, text), orchestrator._jobs_ahead(int, int, bigint),
+                  orchestrator._estimated_start(int, int, bigint), orchestrator._live_stats(),
+                  orchestrator._sketch(bytea), orchestrator._percentile(bytea, float8), orchestrator.queue_position(bigint) TO %I', $1);
   FOR v_routine IN
     SELECT p.oid FROM pg_proc p
       JOIN pg_depend m ON m.classid = 'pg_catalog.pg_proc'::regclass AND m.objid = p.oid AND m.deptype = 'e'
@@ -178,6 +181,7 @@ ALTER TABLE orchestrator.step_memo ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SE
 ALTER TABLE orchestrator.trace_log ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.schedule ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.schedule_tick ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.stats ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 
 CREATE POLICY visible ON orchestrator.task FOR SELECT
   USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
@@ -199,6 +203,8 @@ CREATE POLICY visible ON orchestrator.schedule FOR SELECT
   USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
 CREATE POLICY visible ON orchestrator.schedule_tick FOR SELECT
   USING (true);
+CREATE POLICY visible ON orchestrator.stats FOR SELECT
+  USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
 CREATE POLICY visible ON orchestrator.usage_grant FOR SELECT
   USING (grantee = ANY ((SELECT orchestrator._visible_owners())::int[]));
 CREATE POLICY visible ON orchestrator.definition_share FOR SELECT
@@ -242,6 +248,7 @@ SELECT pg_catalog.pg_extension_config_dump('orchestrator.run_context', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.step_memo', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.schedule', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.schedule_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.stats', '');
 
 SELECT orchestrator._announce();
 

@@ -84,6 +84,7 @@ static const struct
 	{"_start_steps", 1, {INT8OID}},
 	{"_restore_rates", 1, {TIMESTAMPTZOID}},
 	{"_read_turns", 2, {INT4OID, INT4OID}},
+	{"_save_stats", 1, {BOOLOID}},
 };
 
 /* A name as a role knows it; a role that was renamed is another owner. */

@@ -70,6 +70,7 @@ typedef enum OrchFunction
 	ORCH_FN_START_STEPS,
 	ORCH_FN_RESTORE_RATES,
 	ORCH_FN_READ_TURNS,
+	ORCH_FN_SAVE_STATS,
 	ORCH_FN_COUNT
 } OrchFunction;
 

@@ -78,6 +78,12 @@ orch_sort_key(TimestampTz at, int32 priority)
 	return at - priority * ((int64) orch_priority_step * USECS_PER_SEC);
 }
 
+TimestampTz
+orch_sort_time(int64 sort_key, int32 priority)
+{
+	return sort_key + priority * ((int64) orch_priority_step * USECS_PER_SEC);
+}
+
 int64
 orch_fair_turn(int64 sort_key, int32 priority)
 {

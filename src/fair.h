@@ -13,6 +13,9 @@
 /* By time and priority. */
 extern int64 orch_sort_key(TimestampTz at, int32 priority);
 
+/* And back: when a task with that place became ready. */
+extern TimestampTz orch_sort_time(int64 sort_key, int32 priority);
+
 /*
  * The same in a queue, where it is the tenants' turn that counts; the input
  * says whose the task is.  Takes the place: each call gives the next one.  An

@@ -28,6 +28,7 @@ int orch_priority_step = 60;
 int orch_test_clock_offset = 0;
 bool orch_enabled = true;
 bool orch_fast_lane = true;
+bool orch_statistics = true;
 bool orch_superuser_tasks = true;
 bool orch_trace_notices = false;
 bool orch_track_resources = false;
@@ -132,6 +133,10 @@ define_task_settings(void)
 		"Waiting time that weighs as much as one step of priority.", NULL,
 		&orch_priority_step, 60, 1, 86400, PGC_SIGHUP, GUC_UNIT_S, NULL, NULL,
 		NULL);
+	DefineCustomBoolVariable(
+		"orchestrator.statistics",
+		"Counts tasks and their times for queue_stats and definition_stats.",
+		NULL, &orch_statistics, true, PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable(
 		"orchestrator.test_clock_offset", "Added to the clock, for tests.",
 		NULL, &orch_test_clock_offset, 0, INT_MIN, INT_MAX, PGC_SUSET,

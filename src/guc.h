@@ -18,6 +18,7 @@ extern int orch_priority_step;
 extern int orch_test_clock_offset;
 extern bool orch_enabled;
 extern bool orch_fast_lane;
+extern bool orch_statistics;
 extern bool orch_superuser_tasks;
 extern bool orch_trace_notices;
 extern bool orch_track_resources;

@@ -478,6 +478,20 @@ orch_heap_ready_next(OrchReadyScan *scan, OrchRow *row, ItemPointer tid)
 	return true;
 }
 
+bool
+orch_heap_ready_key(OrchReadyScan *scan, int64 *sort_key, int64 *id)
+{
+	bool isnull;
+
+	CHECK_FOR_INTERRUPTS();
+	if (!index_getnext_slot(scan->scan, ForwardScanDirection, scan->slot))
+		return false;
+	*id = DatumGetInt64(slot_getattr(scan->slot, ORCH_TASK_ID + 1, &isnull));
+	*sort_key = DatumGetInt64(
+		slot_getattr(scan->slot, ORCH_TASK_SORT_KEY + 1, &isnull));
+	return true;
+}
+
 void
 orch_heap_ready_end(OrchReadyScan *scan)
 {
@@ -673,6 +687,33 @@ orch_heap_epoch(OrchLeaf *live, int64 id)
 		return -1;
 	return DatumGetInt32(
 		slot_getattr(live->id_slot, ORCH_TASK_EPOCH + 1, &isnull));
+}
+
+bool
+orch_heap_place(int64 task, OrchPlace *place)
+{
+	OrchLeaf *live = orch_heap_open_live();
+	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
+	bool found = find_live(live, task, snapshot);
+
+	if (found)
+	{
+		const TupleTableSlot *slot = live->id_slot;
+
+		slot_getallattrs(live->id_slot);
+		place->state = orch_catalog_state(
+			DatumGetObjectId(slot->tts_values[ORCH_TASK_STATE]));
+		place->owner = DatumGetInt32(slot->tts_values[ORCH_TASK_OWNER]);
+		place->queue = DatumGetInt32(slot->tts_values[ORCH_TASK_QUEUE]);
+		place->parked = !slot->tts_isnull[ORCH_TASK_PARKED_ON];
+		place->sort_key =
+			slot->tts_isnull[ORCH_TASK_SORT_KEY]
+				? 0
+				: DatumGetInt64(slot->tts_values[ORCH_TASK_SORT_KEY]);
+	}
+	orch_heap_close(live);
+	UnregisterSnapshot(snapshot);
+	return found;
 }
 
 bool

@@ -111,6 +111,10 @@ extern bool orch_heap_ready_next(OrchReadyScan *scan, OrchRow *row,
 								 ItemPointer tid);
 extern void orch_heap_ready_end(OrchReadyScan *scan);
 
+/* The same, of a row that is only counted: where it stands. */
+extern bool orch_heap_ready_key(OrchReadyScan *scan, int64 *sort_key,
+								int64 *id);
+
 /*
  * The first queue between two (not included) in which an owner has ready
  * rows, or 0: steps from queue to queue through the index.
@@ -161,6 +165,18 @@ extern int32 orch_heap_epoch(OrchLeaf *live, int64 id);
  */
 extern bool orch_heap_is_running(OrchLeaf *live, ItemPointer tid, int64 id,
 								 int32 epoch);
+
+/* Where a live task stands, as a new snapshot sees it; false: it is not live. */
+typedef struct OrchPlace
+{
+	OrchState state;
+	int32 owner;
+	int32 queue;
+	bool parked;
+	int64 sort_key; /* of a pending one */
+} OrchPlace;
+
+extern bool orch_heap_place(int64 task, OrchPlace *place);
 
 /* What wait() looks at. */
 typedef struct OrchTaskView

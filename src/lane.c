@@ -558,6 +558,26 @@ add_known(OrchKnown *known, int n, int lane)
 	return n;
 }
 
+int64
+orch_lane_mark(Oid dboid, int32 owner, int32 queue)
+{
+	int64 mark = ORCH_MARK_LOWEST;
+	int index;
+	int lane;
+
+	LWLockAcquire(orch_shared->lock, LW_SHARED);
+	index = find_owner(dboid, owner);
+	lane = index >= 0 ? find_lane(index, queue, 0) : -1;
+	if (lane >= 0)
+	{
+		SpinLockAcquire(&orch_shared->lanes[lane].mutex);
+		mark = orch_shared->lanes[lane].mark;
+		SpinLockRelease(&orch_shared->lanes[lane].mutex);
+	}
+	LWLockRelease(orch_shared->lock);
+	return mark;
+}
+
 void
 orch_lane_forget(Oid dboid)
 {

@@ -74,6 +74,9 @@ typedef struct OrchKnown
 extern OrchKnown *orch_lane_known_owners(Oid dboid, int *n);
 extern OrchKnown *orch_lane_known(int owner_index, int *n);
 
+/* The mark of an owner's queue; the lowest when it is not known. */
+extern int64 orch_lane_mark(Oid dboid, int32 owner, int32 queue);
+
 /* Look at an owner's lanes again, from their marks. */
 extern void orch_lane_recheck(int owner_index);
 

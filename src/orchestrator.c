@@ -13,7 +13,9 @@
 #include "guc.h"
 #include "launcher.h"
 #include "note.h"
+#include "position.h"
 #include "shmem.h"
+#include "stats.h"
 
 #ifdef PG_MODULE_MAGIC_EXT
 PG_MODULE_MAGIC_EXT(.name = "orchestrator", .version = ORCHESTRATOR_VERSION);
@@ -34,6 +36,8 @@ _PG_init(void)
 		return;
 	orch_preloaded = true;
 	orch_shmem_install(orch_note_load);
+	orch_stats_install();
+	orch_position_install();
 	orch_database_install();
 	orch_launcher_register();
 }

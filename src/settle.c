@@ -21,6 +21,7 @@
 #include "json.h"
 #include "notice.h"
 #include "settle.h"
+#include "stats.h"
 #include "workflow.h"
 
 #define IDS_PER_PARTITION INT64CONST(1000000)
@@ -37,6 +38,7 @@ static bool remove_row(OrchLeaf *live, OrchTask *task);
 static bool settle_completed(OrchTask *task);
 static void settle_failed(OrchTask *task);
 static void settle_suspended(OrchTask *task);
+static void count_attempt(const OrchTask *task, bool completed);
 static void announce_completed(const OrchTask *task);
 static void make_finished(OrchTask *task);
 static void write_finished(OrchRow **rows, int nrows);
@@ -85,6 +87,7 @@ settle_plain(OrchLeaf *live, OrchBatch *batch, OrchRuns *runs,
 						(batch->fast || remove_row(live, task));
 		if (!task->settled)
 			continue;
+		count_attempt(task, true);
 		make_finished(task);
 		announce_completed(task);
 		rows[nrows++] = &task->row;
@@ -129,6 +132,8 @@ settle_by_sql(OrchLeaf *live, OrchBatch *batch, const int *numbers, int n)
 			ours &= settle_completed(task);
 		else
 			settle_failed(task);
+		if (task->outcome != ORCH_OUTCOME_GONE)
+			count_attempt(task, false); /* SQL counts the task */
 	}
 	return ours;
 }
@@ -295,6 +300,13 @@ orch_settle_give_back(OrchBatch *batch, int number)
 					 ORCH_INT32(row, ORCH_TASK_QUEUE),
 					 ORCH_INT64(row, ORCH_TASK_SORT_KEY));
 	orch_heap_close(live);
+}
+
+static void
+count_attempt(const OrchTask *task, bool completed)
+{
+	orch_stats_attempt(&task->row, task->started_at, task->finished_at,
+					   completed);
 }
 
 /*

@@ -38,13 +38,14 @@
 #define ORCH_RATE_PIECES 32
 
 /* What a supervisor is asked to look at; bits of OrchDatabase.wake. */
-#define ORCH_WAKE_WORK	  0x01 /* an owner has work and no idle executor */
-#define ORCH_WAKE_DUE	  0x02 /* next_due was lowered */
-#define ORCH_WAKE_EVENTS  0x04 /* the ring has events */
-#define ORCH_WAKE_EXIT	  0x08 /* an executor left or died */
-#define ORCH_WAKE_CATALOG 0x10 /* extension made, dropped or updated */
-#define ORCH_WAKE_LOOK	  0x20 /* look at all lanes again */
-#define ORCH_WAKE_PERMITS 0x40 /* next_permit was lowered */
+#define ORCH_WAKE_WORK	  0x01	/* an owner has work and no idle executor */
+#define ORCH_WAKE_DUE	  0x02	/* next_due was lowered */
+#define ORCH_WAKE_EVENTS  0x04	/* the ring has events */
+#define ORCH_WAKE_EXIT	  0x08	/* an executor left or died */
+#define ORCH_WAKE_CATALOG 0x10	/* extension made, dropped or updated */
+#define ORCH_WAKE_LOOK	  0x20	/* look at all lanes again */
+#define ORCH_WAKE_PERMITS 0x40	/* next_permit was lowered */
+#define ORCH_WAKE_STATS	  0x100 /* statistics began to count a minute */
 
 typedef struct OrchEvent
 {

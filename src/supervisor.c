@@ -28,11 +28,13 @@
 #include "storage/fd.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/lmgr.h"
 #include "tcop/tcopprot.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/pidfile.h"
 #include "utils/snapmgr.h"
@@ -47,6 +49,7 @@
 #include "notify.h"
 #include "pool.h"
 #include "shmem.h"
+#include "stats.h"
 #include "supervisor.h"
 
 /* A step that runs longer lets the tasks claimed behind it go. */
@@ -78,6 +81,7 @@ static MemoryContext turn_context = NULL;
 static TimestampTz next_look = DT_NOEND;
 static TimestampTz next_partitions = 0;
 static TimestampTz next_progress = DT_NOEND;
+static TimestampTz next_stats = DT_NOEND;
 static TimestampTz retry_at = DT_NOEND;
 static TimeoutId watchdog;
 static bool may_fire = false;
@@ -115,6 +119,9 @@ static bool hand_back(Datum *tasks, Datum *epochs, int n, int64 charged);
 static void move_due(void);
 static int64 newest_id(void);
 static void make_partitions(void);
+static void see_to_statistics(uint32 wake, TimestampTz now);
+static void save_statistics(void);
+static void save_at_exit(int code, Datum arg);
 static void manage_pool(void);
 static void wake_sleepers(void);
 static void tell_listeners(void);
@@ -173,14 +180,15 @@ start_supervisor(Oid dboid)
 	database->supervisor_procno = orch_my_procno();
 	LWLockRelease(orch_shared->lock);
 	before_shmem_exit(leave_slot, (Datum) 0);
+	before_shmem_exit(save_at_exit, (Datum) 0);
 	orch_shmem_wake_launcher(false);
 
 	turn_context =
 		AllocSetContextCreate(TopMemoryContext, "orchestrator supervisor turn",
 							  ALLOCSET_DEFAULT_SIZES);
-	pg_atomic_fetch_or_u32(&database->wake, ORCH_WAKE_EVENTS | ORCH_WAKE_EXIT |
-												ORCH_WAKE_DUE |
-												ORCH_WAKE_WORK);
+	pg_atomic_fetch_or_u32(&database->wake,
+						   ORCH_WAKE_EVENTS | ORCH_WAKE_EXIT | ORCH_WAKE_DUE |
+							   ORCH_WAKE_WORK | ORCH_WAKE_STATS);
 }
 
 static void
@@ -547,6 +555,7 @@ turn(uint32 wake)
 		next_partitions = now + USECS_PER_SEC;
 		perform(make_partitions);
 	}
+	see_to_statistics(wake, now);
 	if (!may_fire && (wake & ORCH_WAKE_WORK))
 		perform(find_work);
 	if (now >= (TimestampTz) pg_atomic_read_u64(&database->next_permit))
@@ -859,6 +868,66 @@ make_partitions(void)
 }
 
 /*
+ * Write the minutes that are over, once for each in which anything happened.
+ */
+static void
+see_to_statistics(uint32 wake, TimestampTz now)
+{
+	static TimestampTz pause_until = 0;
+
+	if (pause_until > now + USECS_PER_SEC)
+		pause_until = 0; /* the clock was put back */
+	if (wake & ORCH_WAKE_STATS)
+		next_stats = Max(Min(next_stats, orch_stats_due()), pause_until);
+	if (now < next_stats)
+		return;
+	if (orch_stats_prepare_save(live_now, false))
+		perform(save_statistics);
+	pause_until = now + USECS_PER_SEC;
+	next_stats = Max(orch_stats_due(), pause_until);
+}
+
+/*
+ * Unless somebody locks the table: it can be done later, and at the end of the
+ * server nobody could interrupt us.
+ */
+static void
+save_statistics(void)
+{
+	const OrchCatalog *catalog = orch_catalog(true);
+	NullableDatum everything = {BoolGetDatum(proc_exit_inprogress), false};
+	Oid stats;
+
+	if (catalog == NULL || catalog->task_live != live_now)
+		return; /* the extension goes or went */
+	stats = get_relname_relid("stats", catalog->schema);
+	if (!OidIsValid(stats) ||
+		!ConditionalLockRelationOid(stats, RowExclusiveLock))
+		return;
+	catalog = orch_catalog(true); /* the lock may have brought news */
+	if (catalog != NULL && catalog->task_live == live_now)
+		orch_catalog_call(ORCH_FN_SAVE_STATS, 1, &everything, NULL);
+}
+
+/*
+ * When the server stops, the minute under way is written, too.
+ */
+static void
+save_at_exit(int code, Datum arg)
+{
+	if (!server_is_stopping())
+		return;
+	AbortOutOfAnyTransaction();
+	if (!orch_stats_prepare_save(live_now, true))
+		return;
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	save_statistics();
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+}
+
+/*
  * All executors of this database leave when their batch is done; those of an
  * extension that is gone do not finish it.
  */
@@ -892,6 +961,7 @@ sleep_until_needed(void)
 	until =
 		Min(until, (TimestampTz) pg_atomic_read_u64(&database->next_permit));
 	until = Min(until, Min(next_look, Min(next_progress, retry_at)));
+	until = Min(until, next_stats);
 	until = Min(until, orch_pool_retry_at());
 	if (until < DT_NOEND)
 	{

@@ -24,6 +24,7 @@
 #include "event.h"
 #include "guc.h"
 #include "limit.h"
+#include "stats.h"
 #include "workflow.h"
 
 /* How long, and how often, a root is tried for in the fast lane. */
@@ -517,6 +518,10 @@ end_run(OrchLeaf *live, OrchRun *run, const OrchTask *sink)
 	if (sink->has_output)
 		orch_row_set(row, ORCH_TASK_OUTPUT, sink->output);
 
+	orch_stats_count(ORCH_INT32(row, ORCH_TASK_OWNER), 0,
+					 run->workflow->definition, ORCH_COUNT_COMPLETED,
+					 ORCH_INT64(row, ORCH_TASK_FINISHED_AT) -
+						 ORCH_INT64(row, ORCH_TASK_STARTED_AT));
 	orch_event_transition(run->root, run->root, 0, ORCH_EVENT_COMPLETED,
 						  ORCH_STATE_COMPLETED, 1, 0,
 						  definition == NULL || definition->notify);

@@ -20,6 +20,9 @@ progress
 request
 wait
 plan
+sketch
+stats
+position
 enqueue
 notice
 limit

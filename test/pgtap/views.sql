@@ -24,7 +24,7 @@ SELECT is((SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_attribute
   string_to_array('task_id parent_id root_id name definition version queue owner state progress message stage attempt max_attempts priority key run_at created_at started_at '
                   'finished_at updated_at duration input output error metadata worker_pid rows wal_bytes cpu_time', ' '), 'task_status begins with them');
 SELECT is((SELECT array_agg(relname::text ORDER BY relname) FROM pg_class WHERE relnamespace = 'orchestrator'::regnamespace AND relkind = 'v' AND 'security_invoker=true' = ANY (reloptions)),
-  '{batch_status,definition_status,queue_status,step_status,task_status,trace,worker_status,workflow_status}', 'every view runs with the rights of its reader');
+  '{batch_status,definition_stats,definition_status,queue_stats,queue_status,stats_by_period,step_status,task_status,trace,worker_status,workflow_status}', 'every view runs with the rights of its reader');
 
 SELECT orchestrator.define_queue('q', description => 'words', metadata => '{"m": 1}');
 SELECT orchestrator.define('job', 'SELECT 1', 'sql', 'q', priority => 2, max_attempts => 4, retry_delay => '1 h', description => 'd');
@@ -34,7 +34,7 @@ CREATE FUNCTION status(id bigint) RETURNS orchestrator.task_status LANGUAGE sql 
 -- task_status
 SELECT orchestrator.enqueue('job', '{"i": 1}', 'n', key => 'k', metadata => '{"m": 2}', traceparent => 'tp') AS task \gset
 SELECT is(jsonb_strip_nulls(to_jsonb(s) - '{created_at,updated_at,task_id,root_id,owner}'::text[]),
-  '{"name": "n", "definition": "job", "version": 2, "queue": "q", "state": "pending", "progress": 0, "attempt": 0, "max_attempts": 4, "priority": 2, "key": "k",
+  '{"name": "n", "definition": "job", "version": 2, "queue": "q", "state": "pending", "progress": 0, "jobs_ahead": 0, "attempt": 0, "max_attempts": 4, "priority": 2, "key": "k",
     "input": {"i": 1}, "metadata": {"m": 2}, "epoch": 0, "traceparent": "tp", "compensation": "none"}', 'a pending task')
 FROM status(:task) s;
 SELECT is(s.task_id = :task AND s.root_id = :task AND s.parent_id IS NULL AND s.owner = current_user AND s.updated_at = s.created_at, true, 'it is its own root') FROM status(:task) s;

@@ -15,6 +15,7 @@ my $seconds = 6;
 my $node = new_node(
 	name => 'idle',
 	'autovacuum' => 'off',
+	'orchestrator.statistics' => 'off',    # a minute that had tasks is written: 280_stats.pl
 	'max_prepared_transactions' => 0);
 $node->start;
 $node->create_extension;
