@@ -8,6 +8,9 @@
 --   OR005  the task cannot run: its role is gone, was renamed, or may not log in
 --   OR006  the step was rejected
 --   OR007  a limit of the run was exceeded: max_steps, max_depth, max_repeats
+-- These are given to who enqueues, and nothing is enqueued:
+--   OR008  the queue is full: its max_depth
+--   OR009  the role has as much as it may: a quota of set_quota()
 -- What a caller did wrong is reported with PostgreSQL's own:
 --   undefined_object                   no such task, definition, queue, role that the caller may use
 --   object_not_in_prerequisite_state   the task is in a state that does not allow it

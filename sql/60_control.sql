@@ -339,6 +339,7 @@ BEGIN
   ), told AS (
     SELECT orchestrator._emit(f.id, f.root_id, f.parent_id, 'resumed', f.state, NULL, f.attempt, f.notify),
            orchestrator._due(f.expire_at), CASE f.state WHEN 'scheduled' THEN orchestrator._due(f.run_at) END,
+           CASE f.state WHEN 'scheduled' THEN orchestrator._waits(f.owner, f.queue, 1) END,
            CASE f.state WHEN 'pending' THEN orchestrator._ready(f.owner, f.queue, f.sort_key) END
     FROM freed f
     OFFSET 0
@@ -420,7 +421,8 @@ BEGIN
       SELECT r.id, v_now, r.owner, r.attempt, r.epoch, 'retrying', $3 FROM revived r ORDER BY r.id
   ), told AS (
     SELECT orchestrator._emit(r.id, r.root_id, r.parent_id, 'retrying', r.state, NULL, r.attempt, d.notify <> 'off'),
-           orchestrator._ready(r.owner, r.queue, r.sort_key), orchestrator._due(r.expire_at), orchestrator._due(r.run_at)
+           orchestrator._ready(r.owner, r.queue, r.sort_key), orchestrator._due(r.expire_at), orchestrator._due(r.run_at),
+           CASE r.state WHEN 'scheduled' THEN orchestrator._waits(r.owner, r.queue, 1) END
     FROM revived r LEFT JOIN orchestrator.definition d ON d.id = r.definition
     OFFSET 0
   )

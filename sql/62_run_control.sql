@@ -640,7 +640,10 @@ BEGIN
     END IF;
     t.key := $8;
   END IF;
-  RETURN orchestrator._place_root(t, orchestrator._owner($1), v_definition, $3, NULL);
+  t.run_at := greatest(t.run_at, orchestrator._admit(orchestrator._owner($1), coalesce(t.queue, 1), 1));
+  t.id := orchestrator._place_root(t, orchestrator._owner($1), v_definition, $3, NULL);
+  PERFORM orchestrator._admitted(false);
+  RETURN t.id;
 END
 $$;
 
@@ -652,6 +655,7 @@ DECLARE
   i       orchestrator.task;
   r       record;
   v_now   timestamptz := orchestrator._now();
+  v_later timestamptz;
 BEGIN
   PERFORM orchestrator._require($3 IS NOT NULL, 'inputs must not be null');
   PERFORM orchestrator._check_input(u.input) FROM unnest($3) u(input);
@@ -666,6 +670,7 @@ BEGIN
   IF $4 IS NOT NULL THEN
     PERFORM orchestrator._resolve_definition($1, $4);
   END IF;
+  v_later := CASE WHEN cardinality($3) > 0 THEN orchestrator._admit(r.owner_id, b.queue, cardinality($3)) END;
   b.id := orchestrator._place_root(b, r.owner_id, orchestrator._internal_definition(r.owner_id, 'batch'),
                                    jsonb_build_object('definition', $2), NULL);
   SELECT l.* INTO b FROM orchestrator.task_live l WHERE l.id = b.id;
@@ -674,16 +679,19 @@ BEGIN
       i := orchestrator._new_step(b, NULL, '{}', r.definition_id);
       i.item := n - 1;
       i.input := coalesce($3[n], '{}');
-      PERFORM orchestrator._begin_run(b, i);
+      PERFORM orchestrator._begin_run(b, i);   -- runs are not deferred
     END LOOP;
   ELSE
     i := orchestrator._new_step(b, NULL, '{}', r.definition_id);
     i.queue := b.queue;
-    i.expire_at := least(b.deadline, v_now + r.queue_timeout);
-    i.sort_key := orchestrator._sort_key(v_now, b.priority);
+    i.run_at := v_later;
+    i.state := CASE WHEN v_later IS NULL THEN 'pending' ELSE 'scheduled' END;
+    i.expire_at := least(b.deadline, coalesce(v_later, v_now) + r.queue_timeout);
+    i.sort_key := CASE WHEN v_later IS NULL THEN orchestrator._sort_key(v_now, b.priority) END;
     PERFORM orchestrator._insert_items(i, ARRAY(SELECT coalesce(u.input, '{}') FROM unnest($3) WITH ORDINALITY u(input, place) ORDER BY u.place), 0);
-    PERFORM orchestrator._due(i.expire_at);
+    PERFORM orchestrator._due(i.expire_at), orchestrator._due(v_later);
   END IF;
+  PERFORM orchestrator._admitted(false);
   PERFORM orchestrator._close_if_done(b.id);
   RETURN b.id;
 END

@@ -112,6 +112,15 @@ extern bool orch_heap_ready_next(OrchReadyScan *scan, OrchRow *row,
 extern void orch_heap_ready_end(OrchReadyScan *scan);
 
 /*
+ * How many rows of an owner (0: all) and a queue (0: all) wait, pending or
+ * scheduled, also those of transactions under way, up to a limit; oldest,
+ * unless NULL: the time from which the oldest of the pending ones is ready,
+ * DT_NOEND: there are none.
+ */
+extern int64 orch_heap_count_waiting(OrchLeaf *live, int32 owner, int32 queue,
+									 int64 limit, TimestampTz *oldest);
+
+/*
  * The first queue between two (not included) in which an owner has ready
  * rows, or 0: steps from queue to queue through the index.
  */

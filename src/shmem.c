@@ -28,6 +28,7 @@ static void request_memory(void);
 static void start_memory(void);
 static void initialize_memory(void);
 static Size executors_size(void);
+static void lower_time(Oid dboid, Size field, TimestampTz at);
 
 void
 orch_shmem_install(void (*started)(void))
@@ -110,6 +111,7 @@ initialize_memory(void)
 		database->supervisor_procno = -1;
 		pg_atomic_init_u32(&database->wake, 0);
 		pg_atomic_init_u64(&database->next_due, PG_INT64_MAX);
+		pg_atomic_init_u64(&database->next_alert, PG_INT64_MAX);
 		pg_atomic_init_u32(&database->listeners, 0);
 		SpinLockInit(&database->ring_mutex);
 	}
@@ -156,6 +158,7 @@ orch_shmem_database(Oid dboid, bool create)
 	unused->retry_at = 0;
 	pg_atomic_write_u32(&unused->wake, 0);
 	pg_atomic_write_u64(&unused->next_due, PG_INT64_MAX);
+	pg_atomic_write_u64(&unused->next_alert, PG_INT64_MAX);
 	unused->ring_head = unused->ring_tail = 0;
 	unused->ring_lost = false;
 	unused->dboid = dboid;
@@ -231,6 +234,18 @@ orch_shmem_wake_launcher(bool look)
 void
 orch_shmem_lower_due(Oid dboid, TimestampTz at)
 {
+	lower_time(dboid, offsetof(OrchDatabase, next_due), at);
+}
+
+void
+orch_shmem_lower_alert(Oid dboid, TimestampTz at)
+{
+	lower_time(dboid, offsetof(OrchDatabase, next_alert), at);
+}
+
+static void
+lower_time(Oid dboid, Size field, TimestampTz at)
+{
 	OrchDatabase *database;
 	bool lowered = false;
 
@@ -238,13 +253,14 @@ orch_shmem_lower_due(Oid dboid, TimestampTz at)
 	database = orch_shmem_database(dboid, false);
 	if (database != NULL)
 	{
-		uint64 due = pg_atomic_read_u64(&database->next_due);
+		pg_atomic_uint64 *time =
+			(pg_atomic_uint64 *) ((char *) database + field);
+		uint64 due = pg_atomic_read_u64(time);
 
 		while (at < (TimestampTz) due)
 		{
 			lowered = true;
-			if (pg_atomic_compare_exchange_u64(&database->next_due, &due,
-											   (uint64) at))
+			if (pg_atomic_compare_exchange_u64(time, &due, (uint64) at))
 				break;
 		}
 	}

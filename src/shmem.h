@@ -63,6 +63,8 @@ typedef struct OrchDatabase
 	TimestampTz retry_at;	   /* not started again before */
 	pg_atomic_uint32 wake;	   /* ORCH_WAKE_* */
 	pg_atomic_uint64 next_due; /* TimestampTz; PG_INT64_MAX: nothing due */
+	pg_atomic_uint64
+		next_alert; /* likewise: look whether queues are too deep */
 	pg_atomic_uint32
 		listeners; /* sessions that LISTEN to any of our channels */
 
@@ -273,6 +275,9 @@ extern void orch_shmem_wake_launcher(bool look);
 
 /* Tell the supervisor's timer that something is due at the given time. */
 extern void orch_shmem_lower_due(Oid dboid, TimestampTz at);
+
+/* Tell it to look at the alerts then. */
+extern void orch_shmem_lower_alert(Oid dboid, TimestampTz at);
 
 /* The clock of the engine: the server's, plus
  * orchestrator.test_clock_offset. */

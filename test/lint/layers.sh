@@ -9,10 +9,12 @@ json
 shmem
 note
 lane
+depth
 event
 notify
 catalog
 heap
+admit
 progress
 request
 wait
