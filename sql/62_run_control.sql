@@ -352,6 +352,7 @@ BEGIN
   IF p.step IS NOT NULL OR orchestrator._kind(p.definition) IN ('map', 'batch') THEN
     PERFORM orchestrator._refuse(p, 'fork', 'Only a workflow at the top of its tree can be forked.');
   END IF;
+  PERFORM orchestrator._admit(p.owner, 0, 1);   -- the role's quota: under the lock of a run nobody waits for a queue
   n := p;
   n.id := orchestrator._next_id();
   n.created_at := orchestrator._now();
@@ -395,6 +396,7 @@ BEGIN
   PERFORM orchestrator._trace(n, NULL, 0, 'forked', orchestrator._by($1, format('from task %s at "%s"', p.id, $3)));
   PERFORM orchestrator._count_remaining(n.id);
   PERFORM orchestrator._go_on(n.id);
+  PERFORM orchestrator._admitted(false);
   RETURN n.id;
 END
 $$;

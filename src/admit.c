@@ -132,7 +132,7 @@ admit_role(int32 owner, int64 n, int32 max)
 		ERROR,
 		(errcode(ERRCODE_QUOTA),
 		 errmsg("role \"%s\" may not have so many tasks waiting",
-				GetUserNameFromId(GetUserId(), false)),
+				orch_catalog_owner_name(owner)),
 		 errdetail("Its max_queued is %d, and " INT64_FORMAT
 				   " more do not fit.",
 				   max, n),

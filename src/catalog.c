@@ -896,6 +896,18 @@ orch_catalog_quota(int32 owner)
 	return entry;
 }
 
+char *
+orch_catalog_owner_name(int32 owner)
+{
+	TupleDesc desc;
+	HeapTuple row = fetch_row("owner", "owner_pkey", 1, owner, &desc);
+	bool isnull;
+
+	if (row == NULL)
+		elog(ERROR, "owner %d is missing", owner);
+	return NameStr(*DatumGetName(heap_getattr(row, 3, desc, &isnull)));
+}
+
 const char *
 orch_catalog_cannot_run(int32 owner, Oid *roleoid)
 {

@@ -216,6 +216,9 @@ typedef struct OrchQuota
 
 extern const OrchQuota *orch_catalog_quota(int32 owner);
 
+/* The name of the role that an owner is, or was. */
+extern char *orch_catalog_owner_name(int32 owner);
+
 /* The next id of a task. */
 extern int64 orch_catalog_next_id(void);
 
