@@ -210,4 +210,27 @@ subtest 'an idle system with limits and alerts' => sub {
 };
 
 $node->stop('fast');
+
+# Nothing runs there, but nothing is deeper either.
+subtest 'without preload' => sub {
+	$node->set('shared_preload_libraries' => '');
+	$node->start;
+	app(q{SELECT orchestrator.define_queue('q', max_depth => 3)});
+	my $open = session($node, 'app');
+	$open->query('BEGIN');
+	$open->query(q{SELECT orchestrator.enqueue_many('job', '{1,2}', queue => 'q')});
+	my $second = session($node, 'app');
+	$second->send(q{SELECT cardinality(orchestrator.enqueue_many('job', '{1,2}', queue => 'q'))});
+	$node->wait_for(q{SELECT count(*) = 1 FROM pg_stat_activity WHERE usename = 'app' AND wait_event_type = 'Lock'}, 't', 'one waits for the other');
+	$open->query('ROLLBACK');
+	is($second->answer, 2, 'which was undone');
+	like(refused($node, 'app', q{SELECT orchestrator.enqueue_many('job', '{1,2}', queue => 'q')}), qr/queue "q" is full/, 'two more have no room');
+	app(q{SELECT orchestrator.enqueue('job', queue => 'q')});
+	like(refused($node, 'app', q{SELECT orchestrator.enqueue('job', queue => 'q')}), qr/queue "q" is full/, 'one has: it is full');
+	$node->safe_psql('postgres', q{SELECT orchestrator.set_quota('app', 4)});
+	app(q{SELECT orchestrator.enqueue('job')});
+	like(refused($node, 'app', q{SELECT orchestrator.enqueue('job')}), qr/role "app" may not have so many/, 'a quota holds, too');
+	$_->quit foreach $open, $second;
+	$node->stop('fast');
+};
 done_testing();
