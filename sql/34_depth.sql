@@ -92,6 +92,18 @@ BEGIN
 END
 $$;
 
+-- The supervisor looks at all of them in one go: a role may have so many.
+CREATE FUNCTION orchestrator._check_alert_count(caller oid, owner int) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF (SELECT count(*) FROM orchestrator.queue q WHERE q.owner = $2 AND num_nonnulls(q.alert_depth, q.alert_age) > 0) > 100
+     AND NOT orchestrator._is_admin($1) THEN
+    RAISE EXCEPTION 'a role may not have more than 100 queues with alerts'
+      USING ERRCODE = 'program_limit_exceeded', HINT = 'An administrator may define them for it.';
+  END IF;
+END
+$$;
+
 -- Alerts, as the supervisor looks at them: when there may be a change to tell
 -- of, at most once a second. Returns when to look again in any case; null:
 -- when something happens.
@@ -110,7 +122,7 @@ BEGIN
        OR EXISTS (SELECT FROM orchestrator.alert a WHERE a.queue = x.id AND a.cleared_at IS NULL)
     ORDER BY x.id
   LOOP
-    SELECT x.* INTO b FROM orchestrator._backlog(q.id, greatest(2 * coalesce(q.alert_depth, 0)::bigint, 10000)) x;
+    SELECT x.* INTO b FROM orchestrator._backlog(q.id, greatest(least(2 * q.alert_depth::bigint, q.alert_depth + 100000), 10000)) x;
     v_age := greatest(v_now - b.oldest, interval '0');
     PERFORM orchestrator._judge(q, 'depth', b.depth, q.alert_depth, v_now);
     PERFORM orchestrator._judge(q, 'age', coalesce(extract(epoch FROM v_age)::float8, 0), extract(epoch FROM q.alert_age)::float8, v_now);
@@ -164,7 +176,7 @@ CREATE VIEW orchestrator.alert_status WITH (security_invoker = true) AS
   ORDER BY q.name, o.name, a.kind, a.id DESC;
 COMMENT ON VIEW orchestrator.alert_status IS
   'The last alert of each queue and kind, raised or cleared. Values are tasks that wait (depth) or seconds (age); of the alerts before, table alert tells';
-COMMENT ON COLUMN orchestrator.alert_status.value IS 'As of changed_at: noted when it changes by a tenth. No more than twice alert_depth are counted';
+COMMENT ON COLUMN orchestrator.alert_status.value IS 'As of changed_at: noted when it changes by a tenth. No more than twice alert_depth, or 100,000 more, are counted';
 
 CREATE VIEW orchestrator.quota_status WITH (security_invoker = true) AS
   SELECT o.name AS role, r.owner = 0 AS everybodys, r.max_queued, coalesce(c.queued, 0) AS queued,

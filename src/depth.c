@@ -36,8 +36,8 @@
  */
 #define LOOK_BACK 4
 
-/* A count that takes longer is good for a while. */
-#define LONG_COUNT (20 * INT64CONST(1000))
+/* A count of more rows is good for a while. */
+#define LONG_COUNT 10000
 
 /* Alerts are looked at this long after something happened, at most. */
 #define ALERT_DELAY USECS_PER_SEC
@@ -58,7 +58,7 @@ struct OrchDepth
 	int64 coming;	   /* of waiting: rows not written yet */
 	uint32 generation; /* of what waiting is based on */
 	TimestampTz counted_at;
-	int64 count_took; /* microseconds */
+	int64 count_took; /* microseconds; 0: not long */
 };
 
 typedef struct Depths
@@ -519,7 +519,7 @@ orch_depth_count_end(OrchDepth *depth, const OrchDepthCount *count,
 	depth->counted = all;
 	depth->generation++;
 	depth->counted_at = now;
-	depth->count_took = Max(now - count->began, 0);
+	depth->count_took = found > LONG_COUNT ? Max(now - count->began, 0) : 0;
 	SpinLockRelease(&depth->mutex);
 	return quiet;
 }
@@ -531,8 +531,7 @@ orch_depth_counted_lately(OrchDepth *depth, int64 within)
 	bool lately;
 
 	SpinLockAcquire(&depth->mutex);
-	if (depth->count_took > LONG_COUNT)
-		within = Max(within, depth->count_took * 4);
+	within = Max(within, depth->count_took * 4);
 	lately = depth->counted_at <= now && now - depth->counted_at < within;
 	SpinLockRelease(&depth->mutex);
 	return lately;

@@ -1,6 +1,6 @@
 -- Backpressure: max_depth and on_full of a queue; alerts on depth and age.
 \ir lib/setup.psql
-SELECT plan(67);
+SELECT plan(71);
 
 CREATE ROLE bp_app LOGIN;
 CREATE ROLE bp_other LOGIN;
@@ -26,7 +26,7 @@ FROM (VALUES ('max_depth => 0', 'max_depth must be positive'), ('on_full => ''dr
              ('max_depth => 1, on_full => ''wait'', full_wait => ''61 s''', 'full_wait must not exceed 1 minute to wait'),
              ('max_depth => 1, on_full => ''defer'', full_wait => ''25 h''', 'full_wait must not exceed'),
              ('max_depth => 1, full_wait => ''0''', 'full_wait must be positive'),
-             ('alert_depth => 0', 'alert_depth must be positive'), ('alert_age => ''-1 s''', 'alert_age must be positive')) v(o, m);
+             ('alert_depth => 0', 'alert_depth must be positive'), ('alert_depth => 1000001', 'alert_depth must not exceed 1000000'), ('alert_age => ''-1 s''', 'alert_age must be positive')) v(o, m);
 
 -- Reject
 SELECT define_q(', max_depth => 3');
@@ -138,6 +138,11 @@ SELECT empty();
 SELECT is(orchestrator._check_alerts(), NULL, 'with nothing waiting there is nothing to look at');
 SELECT is(alerts(), 'age cleared 0, depth cleared 4', 'and all is over');
 SELECT is((SELECT count(*) FROM orchestrator.alert), 2::bigint, 'each was recorded once');
+
+-- Bounded: the supervisor looks at all of them
+SELECT is(error_of($$SELECT orchestrator.define_queue('many' || i, alert_depth => 1) FROM generate_series(1, 99) i$$, 'bp_app'), 'no error', 'a hundred queues with alerts');
+SELECT matches(error_of($$SELECT orchestrator.define_queue('many', alert_age => '1 s')$$, 'bp_app'), '^54000: a role may not have more than 100 queues with alerts', 'and no more');
+SELECT is(error_of($$SELECT orchestrator.define_queue('many')$$, 'bp_app'), 'no error', 'without one there may be');
 
 SELECT * FROM finish();
 ROLLBACK;

@@ -1,7 +1,7 @@
 -- Debounce and throttle: tasks with a key that come often. Unique over a
 -- window is key_window (keys.sql).
 \ir lib/setup.psql
-SELECT plan(53);
+SELECT plan(56);
 
 CREATE ROLE deb_app LOGIN;
 SELECT orchestrator.grant_usage('deb_app');
@@ -74,6 +74,16 @@ SELECT orchestrator.enqueue('limited', key => 'e', debounce => '10 s') AS limite
 SELECT later(5);
 SELECT orchestrator.enqueue('limited', key => 'e', debounce => '10 s');
 SELECT is((task(:limited)).expire_at, (task(:limited)).run_at + interval '1 h', 'its end moves with it');
+
+-- A run is put off like a task
+SELECT orchestrator.define_workflow('flow', ARRAY[orchestrator.step('a', definition => 'job', input => '"$.input"')], timeout => '1 h');
+SELECT orchestrator.enqueue('flow', '1', key => 'w', debounce => '10 s') AS run \gset
+SELECT later(5);
+SELECT is(orchestrator.enqueue('flow', '2', key => 'w', debounce => '10 s'), :run::bigint, 'a run that waits');
+SELECT is((task(:run)).expire_at, (task(:run)).run_at + interval '1 h', 'its end moves with it');
+SELECT later(11);
+SELECT orchestrator._promote_due(100);
+SELECT is((SELECT input FROM orchestrator.task t WHERE t.parent_id = :run), '2', 'its steps see the last input');
 
 -- A key that is held for good
 SELECT orchestrator.enqueue('job', '1', key => 'held') AS held \gset
