@@ -9,7 +9,7 @@ CREATE FUNCTION orchestrator.enqueue(definition text, input jsonb DEFAULT '{}', 
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_enqueue';
 COMMENT ON FUNCTION orchestrator.enqueue(text, jsonb, text, int, timestamptz, interval, text, interval, text, jsonb, timestamptz, text,
     interval, interval, boolean, interval) IS
-  'Enqueues a task, which runs as the calling role after this transaction commits; returns its id. With a key that is taken, the id of the task that took it';
+  'Enqueues a task, which runs as the calling role after this transaction commits; returns its id. With a key that is taken, the id of the task that took it. Calls with one key that come often: debounce makes one task of them, throttle drops all but the first of each slot';
 
 CREATE FUNCTION orchestrator.enqueue_many(definition text, inputs jsonb[], name text DEFAULT NULL,
     priority int DEFAULT NULL, run_at timestamptz DEFAULT NULL, delay interval DEFAULT NULL, keys text[] DEFAULT NULL,
