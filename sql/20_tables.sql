@@ -215,7 +215,8 @@ CREATE UNIQUE INDEX task_live_id ON orchestrator.task_live (id);
 CREATE INDEX task_live_ready ON orchestrator.task_live (owner, queue, sort_key, id) WHERE state = 'pending' AND parked_on IS NULL;
 CREATE INDEX task_live_parked ON orchestrator.task_live (owner, parked_on, sort_key, id) WHERE state = 'pending' AND parked_on IS NOT NULL;
 CREATE INDEX task_live_due ON orchestrator.task_live (run_at) WHERE state = 'scheduled';
-CREATE INDEX task_live_later ON orchestrator.task_live (owner, queue) WHERE state = 'scheduled' OR state = 'pending' AND parked_on IS NOT NULL;
+CREATE INDEX task_live_later ON orchestrator.task_live (owner, queue)
+  WHERE state = 'scheduled' OR state = 'pending' AND parked_on IS NOT NULL OR state = 'paused' AND held_state IN ('pending', 'scheduled');
 CREATE INDEX task_live_running ON orchestrator.task_live (worker) WHERE state = 'running';
 CREATE INDEX task_live_expire ON orchestrator.task_live (expire_at) WHERE expire_at IS NOT NULL;
 CREATE INDEX task_live_parent ON orchestrator.task_live (parent_id, step, item) WHERE parent_id IS NOT NULL;

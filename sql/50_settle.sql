@@ -223,6 +223,7 @@ BEGIN
     t.expire_at := t.deadline;
     PERFORM orchestrator._trace(t, NULL, t.attempt, 'paused', NULL);
     PERFORM orchestrator._tell(t, 'paused');
+    PERFORM orchestrator._waits(t.owner, t.queue, 1);
   ELSIF t.state = 'pending' THEN
     t.sort_key := coalesce(t.sort_key, orchestrator._sort_key(orchestrator._now(), t.priority));
     PERFORM orchestrator._ready(t.owner, t.queue, t.sort_key);

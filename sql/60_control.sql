@@ -276,9 +276,10 @@ BEGIN
           -- when its wait ends, for resume()
           run_at = CASE o.state WHEN 'waiting' THEN o.expire_at ELSE o.run_at END
       FROM old o WHERE l.id = o.id
-      RETURNING l.id, l.root_id, l.parent_id, l.attempt, l.definition, o.state AS old_state, o.epoch AS old_epoch
+      RETURNING l.id, l.root_id, l.parent_id, l.attempt, l.definition, l.owner, l.queue, o.state AS old_state, o.epoch AS old_epoch
   ), told AS (
     SELECT orchestrator._emit(h.id, h.root_id, h.parent_id, 'paused', 'paused', NULL, h.attempt, d.notify <> 'off'),
+           orchestrator._waits(h.owner, h.queue, 1),
            CASE WHEN h.old_state = 'running' THEN orchestrator._interrupt(h.id, h.old_epoch) END
     FROM held h LEFT JOIN orchestrator.definition d ON d.id = h.definition
     OFFSET 0
@@ -410,6 +411,9 @@ DECLARE
   v_now   timestamptz := orchestrator._now();
   v_count bigint;
 BEGIN
+  -- by hand, so it is held against the quota of who is to run them
+  PERFORM orchestrator._admit(o.owner, 0, o.n::int)
+    FROM (SELECT f.owner, count(*) AS n FROM orchestrator.task_finished f WHERE f.id = ANY ($1) GROUP BY 1 ORDER BY 1) o;
   WITH gone AS (
     DELETE FROM orchestrator.task_finished f WHERE f.id = ANY ($1) RETURNING f.*
   ), revived AS (
@@ -427,6 +431,7 @@ BEGIN
     OFFSET 0
   )
   SELECT count(*) INTO v_count FROM told;
+  PERFORM orchestrator._admitted(false);
   RETURN v_count;
 END
 $$;

@@ -3,8 +3,8 @@
  *	  Whether tasks from outside may still be enqueued: max_depth of their
  *	  queue, max_queued of their role.
  *
- * What counts is what waits: rows that are pending or scheduled, whoever made
- * them.  The counters in shared memory (depth.c) say at once that there is
+ * What counts is what waits: rows that are pending or scheduled, or were when
+ * they were paused, whoever made them.  The counters in shared memory (depth.c) say at once that there is
  * room.  When they do not, the rows are counted, as far as the limit, by
  * indexes that hold nothing else, and also those of transactions under way;
  * only then is a task refused.

@@ -96,6 +96,7 @@ static const char *const column_names[ORCH_TASK_COLUMNS] = {
 static OrchLeaf *open_leaf(Oid relid, bool live);
 static IndexRule rule_of(Oid index, bool live);
 static bool index_applies(LeafIndex *index, const OrchRow *row);
+static bool waits_later(const OrchRow *row);
 static void open_index(OrchLeaf *leaf, LeafIndex *index);
 static void prepare_index(OrchLeaf *leaf, LeafIndex *index);
 static void insert_indexes(OrchLeaf *leaf, const OrchRow *row, ItemPointer tid,
@@ -271,9 +272,7 @@ index_applies(LeafIndex *index, const OrchRow *row)
 		case RULE_SCHEDULED:
 			return state == states[ORCH_STATE_SCHEDULED];
 		case RULE_LATER:
-			return state == states[ORCH_STATE_SCHEDULED] ||
-				   (state == states[ORCH_STATE_PENDING] &&
-					!row->nulls[ORCH_TASK_PARKED_ON]);
+			return waits_later(row);
 		case RULE_RUNNING:
 			return state == states[ORCH_STATE_RUNNING];
 		case RULE_EXPIRES:
@@ -282,6 +281,27 @@ index_applies(LeafIndex *index, const OrchRow *row)
 			return !row->nulls[ORCH_TASK_PARENT_ID];
 	}
 	return true;
+}
+
+/*
+ * Whether a row waits but is not ready: scheduled, parked, or held before it
+ * was started.
+ */
+static bool
+waits_later(const OrchRow *row)
+{
+	const Oid *states = orch_catalog(false)->states;
+	Oid state = DatumGetObjectId(row->values[ORCH_TASK_STATE]);
+	Oid held = row->nulls[ORCH_TASK_HELD_STATE]
+				   ? InvalidOid
+				   : DatumGetObjectId(row->values[ORCH_TASK_HELD_STATE]);
+
+	if (state == states[ORCH_STATE_PENDING])
+		return !row->nulls[ORCH_TASK_PARKED_ON];
+	return state == states[ORCH_STATE_SCHEDULED] ||
+		   (state == states[ORCH_STATE_PAUSED] &&
+			(held == states[ORCH_STATE_PENDING] ||
+			 held == states[ORCH_STATE_SCHEDULED]));
 }
 
 static void
@@ -556,8 +576,8 @@ first_ready(OrchLeaf *live, ScanKey keys, int nkeys, OrchColumn column)
 }
 
 /*
- * Scheduled and parked rows first, then the ready ones: a row that becomes
- * ready meanwhile is seen in one of them.
+ * Scheduled, parked and held rows first, then the ready ones: a row that
+ * becomes ready meanwhile is seen in one of them.
  */
 int64
 orch_heap_count_waiting(OrchLeaf *live, int32 owner, int32 queue, int64 limit,

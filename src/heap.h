@@ -112,8 +112,9 @@ extern bool orch_heap_ready_next(OrchReadyScan *scan, OrchRow *row,
 extern void orch_heap_ready_end(OrchReadyScan *scan);
 
 /*
- * How many rows of an owner (0: all) and a queue (0: all) wait, pending or
- * scheduled, also those of transactions under way, up to a limit; oldest,
+ * How many rows of an owner (0: all) and a queue (0: all) wait (pending,
+ * scheduled, or paused when they were that), also those of transactions under
+ * way, up to a limit; oldest,
  * unless NULL: the time from which the oldest of the pending ones is ready,
  * DT_NOEND: there are none.
  */

@@ -1,6 +1,6 @@
 -- Backpressure: max_depth and on_full of a queue; alerts on depth and age.
 \ir lib/setup.psql
-SELECT plan(71);
+SELECT plan(75);
 
 CREATE ROLE bp_app LOGIN;
 CREATE ROLE bp_other LOGIN;
@@ -55,6 +55,12 @@ SELECT define_q();
 SELECT is(try(10), 'no error', 'without one there is room for all');
 SELECT define_q(', max_depth => 3');
 SELECT matches(try(), :'full', 'a limit that is lowered, too');
+
+SELECT empty();
+SELECT is(try(3), 'no error', 'three again');
+SELECT is(value_of($$SELECT orchestrator.pause_many(queue => 'q')$$, 'bp_app'), '3', 'paused');
+SELECT matches(try(), :'full', 'they keep their places');
+SELECT is(value_of($$SELECT orchestrator.resume_many(queue => 'q')$$, 'bp_app'), '3', 'for when they go on');
 
 -- What is undone
 SELECT empty();

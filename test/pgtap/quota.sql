@@ -1,6 +1,6 @@
 -- Quotas of roles: what may wait; who may set them.
 \ir lib/setup.psql
-SELECT plan(27);
+SELECT plan(40);
 
 CREATE ROLE quota_app LOGIN;
 CREATE ROLE quota_other LOGIN;
@@ -29,12 +29,29 @@ SELECT is(try(1), 'no error', 'and another has room');
 SELECT is((SELECT row(max_queued, queued, running, everybodys)::text FROM orchestrator.quota_status WHERE role = 'quota_app'), '(3,3,1,f)', 'the view tells');
 SELECT is(value_of('SELECT string_agg(role, '','') FROM orchestrator.quota_status', 'quota_other'), NULL, 'only of oneself');
 
+-- Nothing that waits is hidden from it
+SELECT orchestrator.set_quota('quota_app', max_queued => 4);
+SELECT is(value_of($$SELECT orchestrator.pause_many(states => '{pending,scheduled}', all_tasks => true)$$, 'quota_app'), '3', 'all are paused');
+SELECT is(try(1), 'no error', 'they still count:');
+SELECT matches(try(1), :'over', 'there is room for one');
+SELECT is(value_of($$SELECT orchestrator.pause_many(states => '{running}', all_tasks => true, force => true)$$, 'quota_app'), '1', 'the one that runs, too');
+SELECT matches(try(1), :'over', 'is none');
+SELECT is(value_of($$SELECT orchestrator.resume_many(all_tasks => true)$$, 'quota_app'), '4', 'all go on');
+SELECT is(value_of($$SELECT orchestrator.cancel_many(all_tasks => true, max_rows => 2)$$, 'quota_app'), '2', 'two are cancelled');
+SELECT is(try(1), 'no error', 'there is room for one');
+SELECT matches(error_of($$SELECT orchestrator.retry_many(states => '{cancelled}', all_tasks => true)$$, 'quota_app'), :'over', 'but not for retrying two');
+SELECT is((SELECT count(*) FROM orchestrator.task t WHERE t.live AND t.owner = owner_id('quota_app')), 4::bigint, 'nothing of that is left');
+SELECT orchestrator.set_quota('quota_app', max_queued => 6);
+SELECT is(value_of($$SELECT orchestrator.retry_many(states => '{cancelled}', all_tasks => true)$$, 'quota_app'), '2', 'when there is');
+SELECT matches(try(1), :'over', 'they take it');
+
 -- Everybody's
 SELECT orchestrator.set_quota('public', max_queued => 6);
 SELECT is(try(1, 'quota_other'), 'no error', 'one more');
 SELECT matches(try(1, 'quota_other'), '^OR009', 'is all that everybody may');
 SELECT matches(try(1), :'over', 'who has one of its own is bound by that');
 SELECT orchestrator.set_quota('quota_app');
+SELECT is(value_of($$SELECT orchestrator.cancel_many(states => '{pending,scheduled}', all_tasks => true, max_rows => 3)$$, 'quota_app'), '3', 'three are cancelled');
 SELECT is(try(3), 'no error', 'without it by everybody''s');
 SELECT matches(try(1), :'over', 'again');
 SELECT orchestrator.set_quota('public');
