@@ -185,7 +185,8 @@ CREATE VIEW orchestrator.quota_status WITH (security_invoker = true) AS
   JOIN orchestrator.role_quota r ON r.owner = CASE WHEN EXISTS (SELECT FROM orchestrator.role_quota x WHERE x.owner = o.id) THEN o.id ELSE 0 END
   LEFT JOIN (
     SELECT t.owner,
-           count(*) FILTER (WHERE t.state = 'scheduled' OR t.state = 'pending' AND s.task_id IS NULL) AS queued,
+           count(*) FILTER (WHERE t.state = 'scheduled' OR t.state = 'pending' AND s.task_id IS NULL
+                               OR t.state = 'paused' AND t.held_state IN ('pending', 'scheduled')) AS queued,
            count(*) FILTER (WHERE t.state = 'running' OR t.state = 'pending' AND s.task_id IS NOT NULL) AS running
     FROM orchestrator.task t
     LEFT JOIN orchestrator._slots() s ON s.task_id = t.id
