@@ -63,6 +63,33 @@ CREATE TABLE orchestrator.queue (
 ALTER SEQUENCE orchestrator.queue_id_seq OWNED BY orchestrator.queue.id;
 COMMENT ON TABLE orchestrator.queue IS 'Where tasks wait. Queue "default" belongs to everybody';
 
+CREATE TABLE orchestrator.role_quota (
+  owner         int PRIMARY KEY,       -- 0: roles that have none of their own
+  max_queued    int CHECK (max_queued > 0),
+  max_running   int CHECK (max_running > 0),
+  max_schedules int CHECK (max_schedules > 0)
+);
+COMMENT ON TABLE orchestrator.role_quota IS 'What set_quota() allows a role; null: any number';
+
+CREATE SEQUENCE orchestrator.alert_id_seq;
+CREATE TABLE orchestrator.alert (
+  id         bigint           PRIMARY KEY DEFAULT nextval('orchestrator.alert_id_seq'),
+  queue      int              NOT NULL,
+  owner      int              NOT NULL,    -- of the queue
+  kind       text             NOT NULL CHECK (kind IN ('depth', 'age')),
+  raised_at  timestamptz      NOT NULL,
+  cleared_at timestamptz,
+  threshold  double precision NOT NULL,    -- tasks, or seconds
+  value      double precision NOT NULL,    -- likewise, as of changed_at
+  peak       double precision NOT NULL,
+  changed_at timestamptz      NOT NULL
+);
+ALTER SEQUENCE orchestrator.alert_id_seq OWNED BY orchestrator.alert.id;
+CREATE UNIQUE INDEX alert_raised ON orchestrator.alert (queue, kind) WHERE cleared_at IS NULL;
+CREATE INDEX alert_history ON orchestrator.alert (queue, kind, id);
+COMMENT ON TABLE orchestrator.alert IS
+  'Every time that a queue was deeper than its alert_depth, or its oldest ready task older than its alert_age; the last 100 of each';
+
 CREATE TABLE orchestrator.queue_share (
   queue   int NOT NULL,
   grantee int NOT NULL,
@@ -188,6 +215,8 @@ CREATE UNIQUE INDEX task_live_id ON orchestrator.task_live (id);
 CREATE INDEX task_live_ready ON orchestrator.task_live (owner, queue, sort_key, id) WHERE state = 'pending' AND parked_on IS NULL;
 CREATE INDEX task_live_parked ON orchestrator.task_live (owner, parked_on, sort_key, id) WHERE state = 'pending' AND parked_on IS NOT NULL;
 CREATE INDEX task_live_due ON orchestrator.task_live (run_at) WHERE state = 'scheduled';
+CREATE INDEX task_live_later ON orchestrator.task_live (owner, queue)
+  WHERE state = 'scheduled' OR state = 'pending' AND parked_on IS NOT NULL OR state = 'paused' AND held_state IN ('pending', 'scheduled');
 CREATE INDEX task_live_running ON orchestrator.task_live (worker) WHERE state = 'running';
 CREATE INDEX task_live_expire ON orchestrator.task_live (expire_at) WHERE expire_at IS NOT NULL;
 CREATE INDEX task_live_parent ON orchestrator.task_live (parent_id, step, item) WHERE parent_id IS NOT NULL;

@@ -8,6 +8,9 @@
 --   OR005  the task cannot run: its role is gone, was renamed, or may not log in
 --   OR006  the step was rejected
 --   OR007  a limit of the run was exceeded: max_steps, max_depth, max_repeats
+-- These are given to who enqueues, and nothing is enqueued:
+--   OR008  the queue is full: its max_depth
+--   OR009  the role has as much as it may: a quota of set_quota()
 -- What a caller did wrong is reported with PostgreSQL's own:
 --   undefined_object                   no such task, definition, queue, role that the caller may use
 --   object_not_in_prerequisite_state   the task is in a state that does not allow it
@@ -40,7 +43,8 @@ CREATE FUNCTION orchestrator._forget_turns(queue int) RETURNS void
 CREATE FUNCTION orchestrator._ready(owner int, queue int, sort_key bigint) RETURNS void
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_ready';
 -- What is taken of the limits that are in use; and the number of a limit, of
--- kind queue (by id) or definition (by id of the owner and name).
+-- kind queue (by id), definition (by id of the owner and name) or role (by id of
+-- the owner).
 CREATE FUNCTION orchestrator._permits(OUT id bigint, OUT running int, OUT started int, OUT waiting boolean, OUT adaptive int)
   RETURNS SETOF record
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_permits';

@@ -93,6 +93,9 @@ BEGIN
   LOOP
     PERFORM orchestrator._require(v_span > interval '0' AND v_span <= interval '100 years', v_what || ' must be positive, and not exceed 100 years');
   END LOOP;
+  PERFORM orchestrator._require(q.alert_depth <= 1000000, 'alert_depth must not exceed 1000000', 'So many are counted when it is looked at.');
+  PERFORM orchestrator._require(q.full_wait <= CASE q.on_full WHEN 'wait' THEN interval '1 minute' WHEN 'defer' THEN interval '1 day' END,
+                                'full_wait must not exceed 1 minute to wait, or 1 day to defer', 'Whoever enqueues waits in its own transaction.');
   PERFORM orchestrator._require(q.weight BETWEEN 1 AND 1000, 'weight must be between 1 and 1000');
   PERFORM orchestrator._require((q.rate_limit IS NULL) = (q.rate_period IS NULL), 'rate_limit and rate_period belong together');
   PERFORM orchestrator._require(q.on_full IN ('reject', 'wait', 'defer'), format('unknown value "%s" of on_full', q.on_full),
@@ -205,6 +208,8 @@ BEGIN
     PERFORM orchestrator._change_tenants(q.id);
     PERFORM orchestrator._ready_queue(q.id);
   END IF;
+  PERFORM orchestrator._alert_soon(q.id);
+  PERFORM orchestrator._check_alert_count(caller, v_owner);
 END
 $$;
 

@@ -4,10 +4,12 @@
 CREATE FUNCTION orchestrator.enqueue(definition text, input jsonb DEFAULT '{}', name text DEFAULT NULL,
     priority int DEFAULT NULL, run_at timestamptz DEFAULT NULL, delay interval DEFAULT NULL, key text DEFAULT NULL,
     key_window interval DEFAULT NULL, queue text DEFAULT NULL, metadata jsonb DEFAULT NULL,
-    deadline timestamptz DEFAULT NULL, traceparent text DEFAULT NULL) RETURNS bigint
+    deadline timestamptz DEFAULT NULL, traceparent text DEFAULT NULL, debounce interval DEFAULT NULL,
+    debounce_max interval DEFAULT NULL, debounce_merge boolean DEFAULT NULL, throttle interval DEFAULT NULL) RETURNS bigint
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_enqueue';
-COMMENT ON FUNCTION orchestrator.enqueue(text, jsonb, text, int, timestamptz, interval, text, interval, text, jsonb, timestamptz, text) IS
-  'Enqueues a task, which runs as the calling role after this transaction commits; returns its id. With a key that is taken, the id of the task that took it';
+COMMENT ON FUNCTION orchestrator.enqueue(text, jsonb, text, int, timestamptz, interval, text, interval, text, jsonb, timestamptz, text,
+    interval, interval, boolean, interval) IS
+  'Enqueues a task, which runs as the calling role after this transaction commits; returns its id. With a key that is taken, the id of the task that took it. Calls with one key that come often: debounce makes one task of them, throttle drops all but the first of each slot';
 
 CREATE FUNCTION orchestrator.enqueue_many(definition text, inputs jsonb[], name text DEFAULT NULL,
     priority int DEFAULT NULL, run_at timestamptz DEFAULT NULL, delay interval DEFAULT NULL, keys text[] DEFAULT NULL,
@@ -169,26 +171,109 @@ $$;
 CREATE FUNCTION orchestrator._take_key(owner int, queue int, key text, key_window interval, task bigint) RETURNS bigint
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  v_now    timestamptz := orchestrator._now();
-  v_holder orchestrator.task_key;
+  v_now timestamptz := orchestrator._now();
 BEGIN
   PERFORM orchestrator._check_keys(ARRAY[$3], $4);
+  RETURN orchestrator._hold_key($1, $2, $3, v_now, v_now + $4, $5);
+END
+$$;
+
+-- The same, until a time (null: for good).
+CREATE FUNCTION orchestrator._hold_key(owner int, queue int, key text, at timestamptz, until timestamptz, task bigint) RETURNS bigint
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_holder orchestrator.task_key;
+BEGIN
   LOOP
-    INSERT INTO orchestrator.task_key (owner, queue, key, task_id, expires_at) VALUES ($1, $2, $3, $5, v_now + $4)
+    INSERT INTO orchestrator.task_key (owner, queue, key, task_id, expires_at) VALUES ($1, $2, $3, $6, $5)
       ON CONFLICT DO NOTHING;
     IF FOUND THEN
-      RETURN $5;
+      RETURN $6;
     END IF;
     SELECT k.* INTO v_holder FROM orchestrator.task_key k WHERE k.owner = $1 AND k.queue = $2 AND k.key = $3;
-    IF FOUND AND (v_holder.expires_at IS NULL OR v_holder.expires_at > v_now) THEN
+    IF FOUND AND (v_holder.expires_at IS NULL OR v_holder.expires_at > $4) THEN
       RETURN v_holder.task_id;
     END IF;
-    UPDATE orchestrator.task_key k SET task_id = $5, expires_at = v_now + $4
-      WHERE k.owner = $1 AND k.queue = $2 AND k.key = $3 AND k.task_id = v_holder.task_id AND k.expires_at <= v_now;
+    UPDATE orchestrator.task_key k SET task_id = $6, expires_at = $5
+      WHERE k.owner = $1 AND k.queue = $2 AND k.key = $3 AND k.task_id = v_holder.task_id AND k.expires_at <= $4;
     IF FOUND THEN
-      RETURN $5;
+      RETURN $6;
     END IF;
   END LOOP;
+END
+$$;
+
+-- Throttle: a key that is held until the slot ends that we are in. Slots begin
+-- at the same times for everybody, those of a day at midnight UTC.
+CREATE FUNCTION orchestrator._throttle(owner int, queue int, key text, slot interval, task bigint) RETURNS bigint
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_now timestamptz := orchestrator._now();
+BEGIN
+  PERFORM orchestrator._check_keys(ARRAY[$3], NULL);
+  PERFORM orchestrator._require(extract(month FROM $4) = 0 AND extract(year FROM $4) = 0, 'throttle must not be given in months', 'They differ in length: say days.');
+  PERFORM orchestrator._require($4 BETWEEN interval '1 ms' AND interval '366 days', 'throttle must be between 1 millisecond and 366 days');
+  RETURN orchestrator._hold_key($1, $2, $3, v_now, date_bin($4, v_now, '2000-01-01 00:00:00+00') + $4, $5);
+END
+$$;
+
+-- Debounce: the task of this key that waits for its time gets the new input,
+-- and waits anew, but not longer than the maximum after it was made. Without
+-- one this call's task is it. The key is held until that time: that is how the
+-- task is known. One whose time has come, or that somebody has locked (it is
+-- being started, cancelled, paused), is left as it is, and another one made.
+-- Calls with one key wait for each other at the key.
+CREATE FUNCTION orchestrator._debounce(owner int, queue int, key text, run_at timestamptz, longest interval, merged boolean,
+    input jsonb, task bigint, definition int) RETURNS bigint
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
+DECLARE
+  v_now  timestamptz := orchestrator._now();
+  v_wait interval := $4 - v_now;
+  k      orchestrator.task_key;
+  t      orchestrator.task;
+BEGIN
+  PERFORM orchestrator._check_keys(ARRAY[$3], NULL);
+  PERFORM orchestrator._require($4 IS NOT NULL AND v_wait <= interval '30 days', 'debounce must be positive, and not exceed 30 days');
+  PERFORM orchestrator._require($5 BETWEEN v_wait AND interval '30 days', 'debounce_max must be between debounce and 30 days');
+  LOOP
+    INSERT INTO orchestrator.task_key (owner, queue, key, task_id, expires_at) VALUES ($1, $2, $3, $8, $4)
+      ON CONFLICT DO NOTHING;
+    IF FOUND THEN
+      RETURN $8;
+    END IF;
+    SELECT x.* INTO k FROM orchestrator.task_key x WHERE x.owner = $1 AND x.queue = $2 AND x.key = $3 FOR UPDATE;
+    EXIT WHEN FOUND;
+  END LOOP;
+  SELECT l.* INTO t FROM orchestrator.task_live l
+    WHERE l.id = k.task_id AND l.state = 'scheduled' AND l.run_at = k.expires_at AND l.run_at > v_now AND l.attempt = 0
+    FOR UPDATE SKIP LOCKED;
+  IF FOUND THEN
+    RETURN orchestrator._put_off(t, least($4, t.created_at + coalesce($5, 10 * v_wait)), CASE WHEN $6 THEN t.input || $7 ELSE $7 END, $9);
+  ELSIF k.expires_at IS NULL OR k.expires_at > v_now AND NOT EXISTS (SELECT FROM orchestrator.task x
+                                                                     WHERE x.id = k.task_id AND x.run_at = k.expires_at) THEN
+    RETURN k.task_id;   -- held by a task that is not debounced
+  END IF;
+  UPDATE orchestrator.task_key x SET task_id = $8, expires_at = $4 WHERE x.owner = $1 AND x.queue = $2 AND x.key = $3;
+  RETURN $8;
+END
+$$;
+
+-- A locked scheduled task gets another input and another time.
+CREATE FUNCTION orchestrator._put_off(t orchestrator.task, at timestamptz, input jsonb, definition int) RETURNS bigint
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  d orchestrator.definition;
+BEGIN
+  SELECT x.* INTO d FROM orchestrator.definition x WHERE x.id = t.definition;
+  PERFORM orchestrator._require(EXISTS (SELECT FROM orchestrator.definition x WHERE x.id = $4 AND x.name = d.name),
+                                format('key "%s" is that of a debounced task of another definition', t.key), 'Use a key of its own for each definition.');
+  PERFORM orchestrator._check_input($3);
+  t.run_at := $2;
+  t.expire_at := least(t.deadline, t.run_at + CASE WHEN t.remaining IS NULL THEN d.queue_timeout ELSE d.timeout END);
+  UPDATE orchestrator.task_live l SET input = $3, run_at = t.run_at, expire_at = t.expire_at WHERE l.id = t.id;
+  UPDATE orchestrator.task_key k SET expires_at = t.run_at WHERE k.owner = t.owner AND k.queue = t.queue AND k.key = t.key;
+  PERFORM orchestrator._due(t.run_at), orchestrator._due(t.expire_at);
+  RETURN t.id;
 END
 $$;
 

@@ -224,11 +224,13 @@ BEGIN
     t.expire_at := t.deadline;
     PERFORM orchestrator._trace(t, NULL, t.attempt, 'paused', NULL);
     PERFORM orchestrator._tell(t, 'paused');
+    PERFORM orchestrator._waits(t.owner, t.queue, 1);
   ELSIF t.state = 'pending' THEN
     t.sort_key := coalesce(t.sort_key, orchestrator._ready_key(t.owner, t.queue, t.input, orchestrator._now(), t.priority));
     PERFORM orchestrator._ready(t.owner, t.queue, t.sort_key);
   ELSE
     PERFORM orchestrator._due(t.run_at);
+    PERFORM orchestrator._waits(t.owner, t.queue, 1);
   END IF;
   PERFORM orchestrator._due(t.expire_at);
   UPDATE orchestrator.task_live l

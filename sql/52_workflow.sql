@@ -267,6 +267,9 @@ BEGIN
     PERFORM orchestrator._ready(t.owner, t.queue, t.sort_key);
   ELSIF t.state = 'scheduled' THEN
     PERFORM orchestrator._due(t.run_at);
+    PERFORM orchestrator._waits(t.owner, t.queue, 1);
+  ELSIF t.state = 'paused' THEN
+    PERFORM orchestrator._waits(t.owner, t.queue, 1);
   END IF;
   PERFORM orchestrator._due(t.expire_at);
   RETURN t;

@@ -281,6 +281,7 @@ BEGIN
       RETURNING l.id, l.root_id, l.parent_id, l.attempt, l.definition, l.owner, l.queue, l.input, l.priority, o.state AS old_state, o.epoch AS old_epoch
   ), told AS (
     SELECT orchestrator._emit(h.id, h.root_id, h.parent_id, 'paused', 'paused', NULL, h.attempt, d.notify <> 'off'),
+           orchestrator._waits(h.owner, h.queue, 1),
            CASE h.old_state WHEN 'running' THEN orchestrator._interrupt(h.id, h.old_epoch)
                             WHEN 'pending' THEN orchestrator._return_turn(h.owner, h.queue, h.input, h.priority) END
     FROM held h LEFT JOIN orchestrator.definition d ON d.id = h.definition
@@ -342,6 +343,7 @@ BEGIN
   ), told AS (
     SELECT orchestrator._emit(f.id, f.root_id, f.parent_id, 'resumed', f.state, NULL, f.attempt, f.notify),
            orchestrator._due(f.expire_at), CASE f.state WHEN 'scheduled' THEN orchestrator._due(f.run_at) END,
+           CASE f.state WHEN 'scheduled' THEN orchestrator._waits(f.owner, f.queue, 1) END,
            CASE f.state WHEN 'pending' THEN orchestrator._ready(f.owner, f.queue, f.sort_key) END
     FROM freed f
     OFFSET 0
@@ -413,6 +415,9 @@ DECLARE
   v_now   timestamptz := orchestrator._now();
   v_count bigint;
 BEGIN
+  -- by hand, so it is held against the quota of who is to run them
+  PERFORM orchestrator._admit(o.owner, 0, o.n::int)
+    FROM (SELECT f.owner, count(*) AS n FROM orchestrator.task_finished f WHERE f.id = ANY ($1) GROUP BY 1 ORDER BY 1) o;
   WITH gone AS (
     DELETE FROM orchestrator.task_finished f WHERE f.id = ANY ($1) RETURNING f.*
   ), revived AS (
@@ -424,11 +429,13 @@ BEGIN
       SELECT r.id, v_now, r.owner, r.attempt, r.epoch, 'retrying', $3 FROM revived r ORDER BY r.id
   ), told AS (
     SELECT orchestrator._emit(r.id, r.root_id, r.parent_id, 'retrying', r.state, NULL, r.attempt, d.notify <> 'off'),
-           orchestrator._ready(r.owner, r.queue, r.sort_key), orchestrator._due(r.expire_at), orchestrator._due(r.run_at)
+           orchestrator._ready(r.owner, r.queue, r.sort_key), orchestrator._due(r.expire_at), orchestrator._due(r.run_at),
+           CASE r.state WHEN 'scheduled' THEN orchestrator._waits(r.owner, r.queue, 1) END
     FROM revived r LEFT JOIN orchestrator.definition d ON d.id = r.definition
     OFFSET 0
   )
   SELECT count(*) INTO v_count FROM told;
+  PERFORM orchestrator._admitted(false);
   RETURN v_count;
 END
 $$;

@@ -353,6 +353,7 @@ BEGIN
   IF p.step IS NOT NULL OR orchestrator._kind(p.definition) IN ('map', 'batch') THEN
     PERFORM orchestrator._refuse(p, 'fork', 'Only a workflow at the top of its tree can be forked.');
   END IF;
+  PERFORM orchestrator._admit(p.owner, 0, 1);   -- the role's quota: under the lock of a run nobody waits for a queue
   n := p;
   n.id := orchestrator._next_id();
   n.created_at := orchestrator._now();
@@ -396,6 +397,7 @@ BEGIN
   PERFORM orchestrator._trace(n, NULL, 0, 'forked', orchestrator._by($1, format('from task %s at "%s"', p.id, $3)));
   PERFORM orchestrator._count_remaining(n.id);
   PERFORM orchestrator._go_on(n.id);
+  PERFORM orchestrator._admitted(false);
   RETURN n.id;
 END
 $$;
@@ -641,7 +643,10 @@ BEGIN
     END IF;
     t.key := $8;
   END IF;
-  RETURN orchestrator._place_root(t, orchestrator._owner($1), v_definition, $3, NULL);
+  t.run_at := greatest(t.run_at, orchestrator._admit(orchestrator._owner($1), coalesce(t.queue, 1), 1));
+  t.id := orchestrator._place_root(t, orchestrator._owner($1), v_definition, $3, NULL);
+  PERFORM orchestrator._admitted(false);
+  RETURN t.id;
 END
 $$;
 
@@ -653,6 +658,7 @@ DECLARE
   i       orchestrator.task;
   r       record;
   v_now   timestamptz := orchestrator._now();
+  v_later timestamptz;
 BEGIN
   PERFORM orchestrator._require($3 IS NOT NULL, 'inputs must not be null');
   PERFORM orchestrator._check_input(u.input) FROM unnest($3) u(input);
@@ -667,6 +673,7 @@ BEGIN
   IF $4 IS NOT NULL THEN
     PERFORM orchestrator._resolve_definition($1, $4);
   END IF;
+  v_later := CASE WHEN cardinality($3) > 0 THEN orchestrator._admit(r.owner_id, b.queue, cardinality($3)) END;
   b.id := orchestrator._place_root(b, r.owner_id, orchestrator._internal_definition(r.owner_id, 'batch'),
                                    jsonb_build_object('definition', $2), NULL);
   SELECT l.* INTO b FROM orchestrator.task_live l WHERE l.id = b.id;
@@ -675,16 +682,19 @@ BEGIN
       i := orchestrator._new_step(b, NULL, '{}', r.definition_id);
       i.item := n - 1;
       i.input := coalesce($3[n], '{}');
-      PERFORM orchestrator._begin_run(b, i);
+      PERFORM orchestrator._begin_run(b, i);   -- runs are not deferred
     END LOOP;
   ELSE
     i := orchestrator._new_step(b, NULL, '{}', r.definition_id);
     i.queue := b.queue;
-    i.expire_at := least(b.deadline, v_now + r.queue_timeout);
-    i.sort_key := orchestrator._sort_key(v_now, b.priority);
+    i.run_at := v_later;
+    i.state := CASE WHEN v_later IS NULL THEN 'pending' ELSE 'scheduled' END;
+    i.expire_at := least(b.deadline, coalesce(v_later, v_now) + r.queue_timeout);
+    i.sort_key := CASE WHEN v_later IS NULL THEN orchestrator._sort_key(v_now, b.priority) END;
     PERFORM orchestrator._insert_items(i, ARRAY(SELECT coalesce(u.input, '{}') FROM unnest($3) WITH ORDINALITY u(input, place) ORDER BY u.place), 0);
-    PERFORM orchestrator._due(i.expire_at);
+    PERFORM orchestrator._due(i.expire_at), orchestrator._due(v_later);
   END IF;
+  PERFORM orchestrator._admitted(false);
   PERFORM orchestrator._close_if_done(b.id);
   RETURN b.id;
 END

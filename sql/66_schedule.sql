@@ -170,6 +170,9 @@ BEGIN
 
   PERFORM FROM orchestrator.owner o WHERE o.id = s.owner FOR NO KEY UPDATE;
   SELECT x.* INTO v_old FROM orchestrator.schedule x WHERE x.owner = s.owner AND x.name = s.name FOR UPDATE;
+  IF v_old.id IS NULL THEN
+    PERFORM orchestrator._check_quota_schedules(s.owner, (SELECT count(*)::int FROM orchestrator.schedule x WHERE x.owner = s.owner));
+  END IF;
   IF v_old.id IS NOT NULL AND (v_old.cron, v_old.at, v_old.timezone) IS NOT DISTINCT FROM (s.cron, s.at, s.timezone) THEN
     s.decided_until := v_old.decided_until;
     s.next_at := v_old.next_at;

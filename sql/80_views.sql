@@ -295,6 +295,25 @@ CREATE VIEW orchestrator.queue_status WITH (security_invoker = true) AS
 COMMENT ON VIEW orchestrator.queue_status IS
   'Queues that the reader may use, and the unfinished tasks in them that it may see. held counts tasks that were paused one by one';
 
+CREATE VIEW orchestrator.quota_status WITH (security_invoker = true) AS
+  SELECT o.name AS role, r.owner = 0 AS everybodys, r.max_queued, coalesce(c.queued, 0) AS queued,
+         r.max_running, coalesce(p.running, 0) AS running, r.max_schedules,
+         (SELECT count(*) FROM orchestrator.schedule x WHERE x.owner = o.id) AS schedules
+  FROM orchestrator.owner o
+  JOIN orchestrator.role_quota r ON r.owner = CASE WHEN EXISTS (SELECT FROM orchestrator.role_quota x WHERE x.owner = o.id) THEN o.id ELSE 0 END
+  LEFT JOIN (
+    SELECT t.owner,
+           count(*) FILTER (WHERE t.state = 'scheduled' OR t.state = 'pending' AND s.task_id IS NULL
+                               OR t.state = 'paused' AND t.held_state IN ('pending', 'scheduled')) AS queued
+    FROM orchestrator.task t
+    LEFT JOIN orchestrator._slots() s ON s.task_id = t.id
+    WHERE t.live
+    GROUP BY t.owner
+  ) c ON c.owner = o.id
+  LEFT JOIN orchestrator._permits() p ON p.id = orchestrator._limit_id('role', o.id, '')
+  WHERE o.id <> 0;
+COMMENT ON VIEW orchestrator.quota_status IS 'Roles with a quota (set_quota), and what of it they use; null: any number';
+
 CREATE VIEW orchestrator.worker_status WITH (security_invoker = true) AS
   SELECT s.pid, s.kind, pg_get_userbyid(s.role) AS role, s.task_id, s.state, s.since, s.progress, s.message, s.stage,
          s.attempt, s.started_at, s.claimed

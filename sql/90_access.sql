@@ -82,7 +82,7 @@ $$;
 CREATE FUNCTION orchestrator._grant_level(role text, level text) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  v_administrative constant text[] := '{grant_usage,revoke_usage,activate,tick}';
+  v_administrative constant text[] := '{grant_usage,revoke_usage,activate,set_quota,tick}';
   v_routine regprocedure;
 BEGIN
   EXECUTE format('GRANT USAGE ON SCHEMA orchestrator TO %I', $1);
@@ -94,6 +94,7 @@ BEGIN
                   orchestrator.workflow_status, orchestrator.batch_status, orchestrator.queue_status,
                   orchestrator.worker_status, orchestrator.definition_status, orchestrator.stats,
                   orchestrator.stats_by_period, orchestrator.queue_stats, orchestrator.definition_stats,
+                  orchestrator.role_quota, orchestrator.quota_status, orchestrator.alert, orchestrator.alert_status,
                   orchestrator.schedule, orchestrator.schedule_tick, orchestrator.schedule_status TO %I', $1);
   -- the policies and views call these as whoever reads
   EXECUTE format('GRANT EXECUTE ON FUNCTION orchestrator._visible_owners(), orchestrator._slots(), orchestrator._now(),
@@ -133,6 +134,7 @@ BEGIN
   PERFORM orchestrator._catch_up('orchestrator.owner_id_seq', (SELECT max(x.id) FROM orchestrator.owner x)),
           orchestrator._catch_up('orchestrator.queue_id_seq', (SELECT max(x.id) FROM orchestrator.queue x)),
           orchestrator._catch_up('orchestrator.definition_id_seq', (SELECT max(x.id) FROM orchestrator.definition x)),
+          orchestrator._catch_up('orchestrator.alert_id_seq', (SELECT max(x.id) FROM orchestrator.alert x)),
           orchestrator._catch_up('orchestrator.signal_id_seq', (SELECT max(x.id) FROM orchestrator.signal x)),
           orchestrator._catch_up('orchestrator.checkpoint_id_seq', (SELECT max(x.id) FROM orchestrator.checkpoint x)),
           orchestrator._catch_up('orchestrator.schedule_id_seq', (SELECT max(x.id) FROM orchestrator.schedule x)),
@@ -166,6 +168,8 @@ ALTER TABLE orchestrator.database_identity ENABLE ROW LEVEL SECURITY, FORCE ROW 
 ALTER TABLE orchestrator.owner ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.usage_grant ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.queue ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.role_quota ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.alert ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.queue_share ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.definition ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.definition_share ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
@@ -219,6 +223,10 @@ CREATE POLICY visible ON orchestrator.definition FOR SELECT
 CREATE POLICY visible ON orchestrator.queue FOR SELECT
   USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[])
          OR EXISTS (SELECT FROM orchestrator.queue_share s WHERE s.queue = queue.id));
+CREATE POLICY visible ON orchestrator.role_quota FOR SELECT
+  USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
+CREATE POLICY visible ON orchestrator.alert FOR SELECT
+  USING (EXISTS (SELECT FROM orchestrator.queue q WHERE q.id = alert.queue));
 CREATE POLICY visible ON orchestrator.owner FOR SELECT
   USING (id = ANY ((SELECT orchestrator._visible_owners())::int[])
          OR EXISTS (SELECT FROM orchestrator.definition d WHERE d.owner = owner.id)
@@ -233,6 +241,9 @@ SELECT pg_catalog.pg_extension_config_dump('orchestrator.usage_grant', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.queue', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.queue_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.queue_share', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.role_quota', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.alert', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.alert_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.definition', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.definition_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.definition_share', '');

@@ -36,7 +36,7 @@
 #include "guc.h"
 
 #define IDS_PER_PARTITION INT64CONST(1000000)
-#define MAX_FUNCTION_ARGS 7
+#define MAX_FUNCTION_ARGS 9
 #define NODE_SHIFT		  42
 
 /* Names and argument types of the internal functions, by OrchFunction. */
@@ -85,6 +85,13 @@ static const struct
 	{"_restore_rates", 1, {TIMESTAMPTZOID}},
 	{"_read_turns", 2, {INT4OID, INT4OID}},
 	{"_save_stats", 1, {BOOLOID}},
+	{"_lock_limits", 2, {INT4OID, INT4OID}},
+	{"_debounce",
+	 9,
+	 {INT4OID, INT4OID, TEXTOID, TIMESTAMPTZOID, INTERVALOID, BOOLOID,
+	  JSONBOID, INT8OID, INT4OID}},
+	{"_throttle", 5, {INT4OID, INT4OID, TEXTOID, INTERVALOID, INT8OID}},
+	{"_check_alerts", 0, {0}},
 };
 
 /* A name as a role knows it; a role that was renamed is another owner. */
@@ -127,6 +134,8 @@ static HTAB *plans = NULL;
 static HTAB *definitions = NULL;
 static HTAB *queues = NULL;
 static HTAB *queue_infos = NULL;
+static HTAB *queue_depths = NULL;
+static HTAB *quotas = NULL;
 static HTAB *leaves = NULL;
 
 static void invalidate(Datum arg, Oid relid);
@@ -226,6 +235,7 @@ load_catalog(void)
 	catalog.live_ready = get_relname_relid("task_live_ready", schema);
 	catalog.live_parked = get_relname_relid("task_live_parked", schema);
 	catalog.live_due = get_relname_relid("task_live_due", schema);
+	catalog.live_later = get_relname_relid("task_live_later", schema);
 	catalog.live_running = get_relname_relid("task_live_running", schema);
 	catalog.live_expire = get_relname_relid("task_live_expire", schema);
 	catalog.live_parent = get_relname_relid("task_live_parent", schema);
@@ -478,6 +488,11 @@ forget_definitions(void)
 	queue_infos =
 		make_cache("orchestrator queues", sizeof(int32), sizeof(OrchQueue),
 				   HASH_BLOBS, definition_context);
+	queue_depths =
+		make_cache("orchestrator queue depths", sizeof(int32),
+				   sizeof(OrchQueueDepth), HASH_BLOBS, definition_context);
+	quotas = make_cache("orchestrator quotas", sizeof(int32),
+						sizeof(OrchQuota), HASH_BLOBS, definition_context);
 	definitions_valid = true;
 	generation++;
 }
@@ -943,6 +958,85 @@ orch_catalog_queue_paused(int32 id)
 	(void) hash_search(queue_infos, &id, HASH_REMOVE, NULL);
 	queue = orch_catalog_queue_info(id);
 	return queue != NULL && queue->paused;
+}
+
+const OrchQueueDepth *
+orch_catalog_queue_depth(int32 queue)
+{
+	OrchQueueDepth depth;
+	OrchQueueDepth *entry;
+	TupleDesc desc;
+	HeapTuple row;
+
+	forget_definitions();
+	entry = hash_search(queue_depths, &queue, HASH_FIND, NULL);
+	if (entry != NULL)
+		return entry;
+	memset(&depth, 0, sizeof(depth));
+	depth.queue = queue;
+	row = fetch_row("queue", "queue_pkey", 1, queue, &desc);
+	if (row != NULL)
+	{
+		char *on_full = column_text(row, desc, "on_full");
+
+		depth.max_depth = column_int(row, desc, "max_depth");
+		depth.on_full = strcmp(on_full, "wait") == 0	? ORCH_FULL_WAIT
+						: strcmp(on_full, "defer") == 0 ? ORCH_FULL_DEFER
+														: ORCH_FULL_REJECT;
+		depth.full_wait = column_milliseconds(row, desc, "full_wait");
+		depth.alerts = column_int(row, desc, "alert_depth") > 0 ||
+					   column_milliseconds(row, desc, "alert_age") > 0;
+		strlcpy(depth.name, column_text(row, desc, "name"),
+				sizeof(depth.name));
+		heap_freetuple(row);
+	}
+	entry = hash_search(queue_depths, &queue, HASH_ENTER, NULL);
+	*entry = depth;
+	return entry;
+}
+
+/*
+ * A role's own, or everybody's.
+ */
+const OrchQuota *
+orch_catalog_quota(int32 owner)
+{
+	OrchQuota quota;
+	OrchQuota *entry;
+	TupleDesc desc;
+	HeapTuple row;
+
+	forget_definitions();
+	entry = hash_search(quotas, &owner, HASH_FIND, NULL);
+	if (entry != NULL)
+		return entry;
+	memset(&quota, 0, sizeof(quota));
+	quota.owner = owner;
+	row = fetch_row("role_quota", "role_quota_pkey", 1, owner, &desc);
+	if (row == NULL)
+		row = fetch_row("role_quota", "role_quota_pkey", 1, 0, &desc);
+	if (row != NULL)
+	{
+		quota.max_queued = column_int(row, desc, "max_queued");
+		quota.max_running = column_int(row, desc, "max_running");
+		quota.max_schedules = column_int(row, desc, "max_schedules");
+		heap_freetuple(row);
+	}
+	entry = hash_search(quotas, &owner, HASH_ENTER, NULL);
+	*entry = quota;
+	return entry;
+}
+
+char *
+orch_catalog_owner_name(int32 owner)
+{
+	TupleDesc desc;
+	HeapTuple row = fetch_row("owner", "owner_pkey", 1, owner, &desc);
+	bool isnull;
+
+	if (row == NULL)
+		elog(ERROR, "owner %d is missing", owner);
+	return NameStr(*DatumGetName(heap_getattr(row, 3, desc, &isnull)));
 }
 
 const char *

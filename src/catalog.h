@@ -33,6 +33,7 @@ typedef struct OrchCatalog
 	Oid live_ready;
 	Oid live_parked;
 	Oid live_due;
+	Oid live_later;
 	Oid live_running;
 	Oid live_expire;
 	Oid live_parent;
@@ -71,6 +72,10 @@ typedef enum OrchFunction
 	ORCH_FN_RESTORE_RATES,
 	ORCH_FN_READ_TURNS,
 	ORCH_FN_SAVE_STATS,
+	ORCH_FN_LOCK_LIMITS,
+	ORCH_FN_DEBOUNCE,
+	ORCH_FN_THROTTLE,
+	ORCH_FN_CHECK_ALERTS,
 	ORCH_FN_COUNT
 } OrchFunction;
 
@@ -203,6 +208,40 @@ extern const OrchDefinition *orch_catalog_definition(int32 id);
  */
 extern HeapTuple orch_catalog_fetch_definition(int32 id, TupleDesc *desc);
 extern uint64 orch_catalog_generation(void);
+
+typedef enum OrchOnFull
+{
+	ORCH_FULL_REJECT,
+	ORCH_FULL_WAIT,
+	ORCH_FULL_DEFER
+} OrchOnFull;
+
+/* How deep a queue may be. */
+typedef struct OrchQueueDepth
+{
+	int32 queue;	 /* hash key */
+	int32 max_depth; /* 0: any */
+	OrchOnFull on_full;
+	int64 full_wait; /* milliseconds; 0: the default */
+	bool alerts;	 /* alert_depth or alert_age */
+	char name[804];	 /* 200 characters */
+} OrchQueueDepth;
+
+extern const OrchQueueDepth *orch_catalog_queue_depth(int32 queue);
+
+/* What set_quota() allows a role, or everybody; 0: any number. */
+typedef struct OrchQuota
+{
+	int32 owner; /* hash key */
+	int32 max_queued;
+	int32 max_running;
+	int32 max_schedules;
+} OrchQuota;
+
+extern const OrchQuota *orch_catalog_quota(int32 owner);
+
+/* The name of the role that an owner is, or was. */
+extern char *orch_catalog_owner_name(int32 owner);
 
 /* The next id of a task. */
 extern int64 orch_catalog_next_id(void);

@@ -17,6 +17,7 @@
 
 #include "claim.h"
 #include "compat.h"
+#include "depth.h"
 #include "event.h"
 #include "fair.h"
 #include "guc.h"
@@ -354,6 +355,7 @@ park(LaneScan *scan, const OrchRow *row, ItemPointer tid, int64 limit)
 						 sort_key);
 	else
 		orch_event_parked(owner, limit, sort_key);
+	orch_depth_moved(owner, ORCH_INT32(row, ORCH_TASK_QUEUE), 1);
 	scan->parked++;
 	return true;
 }

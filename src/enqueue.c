@@ -22,6 +22,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "admit.h"
 #include "catalog.h"
 #include "compat.h"
 #include "event.h"
@@ -52,8 +53,18 @@ typedef struct Options
 	NullableDatum traceparent;
 } Options;
 
+/* Those of enqueue() alone: of tasks with a key that come often. */
+typedef struct Spacing
+{
+	NullableDatum debounce;
+	NullableDatum debounce_max;
+	NullableDatum debounce_merge;
+	NullableDatum throttle;
+} Spacing;
+
 /* Number of the first option among the arguments; all three are alike. */
-#define FIRST_OPTION 2
+#define FIRST_OPTION  2
+#define FIRST_SPACING 12
 
 static void read_options(FunctionCallInfo fcinfo, Options *options);
 static void check_caller(const char *function);
@@ -66,8 +77,21 @@ static void set_expiry(OrchRow *row, const OrchPlan *plan,
 					   const Options *options, TimestampTz now,
 					   TimestampTz ready_at);
 static int64 take_key(const OrchPlan *plan, const Options *options, int64 id);
+static void read_spacing(FunctionCallInfo fcinfo, Options *options,
+						 Spacing *spacing);
+static int64 hold_key(const OrchRow *row, const OrchPlan *plan,
+					  const Options *options, const Spacing *spacing,
+					  int64 id);
+static int64 throttle(const OrchPlan *plan, const Options *options,
+					  const Spacing *spacing, int64 id);
+static int64 debounce(const OrchRow *row, const OrchPlan *plan,
+					  const Options *options, const Spacing *spacing,
+					  int64 id);
 static int64 insert_task(OrchLeaf *live, OrchRow *row, const OrchPlan *plan,
-						 const Options *options);
+						 const Options *options, const Spacing *spacing);
+static void defer(OrchRow *row, const OrchPlan *plan, const Options *options,
+				  TimestampTz until);
+static bool waits(const OrchRow *row);
 static void announce(const OrchRow *row, const OrchPlan *plan);
 static void announce_created(const OrchRow *row, const OrchPlan *plan);
 static void start_runs(OrchLeaf *live, OrchRow *const *runs, int n);
@@ -76,6 +100,9 @@ static void insert_first_steps(OrchLeaf *live, const OrchWorkflow *workflow,
 static void start_by_sql(OrchRow *const *runs, int n);
 static Datum text_argument(FunctionCallInfo fcinfo, int number,
 						   const char *what);
+static void admit_many(OrchRow *model, const OrchPlan *plan,
+					   const Options *options, const Datum *ids,
+					   const Datum *holders, int n);
 static ArrayType *take_keys(const OrchPlan *plan, const Options *options,
 							Datum *ids, int n);
 static void insert_tasks(OrchLeaf *live, OrchRow *model, const OrchPlan *plan,
@@ -96,6 +123,7 @@ orchestrator_enqueue(PG_FUNCTION_ARGS)
 	char *definition =
 		TextDatumGetCString(text_argument(fcinfo, 0, "definition"));
 	Options options;
+	Spacing spacing;
 	OrchRow row;
 	OrchPlan plan;
 	OrchLeaf *live;
@@ -103,6 +131,7 @@ orchestrator_enqueue(PG_FUNCTION_ARGS)
 
 	check_caller("enqueue");
 	read_options(fcinfo, &options);
+	read_spacing(fcinfo, &options, &spacing);
 	live = orch_heap_open_live();
 	plan = *orch_catalog_plan(definition);
 	prepare_row(&row, &plan, &options, 0);
@@ -111,7 +140,7 @@ orchestrator_enqueue(PG_FUNCTION_ARGS)
 		check_size(PG_GETARG_DATUM(1), "input");
 		orch_row_set(&row, ORCH_TASK_INPUT, PG_GETARG_DATUM(1));
 	}
-	id = insert_task(live, &row, &plan, &options);
+	id = insert_task(live, &row, &plan, &options, &spacing);
 	orch_heap_close(live);
 	PG_RETURN_INT64(id);
 }
@@ -147,7 +176,7 @@ orchestrator_run(PG_FUNCTION_ARGS)
 		check_size(PG_GETARG_DATUM(1), "input");
 		orch_row_set(&row, ORCH_TASK_INPUT, PG_GETARG_DATUM(1));
 	}
-	id = insert_task(live, &row, &plan, &options);
+	id = insert_task(live, &row, &plan, &options, NULL);
 	orch_heap_close(live);
 	PG_RETURN_INT64(id);
 }
@@ -199,7 +228,9 @@ orchestrator_enqueue_many(PG_FUNCTION_ARGS)
 		deconstruct_array(take_keys(&plan, &options, ids, n), INT8OID, 8, true,
 						  'd', &holders, NULL, &n);
 	}
+	admit_many(&model, &plan, &options, ids, holders, n);
 	insert_tasks(live, &model, &plan, inputs, nulls, ids, keys, holders, n);
+	orch_admitted(waits(&model));
 	announce(&model, &plan);
 	orch_heap_close(live);
 	PG_RETURN_ARRAYTYPE_P(
@@ -437,28 +468,167 @@ take_keys(const OrchPlan *plan, const Options *options, Datum *ids, int n)
 		orch_catalog_call(ORCH_FN_TAKE_KEYS, 5, args, NULL));
 }
 
+/*
+ * What goes with a key only.  A debounced task is one that is delayed.
+ */
+static void
+read_spacing(FunctionCallInfo fcinfo, Options *options, Spacing *spacing)
+{
+	memcpy(spacing, &fcinfo->args[FIRST_SPACING], sizeof(Spacing));
+	if (spacing->debounce.isnull && spacing->throttle.isnull)
+	{
+		if (!spacing->debounce_max.isnull)
+			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+							errmsg("debounce_max needs debounce")));
+		return;
+	}
+	if (options->key.isnull)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("debounce and throttle need a key"),
+						errhint("The key says which calls belong together.")));
+	if (!options->key_window.isnull ||
+		(!spacing->debounce.isnull && !spacing->throttle.isnull))
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg(
+				 "only one of key_window, debounce and throttle can be given")));
+	if (spacing->debounce.isnull)
+		return;
+	if (!options->run_at.isnull || !options->delay.isnull)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("debounce cannot be given with run_at or delay")));
+	options->delay = spacing->debounce;
+}
+
+/*
+ * The id that holds the key: ours, or the task that stands for this call.
+ */
+static int64
+hold_key(const OrchRow *row, const OrchPlan *plan, const Options *options,
+		 const Spacing *spacing, int64 id)
+{
+	if (spacing != NULL && !spacing->debounce.isnull)
+		return debounce(row, plan, options, spacing, id);
+	if (spacing != NULL && !spacing->throttle.isnull)
+		return throttle(plan, options, spacing, id);
+	return take_key(plan, options, id);
+}
+
+/*
+ * The place of the key's slot, or who has it.
+ */
+static int64
+throttle(const OrchPlan *plan, const Options *options, const Spacing *spacing,
+		 int64 id)
+{
+	NullableDatum args[5] = {
+		{Int32GetDatum(plan->owner), false},
+		{Int32GetDatum(plan->queue), false},
+		options->key,
+		spacing->throttle,
+		{Int64GetDatum(id), false},
+	};
+
+	return DatumGetInt64(orch_catalog_call(ORCH_FN_THROTTLE, 5, args, NULL));
+}
+
+static int64
+debounce(const OrchRow *row, const OrchPlan *plan, const Options *options,
+		 const Spacing *spacing, int64 id)
+{
+	NullableDatum args[9] = {
+		{Int32GetDatum(plan->owner), false},
+		{Int32GetDatum(plan->queue), false},
+		options->key,
+		{row->values[ORCH_TASK_RUN_AT], row->nulls[ORCH_TASK_RUN_AT]},
+		spacing->debounce_max,
+		spacing->debounce_merge,
+		{row->values[ORCH_TASK_INPUT], false},
+		{Int64GetDatum(id), false},
+		{Int32GetDatum(plan->definition), false},
+	};
+
+	return DatumGetInt64(orch_catalog_call(ORCH_FN_DEBOUNCE, 9, args, NULL));
+}
+
 static int64
 insert_task(OrchLeaf *live, OrchRow *row, const OrchPlan *plan,
-			const Options *options)
+			const Options *options, const Spacing *spacing)
 {
 	int64 id = orch_catalog_next_id();
+	TimestampTz until;
 
 	if (!options->key.isnull)
 	{
-		int64 holder = take_key(plan, options, id);
+		int64 holder = hold_key(row, plan, options, spacing, id);
 
 		if (holder != id)
 			return holder;
 		orch_row_set(row, ORCH_TASK_KEY, options->key.value);
 	}
 	orch_row_set(row, ORCH_TASK_ID, Int64GetDatum(id));
+	until = orch_admit(plan->owner, plan->queue, 1);
+	if (until != 0 && (spacing == NULL || spacing->debounce.isnull))
+		defer(row, plan, options, until);
 	if (!row->nulls[ORCH_TASK_SORT_KEY])
 		orch_fair_place(row, 0);
 	orch_heap_insert(live, row);
 	announce(row, plan);
 	announce_created(row, plan);
 	start_runs(live, &row, 1);
+	orch_admitted(waits(row));
 	return id;
+}
+
+/*
+ * Whether a row itself waits: a run does not, its first steps do.
+ */
+static bool
+waits(const OrchRow *row)
+{
+	return !row->nulls[ORCH_TASK_RUN_AT] || row->nulls[ORCH_TASK_REMAINING];
+}
+
+/*
+ * The queue is full: the task waits for its turn to be ready.
+ */
+static void
+defer(OrchRow *row, const OrchPlan *plan, const Options *options,
+	  TimestampTz until)
+{
+	TimestampTz now = DatumGetTimestampTz(row->values[ORCH_TASK_CREATED_AT]);
+
+	if (!row->nulls[ORCH_TASK_RUN_AT])
+		until = Max(until, DatumGetTimestampTz(row->values[ORCH_TASK_RUN_AT]));
+	orch_row_set(row, ORCH_TASK_RUN_AT, TimestampTzGetDatum(until));
+	orch_row_set(
+		row, ORCH_TASK_STATE,
+		ObjectIdGetDatum(orch_catalog(false)->states[ORCH_STATE_SCHEDULED]));
+	orch_row_set_null(row, ORCH_TASK_SORT_KEY);
+	orch_row_set_null(row, ORCH_TASK_EXPIRE_AT);
+	set_expiry(row, plan, options, now, until);
+}
+
+/*
+ * Room for those that do not stand for a task that has their key.
+ */
+static void
+admit_many(OrchRow *model, const OrchPlan *plan, const Options *options,
+		   const Datum *ids, const Datum *holders, int n)
+{
+	int64 own = 0;
+	TimestampTz until;
+
+	for (int i = 0; i < n; i++)
+	{
+		if (holders == NULL || holders[i] == ids[i])
+			own++;
+	}
+	until = own > 0 ? orch_admit(plan->owner, plan->queue, own) : 0;
+	if (until != 0)
+		defer(model, plan, options, until);
 }
 
 /*

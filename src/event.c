@@ -22,6 +22,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "depth.h"
 #include "event.h"
 #include "guc.h"
 #include "lane.h"
@@ -743,6 +744,7 @@ orch_event_payload(const OrchEvent *event)
 Datum
 orchestrator_ready(PG_FUNCTION_ARGS)
 {
+	orch_depth_add(PG_GETARG_INT32(0), PG_GETARG_INT32(1), 1);
 	orch_event_ready(PG_GETARG_INT32(0), InvalidOid, PG_GETARG_INT32(1),
 					 PG_GETARG_INT64(2));
 	PG_RETURN_VOID();

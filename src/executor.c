@@ -40,6 +40,7 @@
 
 #include "claim.h"
 #include "compat.h"
+#include "depth.h"
 #include "event.h"
 #include "execute.h"
 #include "executor.h"
@@ -416,9 +417,11 @@ claim(int lane)
 										: Min(recheck * 2, MAX_RECHECK_MS);
 	else
 		recheck = 0;
+	orch_depth_starting(me->owner, orch_shared->lanes[lane].queue);
 	if (n == 0 || !batch->fast)
 	{
 		commit_transaction(false);
+		orch_depth_started(n);
 		orch_claim_committed(me, n);
 	}
 	if (n > 0 && orch_shared->lanes[lane].ready)
@@ -767,11 +770,17 @@ announce(const OrchTask *task, OrchEventKind kind, OrchState state,
 static void
 finish_group(const StepGroup *group)
 {
+	int claimed = 0;
+
 	for (int i = 0; i < group->n; i++)
 	{
-		if (group->numbers[i] < batch->nclaimed)
-			orch_claim_free(me, group->numbers[i]);
+		if (group->numbers[i] >= batch->nclaimed)
+			continue;
+		orch_claim_free(me, group->numbers[i]);
+		claimed++;
 	}
+	if (batch->fast)
+		orch_depth_started(claimed);
 	tasks_done += group->n;
 	if (solo_left > 0)
 		solo_left -= group->n;

@@ -42,6 +42,7 @@ typedef enum IndexRule
 	RULE_PENDING,
 	RULE_PARKED,
 	RULE_SCHEDULED,
+	RULE_LATER,
 	RULE_RUNNING,
 	RULE_EXPIRES,
 	RULE_HAS_PARENT,
@@ -95,6 +96,7 @@ static const char *const column_names[ORCH_TASK_COLUMNS] = {
 static OrchLeaf *open_leaf(Oid relid, bool live);
 static IndexRule rule_of(Oid index, bool live);
 static bool index_applies(LeafIndex *index, const OrchRow *row);
+static bool waits_later(const OrchRow *row);
 static void open_index(OrchLeaf *leaf, LeafIndex *index);
 static void prepare_index(OrchLeaf *leaf, LeafIndex *index);
 static void insert_indexes(OrchLeaf *leaf, const OrchRow *row, ItemPointer tid,
@@ -105,6 +107,12 @@ static OrchReadyScan *begin_scan(OrchLeaf *live, Oid index, ScanKeyData *keys,
 								 int32 owner, int64 from);
 static Datum first_row(OrchLeaf *live, Oid indexid, ScanKey keys, int nkeys,
 					   OrchColumn column);
+static int32 first_waiting_owner(OrchLeaf *live, Relation index, int32 after,
+								 TupleTableSlot *slot);
+static int64 count_entries(OrchLeaf *live, Relation index, int32 owner,
+						   int32 queue, int64 limit, TimestampTz *oldest,
+						   TupleTableSlot *slot);
+static TimestampTz ready_since(TupleTableSlot *slot);
 static void store_row(TupleTableSlot *slot, const OrchRow *row);
 static bool find_live(OrchLeaf *live, int64 id, Snapshot snapshot);
 static bool read_leaf(Oid relid, Oid index, int64 task, OrchTaskView *view);
@@ -212,6 +220,8 @@ rule_of(Oid index, bool live)
 		return RULE_PARKED;
 	if (index == known->live_due)
 		return RULE_SCHEDULED;
+	if (index == known->live_later)
+		return RULE_LATER;
 	if (index == known->live_running)
 		return RULE_RUNNING;
 	if (index == known->live_expire)
@@ -261,6 +271,8 @@ index_applies(LeafIndex *index, const OrchRow *row)
 				   !row->nulls[ORCH_TASK_PARKED_ON];
 		case RULE_SCHEDULED:
 			return state == states[ORCH_STATE_SCHEDULED];
+		case RULE_LATER:
+			return waits_later(row);
 		case RULE_RUNNING:
 			return state == states[ORCH_STATE_RUNNING];
 		case RULE_EXPIRES:
@@ -269,6 +281,27 @@ index_applies(LeafIndex *index, const OrchRow *row)
 			return !row->nulls[ORCH_TASK_PARENT_ID];
 	}
 	return true;
+}
+
+/*
+ * Whether a row waits but is not ready: scheduled, parked, or held before it
+ * was started.
+ */
+static bool
+waits_later(const OrchRow *row)
+{
+	const Oid *states = orch_catalog(false)->states;
+	Oid state = DatumGetObjectId(row->values[ORCH_TASK_STATE]);
+	Oid held = row->nulls[ORCH_TASK_HELD_STATE]
+				   ? InvalidOid
+				   : DatumGetObjectId(row->values[ORCH_TASK_HELD_STATE]);
+
+	if (state == states[ORCH_STATE_PENDING])
+		return !row->nulls[ORCH_TASK_PARKED_ON];
+	return state == states[ORCH_STATE_SCHEDULED] ||
+		   (state == states[ORCH_STATE_PAUSED] &&
+			(held == states[ORCH_STATE_PENDING] ||
+			 held == states[ORCH_STATE_SCHEDULED]));
 }
 
 static void
@@ -580,6 +613,109 @@ first_row(OrchLeaf *live, Oid indexid, ScanKey keys, int nkeys,
 	UnregisterSnapshot(snapshot);
 	index_close(index, AccessShareLock);
 	return value;
+}
+
+/*
+ * Scheduled, parked and held rows first, then the ready ones: a row that
+ * becomes ready meanwhile is seen in one of them.
+ */
+int64
+orch_heap_count_waiting(OrchLeaf *live, int32 owner, int32 queue, int64 limit,
+						TimestampTz *oldest)
+{
+	const Oid indexes[] = {orch_catalog(false)->live_later,
+						   orch_catalog(false)->live_ready};
+	TupleTableSlot *slot = table_slot_create(live->rel, NULL);
+	int64 n = 0;
+
+	if (oldest != NULL)
+		*oldest = DT_NOEND;
+	for (int i = 0; i < lengthof(indexes); i++)
+	{
+		Relation index = index_open(indexes[i], AccessShareLock);
+		int32 next = owner != 0 ? owner : PG_INT32_MIN;
+
+		while (n < limit &&
+			   (owner != 0 ||
+				(next = first_waiting_owner(live, index, next, slot)) != 0))
+		{
+			n += count_entries(live, index, next, queue, limit - n, oldest,
+							   slot);
+			if (owner != 0)
+				break;
+		}
+		index_close(index, AccessShareLock);
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	return n;
+}
+
+static int32
+first_waiting_owner(OrchLeaf *live, Relation index, int32 after,
+					TupleTableSlot *slot)
+{
+	SnapshotData dirty;
+	ScanKeyData key;
+	IndexScanDesc scan;
+	int32 owner = 0;
+	bool isnull;
+
+	InitDirtySnapshot(dirty);
+	ScanKeyInit(&key, 1, BTGreaterStrategyNumber, F_INT4GT,
+				Int32GetDatum(after));
+	scan = orch_index_beginscan(live->rel, index, &dirty, 1);
+	index_rescan(scan, &key, 1, NULL, 0);
+	if (index_getnext_slot(scan, ForwardScanDirection, slot))
+		owner =
+			DatumGetInt32(slot_getattr(slot, ORCH_TASK_OWNER + 1, &isnull));
+	index_endscan(scan);
+	return owner;
+}
+
+static int64
+count_entries(OrchLeaf *live, Relation index, int32 owner, int32 queue,
+			  int64 limit, TimestampTz *oldest, TupleTableSlot *slot)
+{
+	SnapshotData dirty;
+	ScanKeyData keys[2];
+	int nkeys = queue != 0 ? 2 : 1;
+	IndexScanDesc scan;
+	int64 n = 0;
+
+	InitDirtySnapshot(dirty);
+	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_INT4EQ,
+				Int32GetDatum(owner));
+	ScanKeyInit(&keys[1], 2, BTEqualStrategyNumber, F_INT4EQ,
+				Int32GetDatum(queue));
+	scan = orch_index_beginscan(live->rel, index, &dirty, nkeys);
+	index_rescan(scan, keys, nkeys, NULL, 0);
+	while (n < limit && index_getnext_slot(scan, ForwardScanDirection, slot))
+	{
+		CHECK_FOR_INTERRUPTS();
+		n++;
+		if (oldest != NULL)
+			*oldest = Min(*oldest, ready_since(slot));
+	}
+	index_endscan(scan);
+	return n;
+}
+
+/*
+ * From when on a row was ready; DT_NOEND: it is not.
+ */
+static TimestampTz
+ready_since(TupleTableSlot *slot)
+{
+	bool isnull;
+	Datum value = slot_getattr(slot, ORCH_TASK_STATE + 1, &isnull);
+
+	if (DatumGetObjectId(value) !=
+		orch_catalog(false)->states[ORCH_STATE_PENDING])
+		return DT_NOEND;
+	value = slot_getattr(slot, ORCH_TASK_RUN_AT + 1, &isnull);
+	if (isnull)
+		value = slot_getattr(slot, ORCH_TASK_CREATED_AT + 1, &isnull);
+	return DatumGetTimestampTz(value);
 }
 
 bool

@@ -116,6 +116,16 @@ extern bool orch_heap_ready_key(OrchReadyScan *scan, int64 *sort_key,
 								int64 *id);
 
 /*
+ * How many rows of an owner (0: all) and a queue (0: all) wait (pending,
+ * scheduled, or paused when they were that), also those of transactions under
+ * way, up to a limit; oldest,
+ * unless NULL: the time from which the oldest of the pending ones is ready,
+ * DT_NOEND: there are none.
+ */
+extern int64 orch_heap_count_waiting(OrchLeaf *live, int32 owner, int32 queue,
+									 int64 limit, TimestampTz *oldest);
+
+/*
  * The first queue between two (not included) in which an owner has ready
  * rows, or 0: steps from queue to queue through the index.
  */

@@ -8,6 +8,7 @@
 
 static bool is_undo(const OrchRow *row);
 static int add_limit(OrchLimit *limits, int n, const OrchLimit *limit);
+static int add_quota(OrchLimit *limits, int n, int32 owner);
 static const OrchDefinition *workflow_of(const OrchRow *row);
 
 static bool
@@ -23,6 +24,20 @@ add_limit(OrchLimit *limits, int n, const OrchLimit *limit)
 		return n;
 	limits[n] = *limit;
 	return n + 1;
+}
+
+/*
+ * What an administrator allows a role (set_quota).
+ */
+static int
+add_quota(OrchLimit *limits, int n, int32 owner)
+{
+	OrchLimit limit = {.kind = ORCH_LIMIT_ROLE};
+
+	limit.max_running = orch_catalog_quota(owner)->max_running;
+	if (limit.max_running > 0)
+		limit.id = orch_permit_id(ORCH_LIMIT_ROLE, owner, "", 0);
+	return add_limit(limits, n, &limit);
 }
 
 static const OrchDefinition *
@@ -43,6 +58,7 @@ orch_limit_gather(const OrchRow *row, const OrchDefinition *definition,
 
 	if (is_undo(row))
 		return 0;
+	n = add_quota(limits, n, ORCH_INT32(row, ORCH_TASK_OWNER));
 	queue = orch_catalog_queue_info(ORCH_INT32(row, ORCH_TASK_QUEUE));
 	if (queue != NULL)
 		n = add_limit(limits, n, &queue->limit);

@@ -10,8 +10,8 @@
 #include "permit.h"
 
 /*
- * The limits that a ready row is under: its queue's, its definition's, its
- * workflow's, its key's.  Returns how many; limits has room for
+ * The limits that a ready row is under: its role's, its queue's, its
+ * definition's, its workflow's, its key's.  Returns how many; limits has room for
  * ORCH_MAX_LIMITS.  Undoing is under none.
  */
 extern int orch_limit_gather(const OrchRow *row,

@@ -9,6 +9,7 @@
 
 #include "catalog.h"
 #include "database.h"
+#include "depth.h"
 #include "event.h"
 #include "guc.h"
 #include "launcher.h"
@@ -36,6 +37,7 @@ _PG_init(void)
 		return;
 	orch_preloaded = true;
 	orch_shmem_install(orch_note_load);
+	orch_depth_install();
 	orch_stats_install();
 	orch_position_install();
 	orch_database_install();

@@ -52,6 +52,7 @@ static int find_room(OrchPermit **permits, const OrchLimit *limits, int n,
 					 int64 now);
 static void enter(OrchExecutor *executor, OrchPermit **permits,
 				  OrchLimit *limits, int n);
+static OrchLimitKind kind_of(const char *kind);
 static int64 microseconds(const Interval *span);
 static TimestampTz as_timestamp(int64 at);
 static OrchDatabase *my_database(void);
@@ -503,6 +504,14 @@ orch_permit_restore(const OrchLimit *limit, int64 ago, int32 n)
 	LWLockRelease(orch_shared->permit_lock);
 }
 
+static OrchLimitKind
+kind_of(const char *kind)
+{
+	if (strcmp(kind, "queue") == 0)
+		return ORCH_LIMIT_QUEUE;
+	return strcmp(kind, "role") == 0 ? ORCH_LIMIT_ROLE : ORCH_LIMIT_DEFINITION;
+}
+
 /*
  * _restore_rate(kind, number, name, rate_limit, period, ago, n)
  */
@@ -515,8 +524,7 @@ orchestrator_restore_rate(PG_FUNCTION_ARGS)
 
 	if (!orch_preloaded)
 		PG_RETURN_VOID();
-	limit.kind =
-		strcmp(kind, "queue") == 0 ? ORCH_LIMIT_QUEUE : ORCH_LIMIT_DEFINITION;
+	limit.kind = kind_of(kind);
 	limit.id =
 		orch_permit_id(limit.kind, PG_GETARG_INT32(1), name, strlen(name));
 	limit.rate_period = microseconds(PG_GETARG_INTERVAL_P(4));
@@ -571,9 +579,8 @@ orchestrator_limit_id(PG_FUNCTION_ARGS)
 	char *kind = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	char *name = text_to_cstring(PG_GETARG_TEXT_PP(2));
 
-	PG_RETURN_INT64(orch_permit_id(
-		strcmp(kind, "queue") == 0 ? ORCH_LIMIT_QUEUE : ORCH_LIMIT_DEFINITION,
-		PG_GETARG_INT32(1), name, strlen(name)));
+	PG_RETURN_INT64(
+		orch_permit_id(kind_of(kind), PG_GETARG_INT32(1), name, strlen(name)));
 }
 
 static int64

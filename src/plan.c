@@ -21,6 +21,7 @@
 #include "utils/typcache.h"
 
 #include "catalog.h"
+#include "depth.h"
 #include "fair.h"
 #include "guc.h"
 #include "plan.h"
@@ -349,6 +350,8 @@ orch_plan_insert(OrchLeaf *live, OrchRow *const *rows, int n)
 		const OrchRow *row = rows[i];
 		const OrchDefinition *definition;
 
+		orch_depth_add(ORCH_INT32(row, ORCH_TASK_OWNER),
+					   ORCH_INT32(row, ORCH_TASK_QUEUE), 1);
 		if (!row->nulls[ORCH_TASK_SORT_KEY])
 			orch_event_ready(ORCH_INT32(row, ORCH_TASK_OWNER), InvalidOid,
 							 ORCH_INT32(row, ORCH_TASK_QUEUE),

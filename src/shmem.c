@@ -29,7 +29,7 @@ static void request_memory(void);
 static void start_memory(void);
 static void initialize_memory(void);
 static Size executors_size(void);
-static void lower_time(Oid dboid, TimestampTz at, uint32 why);
+static void lower_time(Oid dboid, Size field, TimestampTz at, uint32 why);
 
 void
 orch_shmem_install(void (*started)(void))
@@ -116,6 +116,7 @@ initialize_memory(void)
 		pg_atomic_init_u32(&database->wake, 0);
 		pg_atomic_init_u64(&database->next_due, PG_INT64_MAX);
 		pg_atomic_init_u64(&database->next_permit, PG_INT64_MAX);
+		pg_atomic_init_u64(&database->next_alert, PG_INT64_MAX);
 		pg_atomic_init_u32(&database->listeners, 0);
 		SpinLockInit(&database->ring_mutex);
 	}
@@ -165,6 +166,7 @@ orch_shmem_database(Oid dboid, bool create)
 	pg_atomic_write_u64(&unused->next_permit, PG_INT64_MAX);
 	unused->limits_changed = false;
 	unused->rates_known = unused->ran_before = false;
+	pg_atomic_write_u64(&unused->next_alert, PG_INT64_MAX);
 	unused->ring_head = unused->ring_tail = 0;
 	unused->ring_lost = false;
 	unused->dboid = dboid;
@@ -240,20 +242,27 @@ orch_shmem_wake_launcher(bool look)
 void
 orch_shmem_lower_due(Oid dboid, TimestampTz at)
 {
-	lower_time(dboid, at, ORCH_WAKE_DUE);
+	lower_time(dboid, offsetof(OrchDatabase, next_due), at, ORCH_WAKE_DUE);
 }
 
 void
 orch_shmem_lower_permit(Oid dboid, TimestampTz at)
 {
-	lower_time(dboid, at, ORCH_WAKE_PERMITS);
+	lower_time(dboid, offsetof(OrchDatabase, next_permit), at,
+			   ORCH_WAKE_PERMITS);
+}
+
+void
+orch_shmem_lower_alert(Oid dboid, TimestampTz at)
+{
+	lower_time(dboid, offsetof(OrchDatabase, next_alert), at, ORCH_WAKE_DUE);
 }
 
 /*
- * Lower the time that belongs to a reason to wake.
+ * Lower one of the times at which the supervisor wakes.
  */
 static void
-lower_time(Oid dboid, TimestampTz at, uint32 why)
+lower_time(Oid dboid, Size field, TimestampTz at, uint32 why)
 {
 	OrchDatabase *database;
 	bool lowered = false;
@@ -262,8 +271,8 @@ lower_time(Oid dboid, TimestampTz at, uint32 why)
 	database = orch_shmem_database(dboid, false);
 	if (database != NULL)
 	{
-		pg_atomic_uint64 *time = why == ORCH_WAKE_DUE ? &database->next_due
-													  : &database->next_permit;
+		pg_atomic_uint64 *time =
+			(pg_atomic_uint64 *) ((char *) database + field);
 		uint64 due = pg_atomic_read_u64(time);
 
 		while (at < (TimestampTz) due)

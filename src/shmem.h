@@ -78,6 +78,8 @@ typedef struct OrchDatabase
 	bool limits_changed;		  /* at next_permit, wake all that sleep */
 	bool rates_known; /* starts of the time before a restart were counted */
 	bool ran_before;  /* and there may be some: it had tasks then */
+	pg_atomic_uint64
+		next_alert; /* likewise: look whether queues are too deep */
 	pg_atomic_uint32
 		listeners; /* sessions that LISTEN to any of our channels */
 
@@ -363,6 +365,8 @@ extern void orch_shmem_lower_permit(Oid dboid, TimestampTz at);
 
 /* Microseconds on a clock that never jumps, the same in all processes. */
 extern int64 orch_monotonic(void);
+/* Tell it to look at the alerts then. */
+extern void orch_shmem_lower_alert(Oid dboid, TimestampTz at);
 
 /* The clock of the engine: the server's, plus
  * orchestrator.test_clock_offset. */

@@ -83,6 +83,7 @@ static TimestampTz next_partitions = 0;
 static TimestampTz next_progress = DT_NOEND;
 static TimestampTz next_stats = DT_NOEND;
 static TimestampTz retry_at = DT_NOEND;
+static TimestampTz alerts_at = 0; /* not looked at before */
 static TimeoutId watchdog;
 static bool may_fire = false;
 static bool recovered = false; /* what died before us was handed back */
@@ -117,6 +118,7 @@ static int collect_waiting(OrchExecutor *executor, Datum *tasks,
 						   Datum *epochs);
 static bool hand_back(Datum *tasks, Datum *epochs, int n, int64 charged);
 static void move_due(void);
+static void check_alerts(void);
 static int64 newest_id(void);
 static void make_partitions(void);
 static void see_to_statistics(uint32 wake, TimestampTz now);
@@ -186,6 +188,7 @@ start_supervisor(Oid dboid)
 	turn_context =
 		AllocSetContextCreate(TopMemoryContext, "orchestrator supervisor turn",
 							  ALLOCSET_DEFAULT_SIZES);
+	pg_atomic_write_u64(&database->next_alert, 0);
 	pg_atomic_fetch_or_u32(&database->wake,
 						   ORCH_WAKE_EVENTS | ORCH_WAKE_EXIT | ORCH_WAKE_DUE |
 							   ORCH_WAKE_WORK | ORCH_WAKE_STATS);
@@ -543,6 +546,9 @@ turn(uint32 wake)
 	take_back_waiting();
 	if (now >= (TimestampTz) pg_atomic_read_u64(&database->next_due))
 		perform(move_due);
+	if (may_fire && now >= Max(alerts_at, (TimestampTz) pg_atomic_read_u64(
+											  &database->next_alert)))
+		perform(check_alerts);
 	if ((wake & ORCH_WAKE_LOOK) || now >= next_look)
 	{
 		next_look = max_prepared_xacts > 0 ? now + LOOK_INTERVAL : DT_NOEND;
@@ -837,6 +843,24 @@ move_due(void)
 }
 
 /*
+ * Queues that became too deep or are so no longer.  Looking takes no more than
+ * a twentieth of our time.
+ */
+static void
+check_alerts(void)
+{
+	TimestampTz began = GetCurrentTimestamp();
+	bool isnull;
+	Datum next;
+
+	pg_atomic_write_u64(&database->next_alert, PG_INT64_MAX);
+	next = orch_catalog_call(ORCH_FN_CHECK_ALERTS, 0, NULL, &isnull);
+	alerts_at = orch_clock() + 20 * (GetCurrentTimestamp() - began);
+	if (!isnull)
+		orch_shmem_lower_alert(MyDatabaseId, DatumGetTimestampTz(next));
+}
+
+/*
  * The last number given out by the sequence of ids; 0: none yet.
  */
 static int64
@@ -962,6 +986,9 @@ sleep_until_needed(void)
 		Min(until, (TimestampTz) pg_atomic_read_u64(&database->next_permit));
 	until = Min(until, Min(next_look, Min(next_progress, retry_at)));
 	until = Min(until, next_stats);
+	if (may_fire)
+		until = Min(until, Max(alerts_at, (TimestampTz) pg_atomic_read_u64(
+											  &database->next_alert)));
 	until = Min(until, orch_pool_retry_at());
 	if (until < DT_NOEND)
 	{

@@ -10,11 +10,13 @@ shmem
 cron
 note
 lane
+depth
 permit
 event
 notify
 catalog
 heap
+admit
 fair
 progress
 request

@@ -309,11 +309,11 @@ sub control_of_chains
 
 	# Skipped before the run begins, and not gone straight on to.
 	app('TRUNCATE app.ledger');
-	@runs = split /\n/, app(q{SELECT orchestrator.enqueue('five', delay => '0.3 s') FROM generate_series(1, 20)});
+	@runs = split /\n/, app(q{SELECT orchestrator.enqueue('five', delay => '1.5 s') FROM generate_series(1, 20)});
 	app("SELECT orchestrator.skip_step(r, 'd', '1') FROM unnest('{" . join(',', @runs) . "}'::bigint[]) r");
 	ended('runs with a step that was skipped early end');
 	is(app(q{SELECT string_agg(DISTINCT steps, ', ') FROM (SELECT string_agg(step, ' ' ORDER BY step) AS steps FROM app.ledger GROUP BY run) s}), 'a b c e', 'a step that was skipped early is not run');
-	is(app(q{SELECT count(*) FROM app.ledger l JOIN orchestrator.task t ON t.id = l.run WHERE l.since < t.created_at + interval '0.3 s'}), 0, 'nor does what needs it begin early');
+	is(app(q{SELECT count(*) FROM app.ledger l JOIN orchestrator.task t ON t.id = l.run WHERE l.since < t.created_at + interval '1.5 s'}), 0, 'nor does what needs it begin early');
 	is(app("SELECT string_agg(DISTINCT n::text, ' ') FROM (SELECT count(*) AS n FROM orchestrator.task WHERE parent_id >= $runs[0] AND name = 'd' GROUP BY parent_id) s"), 1, 'and there once');
 	return;
 }
