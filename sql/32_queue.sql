@@ -158,7 +158,9 @@ BEGIN
     WHERE x.id = q.id;
   PERFORM orchestrator._invalidate();
   PERFORM orchestrator._ready_queue(q.id);   -- a limit may have been raised
-  PERFORM orchestrator._alert_soon(q.id);
+  IF num_nonnulls(alert_depth, alert_age) > 0 OR EXISTS (SELECT FROM orchestrator.alert a WHERE a.queue = q.id AND a.cleared_at IS NULL) THEN
+    PERFORM orchestrator._alert_soon(q.id);
+  END IF;
   PERFORM orchestrator._check_alert_count(caller, v_owner);
 END
 $$;
