@@ -208,7 +208,9 @@ BEGIN
     PERFORM orchestrator._change_tenants(q.id);
     PERFORM orchestrator._ready_queue(q.id);
   END IF;
-  PERFORM orchestrator._alert_soon(q.id);
+  IF num_nonnulls(alert_depth, alert_age) > 0 OR EXISTS (SELECT FROM orchestrator.alert a WHERE a.queue = q.id AND a.cleared_at IS NULL) THEN
+    PERFORM orchestrator._alert_soon(q.id);
+  END IF;
   PERFORM orchestrator._check_alert_count(caller, v_owner);
 END
 $$;

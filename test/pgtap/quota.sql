@@ -26,7 +26,7 @@ SELECT matches(error_of($$SELECT orchestrator.enqueue_workflow(ARRAY[orchestrato
 SELECT is(try(5, 'quota_other'), 'no error', 'nobody else is bound');
 SELECT is(cardinality(claim(1, role => 'quota_app')), 1, 'one is started');
 SELECT is(try(1), 'no error', 'and another has room');
-SELECT is((SELECT row(max_queued, queued, running, everybodys)::text FROM orchestrator.quota_status WHERE role = 'quota_app'), '(3,3,1,f)', 'the view tells');
+SELECT is((SELECT row(max_queued, queued, running, everybodys)::text FROM orchestrator.quota_status WHERE role = 'quota_app'), '(3,3,0,f)', 'the view tells; no executor runs any');
 SELECT is(value_of('SELECT string_agg(role, '','') FROM orchestrator.quota_status', 'quota_other'), NULL, 'only of oneself');
 
 -- Nothing that waits is hidden from it

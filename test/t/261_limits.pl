@@ -79,6 +79,7 @@ foreach my $lane ('on', 'off')
 	};
 }
 subtest 'workflow' => \&workflow;
+subtest 'role' => \&role;
 subtest 'changes' => \&changes;
 subtest 'control of parked tasks' => \&parked;
 subtest 'many keys' => \&many_keys;
@@ -161,6 +162,22 @@ sub workflow
 	ended('workflows end');
 	is(app('SELECT count(DISTINCT task) FROM app.ledger'), 60, 'all steps ran');
 	is(overlap(), 2, 'two at once, of all its runs');
+	return;
+}
+
+# What an administrator allows a role.
+sub role
+{
+	app('TRUNCATE app.ledger');
+	app(q{SELECT orchestrator.define('free', 'app.work'); SELECT orchestrator.share_definition('free', 'other')});
+	$node->safe_psql('postgres', q{SELECT orchestrator.set_quota('app', max_running => 2)});
+	enqueue('free', 40, input(0.02, 'app'));
+	$node->psql_as('other', 'SELECT count(orchestrator.enqueue(\'free\', ' . input(0.02, 'other') . ')) FROM generate_series(1, 40)');
+	ended('two roles end');
+	is(overlap('app'), 2, 'two of the one at once');
+	cmp_ok(overlap('other'), '>', 2, 'more of the other');
+	$node->safe_psql('postgres', q{SELECT orchestrator.set_quota('app')});
+	is($node->safe_psql('postgres', q{SELECT count(*) FROM orchestrator.quota_status WHERE role = 'app' AND max_running IS NOT NULL}), 0, 'any number again');
 	return;
 }
 
