@@ -119,6 +119,7 @@ CREATE FUNCTION orchestrator._define_queue(caller oid, name text, max_running in
 DECLARE
   v_owner int := orchestrator._owner_for(caller, owner);
   q       orchestrator.queue;
+  v_kept  text;
 BEGIN
   PERFORM orchestrator._initialize();
   PERFORM orchestrator._require_name('queue', name);
@@ -147,6 +148,7 @@ BEGIN
       ON CONFLICT ON CONSTRAINT queue_owner_name_key DO UPDATE SET created_at = x.created_at
       RETURNING x.id INTO q.id;
   END IF;
+  SELECT concat_ws('/', x.retention, x.retention_failed) INTO v_kept FROM orchestrator.queue x WHERE x.id = q.id;
   UPDATE orchestrator.queue x
     SET (max_running, rate_limit, rate_period, weight, tenant, tenant_weights, adaptive, min_running, max_depth, on_full,
          full_wait, alert_depth, alert_age, retention, retention_failed, description, metadata)
@@ -155,6 +157,9 @@ BEGIN
     WHERE x.id = q.id;
   PERFORM orchestrator._invalidate();
   PERFORM orchestrator._ready_queue(q.id);   -- a limit may have been raised
+  IF v_kept <> concat_ws('/', q.retention, q.retention_failed) THEN
+    PERFORM orchestrator._review();
+  END IF;
 END
 $$;
 

@@ -13,6 +13,7 @@
 #include "guc.h"
 #include "launcher.h"
 #include "note.h"
+#include "retention.h"
 #include "shmem.h"
 
 #ifdef PG_MODULE_MAGIC_EXT
@@ -29,6 +30,7 @@ _PG_init(void)
 	orch_guc_define();
 	orch_catalog_install();
 	orch_event_install();
+	orch_retention_install();
 
 	if (!process_shared_preload_libraries_in_progress)
 		return;

@@ -110,6 +110,7 @@ initialize_memory(void)
 		database->supervisor_procno = -1;
 		pg_atomic_init_u32(&database->wake, 0);
 		pg_atomic_init_u64(&database->next_due, PG_INT64_MAX);
+		pg_atomic_init_u64(&database->retention_at, PG_INT64_MAX);
 		pg_atomic_init_u32(&database->listeners, 0);
 		SpinLockInit(&database->ring_mutex);
 	}
@@ -156,6 +157,8 @@ orch_shmem_database(Oid dboid, bool create)
 	unused->retry_at = 0;
 	pg_atomic_write_u32(&unused->wake, 0);
 	pg_atomic_write_u64(&unused->next_due, PG_INT64_MAX);
+	pg_atomic_write_u64(&unused->retention_at, PG_INT64_MAX);
+	unused->retention_busy = 0;
 	unused->ring_head = unused->ring_tail = 0;
 	unused->ring_lost = false;
 	unused->dboid = dboid;

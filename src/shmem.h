@@ -63,6 +63,9 @@ typedef struct OrchDatabase
 	TimestampTz retry_at;	   /* not started again before */
 	pg_atomic_uint32 wake;	   /* ORCH_WAKE_* */
 	pg_atomic_uint64 next_due; /* TimestampTz; PG_INT64_MAX: nothing due */
+	pg_atomic_uint64 retention_at; /* likewise: when retention looks again */
+	bool retention_done;		   /* its worker came to its end */
+	uint32 retention_busy;		   /* how often in a row it met a lock */
 	pg_atomic_uint32
 		listeners; /* sessions that LISTEN to any of our channels */
 

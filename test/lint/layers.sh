@@ -27,6 +27,7 @@ workflow
 settle
 executor
 pool
+retention
 supervisor
 database
 launcher
