@@ -253,7 +253,8 @@ DECLARE
 BEGIN
   -- a transaction that is older than that may have enqueued with an id of it
   IF EXISTS (SELECT FROM pg_stat_activity a, orchestrator.partition_state s
-             WHERE s.range = $1 AND a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.xact_start <= s.closed_at)
+             WHERE s.range = $1 AND a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.xact_start <= s.closed_at
+               AND a.backend_type NOT IN ('autovacuum worker', 'walsender'))
      OR EXISTS (SELECT FROM pg_prepared_xacts x, orchestrator.partition_state s
                 WHERE s.range = $1 AND x.database = current_database() AND x.prepared <= s.closed_at) THEN
     PERFORM orchestrator._look_later($1, v_now);

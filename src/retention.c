@@ -667,6 +667,7 @@ judge_failure(void)
 	FlushErrorState();
 	AbortCurrentTransaction();
 	PortalErrorCleanup();
+	locked.n = 0; /* an abort releases those of the session, too */
 	return busy ? STEP_BUSY : STEP_FAILED;
 }
 
