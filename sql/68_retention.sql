@@ -25,7 +25,8 @@
 CREATE TABLE orchestrator.partition_state (
   range     bigint      PRIMARY KEY,    -- ids divided by 1,000,000
   closed_at timestamptz NOT NULL,       -- seen first when no new task could get an id of it; the server's clock
-  look_at   timestamptz NOT NULL,       -- nothing can be due before
+  look_at   timestamptz NOT NULL,       -- nothing can be due before ...
+  settings  text,                       -- ... while these are the settings
   leaving   boolean     NOT NULL DEFAULT false   -- found due: where detached, it is retention's to drop
 );
 COMMENT ON TABLE orchestrator.partition_state IS 'When retention looks at the partitions of a range of ids again';
@@ -85,7 +86,15 @@ BEGIN
 END
 $$;
 
--- What is kept for how long has changed: look at everything again.
+-- What look_at was judged by; those of queues have it changed themselves.
+CREATE FUNCTION orchestrator._retention_settings() RETURNS text
+  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN concat_ws('/', current_setting('orchestrator.retention'), current_setting('orchestrator.retention_failed'));
+END
+$$;
+
+-- What a queue keeps for how long has changed: look at everything again.
 CREATE FUNCTION orchestrator._review() RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -163,7 +172,7 @@ BEGIN
     ON CONFLICT DO NOTHING;
   -- a table of the range that was set aside goes first
   RETURN ARRAY(SELECT s.range FROM orchestrator.partition_state s
-               WHERE s.look_at <= orchestrator._now() AND NOT orchestrator._is_open(s.range)
+               WHERE (s.look_at <= orchestrator._now() OR s.settings <> orchestrator._retention_settings()) AND NOT orchestrator._is_open(s.range)
                  AND EXISTS (SELECT FROM orchestrator._partitions('task_finished') p WHERE p.range = s.range AND p.attached)
                  AND NOT EXISTS (SELECT FROM unnest('{expired_task_finished,expired_trace_log}'::text[]) k(kind), orchestrator._partitions(k.kind) e
                                  WHERE e.range = s.range)
@@ -176,7 +185,7 @@ CREATE FUNCTION orchestrator._look_later(range bigint, at timestamptz) RETURNS v
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   UPDATE orchestrator.partition_state s
-    SET leaving = false, look_at = greatest($2, orchestrator._now() + interval '1 minute')
+    SET leaving = false, settings = orchestrator._retention_settings(), look_at = greatest($2, orchestrator._now() + interval '1 minute')
     WHERE s.range = $1;
 END
 $$;
@@ -537,7 +546,8 @@ DECLARE
   v_now timestamptz := orchestrator._now();
 BEGIN
   RETURN least(
-    (SELECT min(s.look_at) FROM orchestrator.partition_state s WHERE NOT s.leaving),
+    (SELECT min(CASE WHEN s.settings <> orchestrator._retention_settings() THEN v_now ELSE s.look_at END)
+     FROM orchestrator.partition_state s WHERE NOT s.leaving),
     (SELECT min(v_now) FROM orchestrator._partitions('task_finished') p
      WHERE NOT orchestrator._is_open(p.range) AND NOT EXISTS (SELECT FROM orchestrator.partition_state s WHERE s.range = p.range)),
     -- what was begun; an archive task tells nobody of its end

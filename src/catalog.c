@@ -92,7 +92,6 @@ static const struct
 	{"_forget_range", 2, {INT8OID, INT8OID}},
 	{"_forget_keys", 0, {0}},
 	{"_drop_expired", 1, {INT8OID}},
-	{"_review", 0, {0}},
 };
 
 /* A name as a role knows it; a role that was renamed is another owner. */

@@ -76,7 +76,6 @@ typedef enum OrchFunction
 	ORCH_FN_FORGET_RANGE,
 	ORCH_FN_FORGET_KEYS,
 	ORCH_FN_DROP_EXPIRED,
-	ORCH_FN_REVIEW,
 	ORCH_FN_COUNT
 } OrchFunction;
 

@@ -183,25 +183,6 @@ orch_retention_find(void)
 		look_at(MyDatabaseId, DatumGetTimestampTz(next));
 }
 
-bool
-orch_retention_changed(void)
-{
-	static int seen = -2;
-	static int seen_failed = -2;
-	bool changed = seen != -2 && (seen != orch_retention ||
-								  seen_failed != orch_retention_failed);
-
-	seen = orch_retention;
-	seen_failed = orch_retention_failed;
-	return changed;
-}
-
-void
-orch_retention_review(void)
-{
-	(void) orch_catalog_call(ORCH_FN_REVIEW, 0, NULL, &(bool){false});
-}
-
 TimestampTz
 orch_retention_at(OrchDatabase *database, bool may_fire)
 {

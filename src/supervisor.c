@@ -135,8 +135,8 @@ orchestrator_supervisor_main(Datum main_arg)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
-			if (may_fire && orch_retention_changed())
-				perform(orch_retention_review);
+			if (may_fire)
+				perform(orch_retention_find);
 		}
 		turn(pg_atomic_exchange_u32(&database->wake, 0));
 		MemoryContextReset(turn_context);
