@@ -550,10 +550,13 @@ drop(void)
 	NullableDatum arg = {Int64GetDatum(range), false};
 
 	(void) orch_catalog_call(ORCH_FN_DROP_EXPIRED, 1, &arg, &(bool){false});
-	ereport(LOG,
-			(errmsg("finished tasks with ids in the range of " INT64_FORMAT
-					" were dropped",
-					range * INT64CONST(1000000))));
+	ereport(
+		LOG,
+		(errmsg(
+			"finished tasks from id %lld on were dropped, %ld ms after the worker began",
+			(long long) range * 1000000,
+			TimestampDifferenceMilliseconds(MyStartTimestamp,
+											GetCurrentTimestamp()))));
 }
 
 /*
