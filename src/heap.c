@@ -36,6 +36,9 @@
 
 #define MAX_LEAF_INDEXES 32
 
+/* Rows that are counted in some tenths of a millisecond. */
+#define ROWS_A_BREATH 2000
+
 /* When an index has an entry for a row. */
 typedef enum IndexRule
 {
@@ -754,7 +757,7 @@ read_leaf(Oid relid, Oid index, int64 task, OrchTaskView *view)
  * a column is null is told by the bitmap alone.
  */
 HTAB *
-orch_heap_count_finished(Oid relid)
+orch_heap_count_finished(Oid relid, void (*breathe)(void))
 {
 	HASHCTL control = {.keysize = sizeof(OrchGroupKey),
 					   .entrysize = sizeof(OrchGroup),
@@ -765,10 +768,12 @@ orch_heap_count_finished(Oid relid)
 	TableScanDesc scan = table_beginscan(rel, GetActiveSnapshot(), 0, NULL);
 	TupleTableSlot *slot = table_slot_create(rel, NULL);
 	OrchGroup *group = NULL;
+	int64 rows = 0;
 
 	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
 	{
-		CHECK_FOR_INTERRUPTS();
+		if (++rows % ROWS_A_BREATH == 0)
+			breathe();
 		count_row(groups, &group, slot);
 	}
 	ExecDropSingleTupleTableSlot(slot);

@@ -178,7 +178,8 @@ extern bool orch_heap_read_result(int64 task, OrchTaskView *view);
 /*
  * How the rows of a partition of finished tasks stand, as the active snapshot
  * sees them: by queue, state, and whether they are of a tree of tasks.  The
- * groups are allocated in the current memory context.
+ * groups are allocated in the current memory context.  breathe is called now
+ * and then.
  */
 typedef struct OrchGroupKey
 {
@@ -196,7 +197,7 @@ typedef struct OrchGroup
 	int64 last_root;	/* 0 likewise */
 } OrchGroup;
 
-extern HTAB *orch_heap_count_finished(Oid relid);
+extern HTAB *orch_heap_count_finished(Oid relid, void (*breathe)(void));
 
 /* Copy the values of a row into the current memory context. */
 extern void orch_row_copy(OrchRow *to, const OrchRow *from);

@@ -57,6 +57,10 @@
 /* After an error, or the death of a worker. */
 #define ERROR_PAUSE (60 * USECS_PER_SEC)
 
+/* While rows are counted: microseconds at work, then at rest. */
+#define WORK_TIME (2 * INT64CONST(1000))
+#define REST_TIME (6 * INT64CONST(1000))
+
 /* Rows that are copied at once. */
 #define COPY_ROWS 1000
 
@@ -114,6 +118,7 @@ static Outcome judge_failure(void);
 static void unlock_range(void);
 static void lock_partition(const char *kind);
 static void read_ranges(OrchFunction function);
+static void breathe(void);
 
 PG_FUNCTION_INFO_V1(orchestrator_wake_retention);
 PG_FUNCTION_INFO_V1(orchestrator_copy_frozen);
@@ -705,6 +710,22 @@ orchestrator_copy_frozen(PG_FUNCTION_ARGS)
 }
 
 /*
+ * Leave most of the processor to those who run tasks.
+ */
+static void
+breathe(void)
+{
+	static TimestampTz rested = 0;
+	TimestampTz now = GetCurrentTimestamp();
+
+	CHECK_FOR_INTERRUPTS();
+	if (now - rested < WORK_TIME)
+		return;
+	pg_usleep(REST_TIME);
+	rested = GetCurrentTimestamp();
+}
+
+/*
  * orchestrator._count_rows(partition)
  */
 Datum
@@ -715,7 +736,7 @@ orchestrator_count_rows(PG_FUNCTION_ARGS)
 	OrchGroup *group;
 
 	InitMaterializedSRF(fcinfo, 0);
-	hash_seq_init(&scan, orch_heap_count_finished(PG_GETARG_OID(0)));
+	hash_seq_init(&scan, orch_heap_count_finished(PG_GETARG_OID(0), breathe));
 	while ((group = hash_seq_search(&scan)) != NULL)
 	{
 		bool rooted = group->last_root > 0;
