@@ -160,6 +160,21 @@ BEGIN
 END
 $$;
 
+-- Ranges that are full, and when to judge each. One of which a table was set
+-- aside is not judged before that is gone.
+CREATE FUNCTION orchestrator._judgeable(OUT range bigint, OUT at timestamptz) RETURNS SETOF record
+  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN QUERY
+    SELECT s.range, CASE WHEN s.settings <> orchestrator._retention_settings() THEN orchestrator._now() ELSE s.look_at END
+    FROM orchestrator.partition_state s
+    JOIN orchestrator._partitions('task_finished') p ON p.range = s.range AND p.attached
+    WHERE NOT orchestrator._is_open(s.range)
+      AND NOT EXISTS (SELECT FROM unnest('{expired_task_finished,expired_trace_log}'::text[]) k(kind), orchestrator._partitions(k.kind) e
+                      WHERE e.range = s.range);
+END
+$$;
+
 -- Ranges to be judged now. Those that were closed since are noted.
 CREATE FUNCTION orchestrator._retention_due() RETURNS bigint[]
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -170,13 +185,7 @@ BEGIN
     SELECT p.range, clock_timestamp(), orchestrator._now() FROM orchestrator._partitions('task_finished') p
     WHERE p.attached AND NOT orchestrator._is_open(p.range)
     ON CONFLICT DO NOTHING;
-  -- a table of the range that was set aside goes first
-  RETURN ARRAY(SELECT s.range FROM orchestrator.partition_state s
-               WHERE (s.look_at <= orchestrator._now() OR s.settings <> orchestrator._retention_settings()) AND NOT orchestrator._is_open(s.range)
-                 AND EXISTS (SELECT FROM orchestrator._partitions('task_finished') p WHERE p.range = s.range AND p.attached)
-                 AND NOT EXISTS (SELECT FROM unnest('{expired_task_finished,expired_trace_log}'::text[]) k(kind), orchestrator._partitions(k.kind) e
-                                 WHERE e.range = s.range)
-               ORDER BY s.range);
+  RETURN ARRAY(SELECT j.range FROM orchestrator._judgeable() j WHERE j.at <= orchestrator._now() ORDER BY j.range);
 END
 $$;
 
@@ -546,8 +555,7 @@ DECLARE
   v_now timestamptz := orchestrator._now();
 BEGIN
   RETURN least(
-    (SELECT min(CASE WHEN s.settings <> orchestrator._retention_settings() THEN v_now ELSE s.look_at END)
-     FROM orchestrator.partition_state s WHERE NOT s.leaving),
+    (SELECT min(j.at) FROM orchestrator._judgeable() j),
     (SELECT min(v_now) FROM orchestrator._partitions('task_finished') p
      WHERE NOT orchestrator._is_open(p.range) AND NOT EXISTS (SELECT FROM orchestrator.partition_state s WHERE s.range = p.range)),
     -- what was begun; an archive task tells nobody of its end

@@ -280,7 +280,7 @@ orchestrator_retention_main(Datum main_arg)
 		database->retention_done = true;
 	}
 	LWLockRelease(orch_shared->lock);
-	look_at(dboid, next_look);
+	look_at(dboid, Max(next_look, now + BUSY_PAUSE));
 	proc_exit(0);
 }
 
@@ -494,6 +494,32 @@ rewrite(void)
 	(void) orch_catalog_call(ORCH_FN_REWRITE, 1, &arg, &(bool){false});
 }
 
+/*
+ * Before anything is copied: whoever holds a lock on a parent for long, such
+ * as an open report, would have us do it for nothing.
+ */
+static void
+probe_parents(void)
+{
+	Oid parents[2] = {
+		orch_catalog(false)->task_finished,
+		get_relname_relid("trace_log", orch_catalog(false)->schema)};
+
+	more = true;
+	for (int i = 0; i < lengthof(parents) && more; i++)
+		more = ConditionalLockRelationOid(parents[i], AccessExclusiveLock);
+}
+
+static Outcome
+rewrite_range(void)
+{
+	Outcome outcome = perform(probe_parents);
+
+	if (outcome == STEP_DONE && !more)
+		return STEP_BUSY;
+	return outcome == STEP_DONE ? perform(rewrite) : outcome;
+}
+
 static Outcome
 judge_range(void)
 {
@@ -504,7 +530,7 @@ judge_range(void)
 	if (outcome != STEP_DONE)
 		return outcome;
 	if (strcmp(verdict, "rewrite") == 0)
-		return perform(rewrite);
+		return rewrite_range();
 	if (strcmp(verdict, "drop") != 0)
 		return STEP_DONE;
 	command =

@@ -256,6 +256,15 @@ sub archive
 	$node->safe_psql('postgres', 'SELECT orchestrator._review()') foreach 1 .. 3;
 	sleep 2;
 	is($node->safe_psql('postgres', q{SELECT state FROM orchestrator.retention_status WHERE from_id = 1000000}), 'leaving', 'the range waits');
+	my $watch = session($node, scalar getpwuid($<));
+	my $seen = 0;
+	foreach (1 .. 300)
+	{
+		$seen += $watch->query(q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'orchestrator retention'});
+		usleep(10_000);
+	}
+	$watch->quit;
+	is($seen, 0, 'and nobody looks all the time');
 	$node->safe_psql('postgres', q{CREATE OR REPLACE FUNCTION app.refuse(input jsonb) RETURNS jsonb LANGUAGE plpgsql AS 'BEGIN RETURN $1; END'});
 	$node->psql_as('app', q{SELECT orchestrator.retry(task_id) FROM orchestrator.archive_run});
 	is_gone(1, 'retried, it is dropped');
