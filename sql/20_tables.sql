@@ -239,6 +239,8 @@ CREATE TABLE orchestrator.task_key (
   expires_at timestamptz,
   PRIMARY KEY (owner, queue, key)
 );
+CREATE INDEX task_key_task ON orchestrator.task_key (task_id);
+CREATE INDEX task_key_expires ON orchestrator.task_key (expires_at) WHERE expires_at IS NOT NULL;
 COMMENT ON TABLE orchestrator.task_key IS
   'Idempotency keys: unique per owner and queue until key_window ends or retention drops the task';
 

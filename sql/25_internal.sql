@@ -67,6 +67,9 @@ CREATE FUNCTION orchestrator._yield(task bigint) RETURNS boolean
 CREATE FUNCTION orchestrator._insert_items(model orchestrator.task, inputs jsonb[], first int) RETURNS void
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_insert_items';
 COMMENT ON FUNCTION orchestrator._insert_items(orchestrator.task, jsonb[], int) IS 'Inserts live rows like the model, one for each input, as items from first on';
+CREATE FUNCTION orchestrator._has_partitions(id bigint) RETURNS boolean
+  LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_has_partitions';
+COMMENT ON FUNCTION orchestrator._has_partitions(bigint) IS 'Whether the finished row and the trace of a task have partitions to go to';
 CREATE FUNCTION orchestrator._preloaded() RETURNS boolean
   LANGUAGE C STABLE AS 'MODULE_PATHNAME', 'orchestrator_preloaded';
 CREATE FUNCTION orchestrator._invalidate() RETURNS void
@@ -243,27 +246,82 @@ $$;
 -- Ordinary tables, not members of the extension: dumped with their rows. They
 -- are attached when they are ready, under SHARE UPDATE EXCLUSIVE on the parents.
 CREATE FUNCTION orchestrator._make_partitions(first bigint) RETURNS void
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET default_tablespace = '' SET default_table_access_method = heap AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_range bigint := $1 / 1000000;
-  v_from  bigint := v_range * 1000000;
+  v_kind  text;
+  v_name  text;
 BEGIN
   LOCK TABLE ONLY orchestrator.task_finished, ONLY orchestrator.trace_log IN SHARE UPDATE EXCLUSIVE MODE;
-  IF to_regclass(format('orchestrator.task_finished_%s', v_range)) IS NULL THEN
-    EXECUTE format('CREATE TABLE orchestrator.task_finished_%1$s (LIKE orchestrator.task_finished INCLUDING DEFAULTS)', v_range);
-    EXECUTE format('CREATE UNIQUE INDEX task_finished_%1$s_id ON orchestrator.task_finished_%1$s (id)', v_range);
-    EXECUTE format('CREATE INDEX task_finished_%1$s_parent ON orchestrator.task_finished_%1$s (parent_id, step, item) WHERE parent_id IS NOT NULL', v_range);
-    PERFORM orchestrator._close_partition(format('task_finished_%s', v_range));
-    EXECUTE format('ALTER TABLE orchestrator.task_finished ATTACH PARTITION orchestrator.task_finished_%s FOR VALUES FROM (%s) TO (%s)',
-                   v_range, v_from, v_from + 1000000);
+  FOREACH v_kind IN ARRAY '{task_finished,trace_log}'::text[] LOOP
+    v_name := format('%s_%s', v_kind, v_range);
+    CONTINUE WHEN orchestrator._attached(v_name);
+    IF to_regclass(format('orchestrator.%I', v_name)) IS NOT NULL THEN
+      PERFORM orchestrator._require_leaving(v_name, v_range);
+      PERFORM orchestrator._set_aside(v_name);
+    END IF;
+    PERFORM orchestrator._create_partition(v_kind, v_kind, v_range);
+    PERFORM orchestrator._index_partition(v_kind, v_kind, v_range);
+    PERFORM orchestrator._attach_partition(v_kind, v_range);
+  END LOOP;
+END
+$$;
+
+-- Whether a partition is one now. One that retention is about to detach is
+-- neither: no rows can be written to its range until it is gone.
+CREATE FUNCTION orchestrator._attached(partition text) RETURNS boolean
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_pending boolean;
+BEGIN
+  SELECT i.inhdetachpending INTO v_pending FROM pg_inherits i WHERE i.inhrelid = to_regclass(format('orchestrator.%I', $1));
+  IF v_pending THEN
+    RAISE EXCEPTION 'partition "%" is being dropped', $1 USING ERRCODE = 'lock_not_available', HINT = 'Try again.';
   END IF;
-  IF to_regclass(format('orchestrator.trace_log_%s', v_range)) IS NULL THEN
-    EXECUTE format('CREATE TABLE orchestrator.trace_log_%1$s (LIKE orchestrator.trace_log INCLUDING DEFAULTS)', v_range);
-    EXECUTE format('CREATE INDEX trace_log_%1$s_task ON orchestrator.trace_log_%1$s USING brin (task_id) WITH (autosummarize = on)', v_range);
-    PERFORM orchestrator._close_partition(format('trace_log_%s', v_range));
-    EXECUTE format('ALTER TABLE orchestrator.trace_log ATTACH PARTITION orchestrator.trace_log_%s FOR VALUES FROM (%s) TO (%s)',
-                   v_range, v_from, v_from + 1000000);
+  RETURN v_pending IS NOT NULL;
+END
+$$;
+
+-- A table that bears the name of a partition is moved out of the way only when
+-- retention detached it (chapter 68).
+CREATE FUNCTION orchestrator._require_leaving(name text, range bigint) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF NOT EXISTS (SELECT FROM orchestrator.partition_state s WHERE s.range = $2 AND s.leaving) THEN
+    RAISE EXCEPTION 'table "%" has the name of a partition, but is none', $1
+      USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Attach it again, or rename it.';
+  ELSIF to_regclass(format('orchestrator.expired_%s', $1)) IS NOT NULL THEN
+    RAISE EXCEPTION 'partition "%" is being dropped', $1 USING ERRCODE = 'lock_not_available', HINT = 'Try again.';
   END IF;
+END
+$$;
+
+-- A table that will be a partition; its name is prefix and range.
+CREATE FUNCTION orchestrator._create_partition(prefix text, kind text, range bigint) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET default_tablespace = '' SET default_table_access_method = heap AS $$
+BEGIN
+  EXECUTE format('CREATE TABLE orchestrator.%s_%s (LIKE orchestrator.%I INCLUDING DEFAULTS)', $1, $3, $2);
+  PERFORM orchestrator._close_partition(format('%s_%s', $1, $3));
+END
+$$;
+
+CREATE FUNCTION orchestrator._index_partition(prefix text, kind text, range bigint) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET default_tablespace = '' AS $$
+BEGIN
+  IF $2 = 'trace_log' THEN
+    EXECUTE format('CREATE INDEX %1$s_%2$s_task ON orchestrator.%1$s_%2$s USING brin (task_id) WITH (autosummarize = on)', $1, $3);
+    RETURN;
+  END IF;
+  EXECUTE format('CREATE UNIQUE INDEX %1$s_%2$s_id ON orchestrator.%1$s_%2$s (id)', $1, $3);
+  EXECUTE format('CREATE INDEX %1$s_%2$s_parent ON orchestrator.%1$s_%2$s (parent_id, step, item) WHERE parent_id IS NOT NULL', $1, $3);
+END
+$$;
+
+CREATE FUNCTION orchestrator._attach_partition(kind text, range bigint) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  EXECUTE format('ALTER TABLE orchestrator.%1$I ATTACH PARTITION orchestrator.%1$s_%2$s FOR VALUES FROM (%3$s) TO (%4$s)',
+                 $1, $2, $2 * 1000000, ($2 + 1) * 1000000);
 END
 $$;
 
@@ -280,8 +338,7 @@ $$;
 CREATE FUNCTION orchestrator._ensure_partition(id bigint) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  IF to_regclass(format('orchestrator.task_finished_%s', $1 / 1000000)) IS NULL
-     OR to_regclass(format('orchestrator.trace_log_%s', $1 / 1000000)) IS NULL THEN
+  IF NOT orchestrator._has_partitions($1) THEN
     PERFORM orchestrator._make_partitions($1);
   END IF;
 END

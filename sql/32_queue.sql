@@ -166,6 +166,7 @@ DECLARE
   v_owner  int := orchestrator._owner_for(caller, owner);
   v_preset orchestrator.queue := orchestrator._queue_preset(preset);
   v_tenant text;
+  v_kept   text;
   q        orchestrator.queue;
 BEGIN
   PERFORM orchestrator._initialize();
@@ -195,7 +196,7 @@ BEGIN
       ON CONFLICT ON CONSTRAINT queue_owner_name_key DO UPDATE SET created_at = x.created_at
       RETURNING x.id INTO q.id;
   END IF;
-  SELECT x.tenant INTO v_tenant FROM orchestrator.queue x WHERE x.id = q.id FOR UPDATE;
+  SELECT x.tenant, concat_ws('/', x.retention, x.retention_failed) INTO v_tenant, v_kept FROM orchestrator.queue x WHERE x.id = q.id FOR UPDATE;
   UPDATE orchestrator.queue x
     SET (max_running, rate_limit, rate_period, weight, tenant, tenant_weights, adaptive, min_running, max_depth, on_full,
          full_wait, alert_depth, alert_age, retention, retention_failed, description, metadata)
@@ -207,6 +208,9 @@ BEGIN
   IF v_tenant IS DISTINCT FROM q.tenant THEN
     PERFORM orchestrator._change_tenants(q.id);
     PERFORM orchestrator._ready_queue(q.id);
+  END IF;
+  IF v_kept <> concat_ws('/', q.retention, q.retention_failed) THEN
+    PERFORM orchestrator._review();
   END IF;
   IF num_nonnulls(alert_depth, alert_age) > 0 OR EXISTS (SELECT FROM orchestrator.alert a WHERE a.queue = q.id AND a.cleared_at IS NULL) THEN
     PERFORM orchestrator._alert_soon(q.id);

@@ -90,7 +90,8 @@ BEGIN
   EXECUTE format('GRANT SELECT ON orchestrator.task, orchestrator.trace_log, orchestrator.owner, orchestrator.queue,
                   orchestrator.queue_share, orchestrator.definition, orchestrator.definition_share, orchestrator.task_key,
                   orchestrator.usage_grant, orchestrator.added_step, orchestrator.signal, orchestrator.checkpoint,
-                  orchestrator.run_context, orchestrator.step_memo, orchestrator.trace, orchestrator.task_status, orchestrator.step_status,
+                  orchestrator.run_context, orchestrator.step_memo, orchestrator.partition_state, orchestrator.archive_hook,
+                  orchestrator.archive_run, orchestrator.retention_status, orchestrator.trace, orchestrator.task_status, orchestrator.step_status,
                   orchestrator.workflow_status, orchestrator.batch_status, orchestrator.queue_status,
                   orchestrator.worker_status, orchestrator.definition_status, orchestrator.stats,
                   orchestrator.stats_by_period, orchestrator.queue_stats, orchestrator.definition_stats,
@@ -182,6 +183,9 @@ ALTER TABLE orchestrator.signal ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECUR
 ALTER TABLE orchestrator.checkpoint ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.run_context ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.step_memo ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.partition_state ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.archive_hook ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.archive_run ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.trace_log ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.schedule ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.schedule_tick ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
@@ -232,6 +236,12 @@ CREATE POLICY visible ON orchestrator.owner FOR SELECT
          OR EXISTS (SELECT FROM orchestrator.definition d WHERE d.owner = owner.id)
          OR EXISTS (SELECT FROM orchestrator.queue q WHERE q.owner = owner.id));
 
+CREATE POLICY visible ON orchestrator.partition_state FOR SELECT USING (true);
+CREATE POLICY visible ON orchestrator.archive_hook FOR SELECT
+  USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
+CREATE POLICY visible ON orchestrator.archive_run FOR SELECT
+  USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
+
 -- A dump keeps every row. Partitions of finished tasks and of the trace are
 -- ordinary tables and are dumped as such.
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.database_identity', '');
@@ -260,6 +270,9 @@ SELECT pg_catalog.pg_extension_config_dump('orchestrator.step_memo', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.schedule', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.schedule_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.stats', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.partition_state', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.archive_hook', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.archive_run', '');
 
 SELECT orchestrator._announce();
 

@@ -13,6 +13,7 @@
 #include "catalog/pg_authid.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_enum.h"
+#include "catalog/pg_inherits.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
@@ -92,6 +93,16 @@ static const struct
 	  JSONBOID, INT8OID, INT4OID}},
 	{"_throttle", 5, {INT4OID, INT4OID, TEXTOID, INTERVALOID, INT8OID}},
 	{"_check_alerts", 0, {0}},
+	{"_retention_commands", 0, {0}},
+	{"_retention_due", 0, {0}},
+	{"_retention_next", 0, {0}},
+	{"_judge", 1, {INT8OID}},
+	{"_rewrite", 1, {INT8OID}},
+	{"_expired_ranges", 0, {0}},
+	{"_archive", 1, {INT8OID}},
+	{"_forget_range", 2, {INT8OID, INT8OID}},
+	{"_forget_keys", 0, {0}},
+	{"_drop_expired", 1, {INT8OID}},
 };
 
 /* A name as a role knows it; a role that was renamed is another owner. */
@@ -147,6 +158,7 @@ static HTAB *make_cache(const char *name, Size keysize, Size entrysize,
 static Oid find_function(Oid schema, const char *name, int nargs,
 						 const Oid *args);
 static FmgrInfo *lookup_twin(FunctionCallInfo fcinfo);
+static bool is_attached(Oid relid);
 static void read_plan(HeapTupleHeader row, OrchPlan *plan);
 static HeapTuple fetch_row(const char *table, const char *index,
 						   AttrNumber column, int32 id, TupleDesc *desc);
@@ -162,6 +174,7 @@ static HeapTuple fetch_current(int32 owner, const char *name);
 static void fill_queue(OrchQueue *queue, HeapTuple row, TupleDesc desc);
 
 PG_FUNCTION_INFO_V1(orchestrator_as_owner);
+PG_FUNCTION_INFO_V1(orchestrator_has_partitions);
 PG_FUNCTION_INFO_V1(orchestrator_invalidate);
 PG_FUNCTION_INFO_V1(orchestrator_next_id);
 PG_FUNCTION_INFO_V1(orchestrator_visible_owners);
@@ -643,6 +656,37 @@ orch_catalog_queue(const char *queue)
 	return id;
 }
 
+/*
+ * Whether a table is a partition, and not about to be detached.
+ */
+static bool
+is_attached(Oid relid)
+{
+	return OidIsValid(relid) && get_rel_relispartition(relid) &&
+		   !PartitionHasPendingDetach(relid);
+}
+
+/*
+ * orchestrator._has_partitions(id): of finished rows and of the trace.
+ */
+Datum
+orchestrator_has_partitions(PG_FUNCTION_ARGS)
+{
+	static const char *const kinds[] = {"task_finished", "trace_log"};
+	int64 range = PG_GETARG_INT64(0) / IDS_PER_PARTITION;
+	Oid schema = orch_catalog(false)->schema;
+
+	for (int i = 0; i < lengthof(kinds); i++)
+	{
+		char name[NAMEDATALEN];
+
+		snprintf(name, sizeof(name), "%s_" INT64_FORMAT, kinds[i], range);
+		if (!is_attached(get_relname_relid(name, schema)))
+			PG_RETURN_BOOL(false);
+	}
+	PG_RETURN_BOOL(true);
+}
+
 Oid
 orch_catalog_finished(int64 id)
 {
@@ -669,14 +713,14 @@ orch_catalog_finished(int64 id)
 
 	snprintf(name, sizeof(name), "task_finished_" INT64_FORMAT, range);
 	leaf = get_relname_relid(name, orch_catalog(false)->schema);
-	if (!OidIsValid(leaf))
+	if (!is_attached(leaf))
 	{
 		NullableDatum arg = {Int64GetDatum(id), false};
 
 		orch_catalog_call(ORCH_FN_MAKE_PARTITIONS, 1, &arg, &(bool){false});
 		CommandCounterIncrement();
 		leaf = get_relname_relid(name, catalog.schema);
-		if (!OidIsValid(leaf))
+		if (!is_attached(leaf))
 			elog(ERROR, "partition \"%s\" was not made", name);
 
 		/* it may yet be rolled back: look again next time */

@@ -76,6 +76,16 @@ typedef enum OrchFunction
 	ORCH_FN_DEBOUNCE,
 	ORCH_FN_THROTTLE,
 	ORCH_FN_CHECK_ALERTS,
+	ORCH_FN_RETENTION_COMMANDS,
+	ORCH_FN_RETENTION_DUE,
+	ORCH_FN_RETENTION_NEXT,
+	ORCH_FN_JUDGE,
+	ORCH_FN_REWRITE,
+	ORCH_FN_EXPIRED_RANGES,
+	ORCH_FN_ARCHIVE,
+	ORCH_FN_FORGET_RANGE,
+	ORCH_FN_FORGET_KEYS,
+	ORCH_FN_DROP_EXPIRED,
 	ORCH_FN_COUNT
 } OrchFunction;
 
@@ -182,7 +192,8 @@ extern Datum orch_catalog_call(OrchFunction function, int nargs,
 
 /*
  * The partition that holds the finished rows of an id's range; made when
- * missing.
+ * missing.  Retention may detach it at any moment: ask again when it is
+ * locked.
  */
 extern Oid orch_catalog_finished(int64 id);
 

@@ -25,6 +25,8 @@ int orch_max_executors = 4;
 int orch_max_input_size = 1024;
 int orch_node_id = 0;
 int orch_priority_step = 60;
+int orch_retention = 7 * 24 * 60;
+int orch_retention_failed = 30 * 24 * 60;
 int orch_test_clock_offset = 0;
 bool orch_enabled = true;
 bool orch_fast_lane = true;
@@ -137,6 +139,16 @@ define_task_settings(void)
 		"orchestrator.statistics",
 		"Counts tasks and their times for queue_stats and definition_stats.",
 		NULL, &orch_statistics, true, PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable(
+		"orchestrator.retention",
+		"Time that finished tasks are kept, unless their queue says.",
+		"-1 keeps them for ever.", &orch_retention, 7 * 24 * 60, -1, INT_MAX,
+		PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
+	DefineCustomIntVariable(
+		"orchestrator.retention_failed",
+		"Time that failed tasks are kept, unless their queue says.",
+		"-1 keeps them for ever.", &orch_retention_failed, 30 * 24 * 60, -1,
+		INT_MAX, PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
 	DefineCustomIntVariable(
 		"orchestrator.test_clock_offset", "Added to the clock, for tests.",
 		NULL, &orch_test_clock_offset, 0, INT_MIN, INT_MAX, PGC_SUSET,

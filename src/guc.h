@@ -15,6 +15,8 @@ extern int orch_max_executors;
 extern int orch_max_input_size;
 extern int orch_node_id;
 extern int orch_priority_step;
+extern int orch_retention;
+extern int orch_retention_failed;
 extern int orch_test_clock_offset;
 extern bool orch_enabled;
 extern bool orch_fast_lane;

@@ -443,6 +443,12 @@ orch_handler_run_utility(const OrchTask *task)
 	run_in_portal(command_text(task), NULL);
 }
 
+void
+orch_handler_run_command(const char *command)
+{
+	run_in_portal(command, NULL);
+}
+
 /*
  * A transaction that a step leaves open would never settle; and without a
  * client, standard input and output are those of the server: its log.

@@ -25,4 +25,11 @@ extern void orch_handler_call_procedure(const OrchTask *task);
 /* Run a utility command at the top level. */
 extern void orch_handler_run_utility(const OrchTask *task);
 
+/*
+ * Run one command at top level, as a client would: one that has transactions
+ * of its own.  Must be called in a transaction, in a memory context that
+ * outlives it.
+ */
+extern void orch_handler_run_command(const char *command);
+
 #endif

@@ -12,6 +12,7 @@
 #include "access/htup.h"
 #include "executor/tuptable.h"
 #include "storage/itemptr.h"
+#include "utils/hsearch.h"
 #include "utils/relcache.h"
 
 #include "event.h"
@@ -205,6 +206,30 @@ typedef struct OrchTaskView
  * memory context; false when there is none.
  */
 extern bool orch_heap_read_result(int64 task, OrchTaskView *view);
+
+/*
+ * How the rows of a partition of finished tasks stand, as the active snapshot
+ * sees them: by queue, state, and whether they are of a tree of tasks.  The
+ * groups are allocated in the current memory context.  breathe is called now
+ * and then.
+ */
+typedef struct OrchGroupKey
+{
+	int32 queue;
+	Oid state;
+	bool in_tree;
+} OrchGroupKey;
+
+typedef struct OrchGroup
+{
+	OrchGroupKey key;
+	int64 rows;
+	TimestampTz newest; /* finished */
+	int64 least_root;	/* PG_INT64_MAX: none has one */
+	int64 last_root;	/* 0 likewise */
+} OrchGroup;
+
+extern HTAB *orch_heap_count_finished(Oid relid, void (*breathe)(void));
 
 /* Copy the values of a row into the current memory context. */
 extern void orch_row_copy(OrchRow *to, const OrchRow *from);

@@ -15,6 +15,7 @@
 #include "launcher.h"
 #include "note.h"
 #include "position.h"
+#include "retention.h"
 #include "shmem.h"
 #include "stats.h"
 
@@ -32,6 +33,7 @@ _PG_init(void)
 	orch_guc_define();
 	orch_catalog_install();
 	orch_event_install();
+	orch_retention_install();
 
 	if (!process_shared_preload_libraries_in_progress)
 		return;

@@ -117,6 +117,7 @@ initialize_memory(void)
 		pg_atomic_init_u64(&database->next_due, PG_INT64_MAX);
 		pg_atomic_init_u64(&database->next_permit, PG_INT64_MAX);
 		pg_atomic_init_u64(&database->next_alert, PG_INT64_MAX);
+		pg_atomic_init_u64(&database->retention_at, PG_INT64_MAX);
 		pg_atomic_init_u32(&database->listeners, 0);
 		SpinLockInit(&database->ring_mutex);
 	}
@@ -167,6 +168,8 @@ orch_shmem_database(Oid dboid, bool create)
 	unused->limits_changed = false;
 	unused->rates_known = unused->ran_before = false;
 	pg_atomic_write_u64(&unused->next_alert, PG_INT64_MAX);
+	pg_atomic_write_u64(&unused->retention_at, PG_INT64_MAX);
+	unused->retention_busy = 0;
 	unused->ring_head = unused->ring_tail = 0;
 	unused->ring_lost = false;
 	unused->dboid = dboid;

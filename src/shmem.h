@@ -80,6 +80,9 @@ typedef struct OrchDatabase
 	bool ran_before;  /* and there may be some: it had tasks then */
 	pg_atomic_uint64
 		next_alert; /* likewise: look whether queues are too deep */
+	pg_atomic_uint64 retention_at; /* likewise: when retention looks again */
+	bool retention_done;		   /* its worker came to its end */
+	uint32 retention_busy;		   /* how often in a row it met a lock */
 	pg_atomic_uint32
 		listeners; /* sessions that LISTEN to any of our channels */
 

@@ -48,6 +48,7 @@
 #include "lane.h"
 #include "notify.h"
 #include "pool.h"
+#include "retention.h"
 #include "shmem.h"
 #include "stats.h"
 #include "supervisor.h"
@@ -146,6 +147,8 @@ orchestrator_supervisor_main(Datum main_arg)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
+			if (may_fire)
+				perform(orch_retention_find);
 		}
 		turn(pg_atomic_exchange_u32(&database->wake, 0));
 		MemoryContextReset(turn_context);
@@ -490,6 +493,9 @@ find_work(void)
 	if (!isnull)
 		orch_shmem_lower_due(MyDatabaseId, DatumGetTimestampTz(due));
 
+	if (may_fire)
+		orch_retention_find();
+
 	/* the evidence is used up only when all of it was */
 	for (int i = 0; recovered && i < orch_shared->nguilty; i++)
 	{
@@ -567,6 +573,7 @@ turn(uint32 wake)
 	if (now >= (TimestampTz) pg_atomic_read_u64(&database->next_permit))
 		wake_sleepers();
 	manage_pool();
+	orch_retention_manage(database, may_fire);
 	if (wake & ORCH_WAKE_EVENTS || now >= next_progress)
 		tell_listeners();
 }
@@ -990,6 +997,7 @@ sleep_until_needed(void)
 		until = Min(until, Max(alerts_at, (TimestampTz) pg_atomic_read_u64(
 											  &database->next_alert)));
 	until = Min(until, orch_pool_retry_at());
+	until = Min(until, orch_retention_at(database, may_fire));
 	if (until < DT_NOEND)
 	{
 		timeout = Max(0, Min((until - now + 999) / 1000, 3600 * 1000L));

@@ -36,6 +36,7 @@ workflow
 settle
 executor
 pool
+retention
 supervisor
 database
 launcher
