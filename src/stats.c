@@ -560,6 +560,9 @@ make_cell(const CellKey *key, int chain)
 	return cell;
 }
 
+/*
+ * A cell that is free, or the oldest of those that are not needed any more.
+ */
 static Cell *
 free_cell(void)
 {
@@ -796,16 +799,18 @@ orchestrator_count(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+/*
+ * Whether a snapshot sees the row of a cell.
+ */
 static bool
 is_in_table(const Cell *cell, Snapshot snapshot)
 {
-	if (cell->state == CELL_SAVED)
-		return true;
 	if (cell->state == CELL_OPEN)
 		return false;
-	return TransactionIdIsCurrentTransactionId(cell->writer) ||
-		   (!XidInMVCCSnapshot(cell->writer, snapshot) &&
-			TransactionIdDidCommit(cell->writer));
+	if (TransactionIdIsCurrentTransactionId(cell->writer))
+		return true;
+	return !XidInMVCCSnapshot(cell->writer, snapshot) &&
+		   (cell->state == CELL_SAVED || TransactionIdDidCommit(cell->writer));
 }
 
 /*

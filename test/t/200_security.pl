@@ -68,7 +68,8 @@ subtest 'tasks of somebody else' => sub {
 	my $running = $node->psql_as('app', q{SELECT orchestrator.run('SELECT orchestrator.progress(0.5, ''secret''), pg_sleep(60)')});
 	$node->wait_for("SELECT progress = 0.5 FROM orchestrator.task_status WHERE task_id = $running");
 
-	foreach my $from (qw(task trace task_status task_key trace_log usage_grant definition queue_share))
+	foreach my $from (qw(task trace task_status task_key trace_log usage_grant definition queue_share
+		stats queue_stats definition_stats))
 	{
 		my $rows = $node->psql_as('stranger', "SELECT count(*) FROM orchestrator.$from"
 			  . ($from eq 'usage_grant' ? " g JOIN orchestrator.owner o ON o.id = g.grantee WHERE o.name <> 'stranger'" : ''));
@@ -85,6 +86,7 @@ subtest 'tasks of somebody else' => sub {
 			like(refused($node, 'stranger', "SELECT orchestrator.$call"), qr/task $id does not exist/, "$call is refused");
 		}
 		like(refused($node, 'stranger', "CALL orchestrator.await($id, '1 s')"), qr/task $id does not exist/, 'await is refused');
+		like(refused($node, 'stranger', "SELECT orchestrator.queue_position($id)"), qr/task $id does not exist/, 'queue_position is refused');
 	}
 	foreach my $verb (qw(cancel pause resume retry))
 	{
@@ -163,7 +165,7 @@ SQL
 	}
 
 	# Functions.
-	is($node->safe_psql('postgres', <<'SQL'), '_now,_run_progress,_run_started,_run_steps,_run_traces,_slots,_visible_owners', 'the internal functions that a producer may call');
+	is($node->safe_psql('postgres', <<'SQL'), '_estimated_start,_jobs_ahead,_live_stats,_now,_percentile,_run_progress,_run_started,_run_steps,_run_traces,_sketch,_slots,_visible_owners', 'the internal functions that a producer may call');
 SELECT string_agg(p.proname, ',' ORDER BY p.proname) FROM pg_proc p
 WHERE p.pronamespace = 'orchestrator'::regnamespace AND p.proname LIKE '\_%' AND has_function_privilege('app', p.oid, 'EXECUTE')
 SQL
@@ -171,7 +173,7 @@ SQL
 		'_settle_completed(1, 1, NULL, NULL, NULL)', '_settle_failed(1, 1, \'error\', NULL, NULL, NULL)', '_claim(1, 1, 1, 1)',
 		'_cancel(10, 1, NULL)', '_interrupt(1, 1)', '_yield(1)', '_ready(1, 1, 1)', '_due(now())', '_recover(\'{1}\', \'{1}\', \'{}\')',
 		'_emit(1, 1, NULL, \'created\', \'pending\', NULL, 1, true)', '_grant_usage(10, \'app\', \'admin\')', '_announce()',
-		'_make_partitions(1)', '_owner(10)', '_expire(1)', 'grant_usage(\'app\', \'admin\')', 'revoke_usage(\'stranger\')', 'activate()')
+		'_make_partitions(1)', '_owner(10)', '_expire(1)', '_save_stats(true)', '_seal_stats(true)', '_count(1, 1, 1, \'failed\')', 'grant_usage(\'app\', \'admin\')', 'revoke_usage(\'stranger\')', 'activate()')
 	{
 		like(refused($node, 'app', "SELECT orchestrator.$call"), qr/permission denied/, $call);
 	}
@@ -199,7 +201,7 @@ SELECT string_agg(p.proname, ',') FROM pg_proc p WHERE p.pronamespace = 'orchest
 SQL
 	is($node->safe_psql('postgres', <<'SQL'), '', 'every function that is not C has a search_path of its own');
 SELECT string_agg(p.proname, ',') FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
-WHERE p.pronamespace = 'orchestrator'::regnamespace AND l.lanname <> 'c'
+WHERE p.pronamespace = 'orchestrator'::regnamespace AND l.lanname <> 'c' AND p.prokind <> 'a'
   AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (p.proconfig), false)
 SQL
 };

@@ -153,12 +153,18 @@ sub minute_over
 {
 	my $before = total('queue', 'default');
 	my (%seen, $rows);
+	my $old = $node->background_psql('postgres');
+	my $sum = q(SELECT sum(started) FROM orchestrator.queue_stats WHERE period = 'hour');
+	$old->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ');
+	my $then = $old->query_safe($sum);
 	next_minute();
 	my $until = time + 10;
 	do { $seen{ total('queue', 'default') }++ } until unsaved() == 0 || time > $until;
 	$seen{ total('queue', 'default') }++;
 	is_deeply([ keys %seen ], [$before], 'nothing is missed or seen twice while it is written');
 	saved_ok();
+	is($old->query_safe($sum), $then, 'nor by a snapshot from before');
+	$old->quit;
 	$rows = value($node, q{SELECT count(*) FROM orchestrator.stats WHERE kind = 'definition' AND id = (SELECT id FROM orchestrator.definition WHERE name = 'nap')});
 	cmp_ok($rows, '>=', 1, 'it stands in the table');
 	is(value($node, 'SELECT count(*) - count(DISTINCT (at, kind, id, owner)) FROM orchestrator.stats'), 0, 'once');
