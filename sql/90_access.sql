@@ -92,6 +92,7 @@ BEGIN
                   orchestrator.usage_grant, orchestrator.added_step, orchestrator.signal, orchestrator.checkpoint,
                   orchestrator.run_context, orchestrator.step_memo, orchestrator.trace, orchestrator.task_status, orchestrator.step_status,
                   orchestrator.workflow_status, orchestrator.batch_status, orchestrator.queue_status,
+                  orchestrator.queue_decision, orchestrator.queue_decisions,
                   orchestrator.worker_status, orchestrator.definition_status TO %I', $1);
   -- the policies and views call these as whoever reads
   EXECUTE format('GRANT EXECUTE ON FUNCTION orchestrator._visible_owners(), orchestrator._slots(), orchestrator._now(),
@@ -160,6 +161,7 @@ ALTER TABLE orchestrator.database_identity ENABLE ROW LEVEL SECURITY, FORCE ROW 
 ALTER TABLE orchestrator.owner ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.usage_grant ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.queue ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.queue_decision ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.queue_share ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.definition ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.definition_share ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
@@ -204,6 +206,8 @@ CREATE POLICY visible ON orchestrator.definition FOR SELECT
 CREATE POLICY visible ON orchestrator.queue FOR SELECT
   USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[])
          OR EXISTS (SELECT FROM orchestrator.queue_share s WHERE s.queue = queue.id));
+CREATE POLICY visible ON orchestrator.queue_decision FOR SELECT
+  USING (EXISTS (SELECT FROM orchestrator.queue q WHERE q.id = queue_decision.queue));
 CREATE POLICY visible ON orchestrator.owner FOR SELECT
   USING (id = ANY ((SELECT orchestrator._visible_owners())::int[])
          OR EXISTS (SELECT FROM orchestrator.definition d WHERE d.owner = owner.id)
@@ -218,6 +222,7 @@ SELECT pg_catalog.pg_extension_config_dump('orchestrator.usage_grant', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.queue', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.queue_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.queue_share', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.queue_decision', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.definition', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.definition_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.definition_share', '');

@@ -68,6 +68,8 @@ typedef enum OrchFunction
 	ORCH_FN_SUSPEND,
 	ORCH_FN_ADVANCE,
 	ORCH_FN_START_STEPS,
+	ORCH_FN_LOAD,
+	ORCH_FN_DECIDE,
 	ORCH_FN_COUNT
 } OrchFunction;
 
@@ -131,6 +133,8 @@ typedef struct OrchQueue
 	int32 id; /* hash key */
 	bool paused;
 	OrchLimit limit;
+	int32 min_running;	/* of an adaptive one */
+	int32 last_running; /* likewise: the last decision; 0: none yet */
 } OrchQueue;
 
 /* Call once, from _PG_init. */

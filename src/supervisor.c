@@ -48,6 +48,7 @@
 #include "pool.h"
 #include "shmem.h"
 #include "supervisor.h"
+#include "tune.h"
 
 /* A step that runs longer lets the tasks claimed behind it go. */
 #define LONG_STEP (50 * INT64CONST(1000))
@@ -67,6 +68,9 @@
 /* The second look at what a committed command did to the extension. */
 #define CATALOG_PAUSE (100 * INT64CONST(1000))
 
+/* Between two looks at adaptive queues at work. */
+#define TUNE_INTERVAL USECS_PER_SEC
+
 /* Wait after an error of our own. */
 #define ERROR_PAUSE USECS_PER_SEC
 
@@ -78,6 +82,7 @@ static MemoryContext turn_context = NULL;
 static TimestampTz next_look = DT_NOEND;
 static TimestampTz next_partitions = 0;
 static TimestampTz next_progress = DT_NOEND;
+static TimestampTz next_tune = 0; /* what the one before us looked at */
 static TimestampTz retry_at = DT_NOEND;
 static TimeoutId watchdog;
 static bool may_fire = false;
@@ -116,6 +121,7 @@ static int64 newest_id(void);
 static void make_partitions(void);
 static void manage_pool(void);
 static void wake_sleepers(void);
+static void tune_queues(bool all);
 static void tell_listeners(void);
 static void dismiss_executors(void);
 static void sleep_until_needed(void);
@@ -202,11 +208,15 @@ static void
 check_extension(void)
 {
 	bool present;
+	Oid live;
 
 	StartTransactionCommand();
 	present = OidIsValid(get_extension_oid("orchestrator", true)) &&
 			  orch_catalog(true) != NULL;
-	live_now = present ? orch_catalog(true)->task_live : InvalidOid;
+	live = present ? orch_catalog(true)->task_live : InvalidOid;
+	if (live != live_now && OidIsValid(live_now))
+		orch_tune_forget(MyDatabaseId);
+	live_now = live;
 	CommitTransactionCommand();
 	if (present)
 		return;
@@ -221,6 +231,7 @@ check_extension(void)
 	database->absent = true;
 	database->wanted = false;
 	orch_lane_forget(database->dboid);
+	orch_tune_forget(database->dboid);
 	LWLockRelease(orch_shared->lock);
 	dismiss_executors();
 	proc_exit(0);
@@ -534,6 +545,10 @@ turn(uint32 wake)
 		perform(find_work);
 	if (now >= (TimestampTz) pg_atomic_read_u64(&database->next_permit))
 		wake_sleepers();
+	if (wake & ORCH_WAKE_TUNE)
+		next_tune = Min(next_tune, now + TUNE_INTERVAL);
+	if (now >= next_tune)
+		tune_queues(false);
 	manage_pool();
 	if (wake & ORCH_WAKE_EVENTS || now >= next_progress)
 		tell_listeners();
@@ -573,6 +588,23 @@ wake_sleepers(void)
 	database->limits_changed = false;
 	pg_atomic_write_u64(&database->next_permit, PG_INT64_MAX);
 	orch_shmem_lower_permit(MyDatabaseId, orch_permit_wake(MyDatabaseId, all));
+	if (all)
+		tune_queues(true);
+}
+
+/*
+ * A look at the adaptive queues that are at work; at all of them when queues
+ * were defined.
+ */
+static void
+tune_queues(bool all)
+{
+	next_tune = DT_NOEND;
+	if (!orch_tune_collect(all))
+		return;
+	next_tune = orch_clock() + TUNE_INTERVAL;
+	if (perform(orch_tune_decide))
+		orch_tune_apply();
 }
 
 static void
@@ -875,6 +907,7 @@ sleep_until_needed(void)
 	until =
 		Min(until, (TimestampTz) pg_atomic_read_u64(&database->next_permit));
 	until = Min(until, Min(next_look, Min(next_progress, retry_at)));
+	until = Min(until, next_tune);
 	until = Min(until, orch_pool_retry_at());
 	if (until < DT_NOEND)
 	{

@@ -5,6 +5,7 @@ set -eu
 order="
 compat
 guc
+adapt
 json
 shmem
 note
@@ -22,6 +23,7 @@ enqueue
 notice
 limit
 claim
+tune
 handler
 procedure
 execute
