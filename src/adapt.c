@@ -17,14 +17,16 @@
  * steps that began before the limit was changed is left out.
  *
  *	- Hold: measure the base.  When its mean is known well enough, and the
- *	  pause is over, probe: up and down in turns, by a tenth, at least one.
+ *	  pause is over, probe: up and down in turns, by a tenth, at least one;
+ *	  by more after probes that were kept.
  *	- Probe: measure the other limit, then compare.  Below the knee a slot
  *	  more brings as much as a slot does on average: all of its share.  Above
  *	  it brings less, or harm.  A probe up is kept when it brought at least
  *	  GAIN_UP of that share, one down when it lost at most LOSS_DOWN of it, and
- *	  the next goes on from there at once.  Else the limit goes back, the
- *	  next probe is the other way and comes after a pause, which doubles up to
- *	  MAX_HOLD: a queue that found its place is at it nearly all the time.
+ *	  the next goes on from there at once.  Else the limit goes back; the next
+ *	  probe is a smaller one or, when it was the smallest, the other way after
+ *	  a pause, which doubles up to MAX_HOLD: a queue that found its place is at
+ *	  it nearly all the time.
  *	- A throughput that changes by a quarter while holding ends the pause.
  *	- Steps that fail shrink the limit; it comes back, but not to where they
  *	  failed before CEILING_TIME is over.  What the database is short of
@@ -32,10 +34,11 @@
  *	  was so in two looks in a row.
  *	- When nobody waits nothing is learnt, and nothing is changed.
  *
- * "Known well enough": the standard error of the mean is a quarter of the
- * difference that a slot's share would make, or MAX_WINDOW has passed; never
- * before every slot has run two steps.  So a queue whose steps take a minute
- * needs minutes for each decision.
+ * "Known well enough": the standard error of the mean is a third of the
+ * difference that a slot's share would make, or the comparison is clear by two
+ * standard errors, or MAX_WINDOW has passed; never before every slot has run
+ * two steps.  So a queue whose steps take a minute needs minutes for each
+ * decision.
  */
 #include "postgres.h"
 
@@ -48,7 +51,8 @@
 #include "adapt.h"
 #include "guc.h"
 
-/* A probe changes the limit by one in so many, at least by one. */
+/* A probe changes the limit by one in so many, at least by one; so many times
+ * as much for each two that were kept before it, at most by a half. */
 #define PROBE_SHARE 10
 
 /* Parts of a slot's share of throughput (above). */
@@ -63,13 +67,18 @@
 #define MIN_FAILED 2
 
 #define MIN_WINDOW	 (1 * INT64CONST(1000000))
-#define MAX_WINDOW	 (10 * INT64CONST(1000000))
+#define MAX_WINDOW	 (8 * INT64CONST(1000000))
 #define MIN_HOLD	 (2 * INT64CONST(1000000))
 #define MAX_HOLD	 (16 * INT64CONST(1000000))
 #define CEILING_TIME (30 * INT64CONST(1000000))
 
 /* Steps of every slot in a window. */
 #define STEPS_PER_SLOT 2
+
+/* Standard errors: of the difference that a slot's share would make, and that
+ * make a comparison clear. */
+#define ENOUGH (1.0 / 3)
+#define CLEAR  2
 
 /* Looks are told by their second; one may come a little early. */
 #define EARLY INT64CONST(50000)
@@ -91,8 +100,11 @@ static char *look_at_failures(OrchAdapt *adapt, const OrchAdaptLook *look);
 static char *look_at_pressure(OrchAdapt *adapt, const OrchAdaptLook *look);
 static int32 step_of(const OrchAdapt *adapt);
 static bool is_full(const OrchAdapt *adapt, int64 now);
+static double wanted(const OrchAdapt *adapt);
+static bool is_clear(const OrchAdapt *adapt);
 static char *hold(OrchAdapt *adapt, const OrchAdaptLook *look);
 static int32 probe_limit(const OrchAdapt *adapt, const OrchAdaptLook *look);
+static void turn_back(OrchAdapt *adapt);
 static char *probe(OrchAdapt *adapt, const OrchAdaptLook *look,
 				   const char *because);
 static char *judge(OrchAdapt *adapt, const OrchAdaptLook *look);
@@ -243,6 +255,7 @@ shrink(OrchAdapt *adapt, const OrchAdaptLook *look, char *reason)
 	adapt->ceiling_until = look->now + CEILING_TIME;
 	adapt->phase = ORCH_ADAPT_HOLD;
 	adapt->direction = 1;
+	adapt->streak = 0;
 	adapt->hold = 0;
 	adapt->hold_until = look->now;
 	adapt->rate = 0;
@@ -311,7 +324,11 @@ leave_slack(OrchAdapt *adapt, const OrchAdaptLook *look)
 static int32
 step_of(const OrchAdapt *adapt)
 {
-	return adapt->doubling ? adapt->base : Max(adapt->base / PROBE_SHARE, 1);
+	int32 least = Max(adapt->base / PROBE_SHARE, 1);
+
+	if (adapt->doubling)
+		return adapt->base;
+	return Max(least, Min(least * (1 + adapt->streak / 2), adapt->base / 2));
 }
 
 /*
@@ -329,7 +346,37 @@ is_full(const OrchAdapt *adapt, int64 now)
 		   window->steps >= STEPS_PER_SLOT * adapt->limit &&
 		   (age >= MAX_WINDOW ||
 			relative_error(window) <=
-				(double) step_of(adapt) / adapt->base / 4);
+				(double) step_of(adapt) / adapt->base * ENOUGH ||
+			is_clear(adapt));
+}
+
+/*
+ * The throughput that a probe must have for the limit to stay there.
+ */
+static double
+wanted(const OrchAdapt *adapt)
+{
+	double share = (double) (adapt->limit - adapt->base) / adapt->base;
+	double part = share < 0			? LOSS_DOWN
+				  : adapt->doubling ? GAIN_DOUBLING
+									: GAIN_UP;
+
+	return adapt->rate * (1 + part * share);
+}
+
+/*
+ * Whether a probe that goes on would not change its outcome.
+ */
+static bool
+is_clear(const OrchAdapt *adapt)
+{
+	double rate = orch_adapt_rate(&adapt->window, adapt->limit);
+	double error = relative_error(&adapt->window);
+
+	return adapt->phase == ORCH_ADAPT_PROBE &&
+		   fabs(rate - wanted(adapt)) >
+			   CLEAR * rate *
+				   sqrt(error * error + adapt->error * adapt->error);
 }
 
 static char *
@@ -337,10 +384,19 @@ hold(OrchAdapt *adapt, const OrchAdaptLook *look)
 {
 	double rate = orch_adapt_rate(&adapt->window, adapt->limit);
 
-	if (look->now < adapt->hold_until &&
-		fabs(rate - adapt->rate) <= DRIFT * adapt->rate)
+	if (look->now < adapt->hold_until)
+	{
+		/* measure anew: what was before is part of this window */
+		if (fabs(rate - adapt->rate) > DRIFT * adapt->rate)
+		{
+			adapt->hold = 0;
+			adapt->hold_until = look->now;
+			clear_window(adapt, look->now);
+		}
 		return NULL;
+	}
 	adapt->rate = rate;
+	adapt->error = relative_error(&adapt->window);
 	return probe(adapt, look,
 				 psprintf("%d do %.1f steps/s", adapt->base, rate * 1e6));
 }
@@ -354,11 +410,21 @@ probe_limit(const OrchAdapt *adapt, const OrchAdaptLook *look)
 	int32 top = look->max_running;
 
 	if (adapt->direction < 0)
-		return Max(adapt->base - Max(adapt->base / PROBE_SHARE, 1),
-				   look->min_running);
+		return Max(adapt->base - step_of(adapt), look->min_running);
 	if (look->now < adapt->ceiling_until)
 		top = Min(top, adapt->ceiling - 1);
 	return Max(Min(adapt->base + step_of(adapt), top), adapt->base);
+}
+
+/*
+ * The next probe is the other way.
+ */
+static void
+turn_back(OrchAdapt *adapt)
+{
+	adapt->doubling = false;
+	adapt->streak = 0;
+	adapt->direction = -adapt->direction;
 }
 
 /*
@@ -371,8 +437,7 @@ probe(OrchAdapt *adapt, const OrchAdaptLook *look, const char *because)
 
 	if (limit == adapt->base)
 	{
-		adapt->doubling = false;
-		adapt->direction = -adapt->direction;
+		turn_back(adapt);
 		limit = probe_limit(adapt, look);
 	}
 	if (limit == adapt->base)
@@ -389,29 +454,26 @@ static char *
 judge(OrchAdapt *adapt, const OrchAdaptLook *look)
 {
 	double rate = orch_adapt_rate(&adapt->window, adapt->limit);
-	double share = (double) (adapt->limit - adapt->base) / adapt->base;
-	double part = share < 0			? LOSS_DOWN
-				  : adapt->doubling ? GAIN_DOUBLING
-									: GAIN_UP;
-	bool better = rate >= adapt->rate * (1 + part * share);
 	char *because = psprintf("%d do %.1f steps/s, %d did %.1f", adapt->limit,
 							 rate * 1e6, adapt->base, adapt->rate * 1e6);
 
 	adapt->phase = ORCH_ADAPT_HOLD;
-	if (better)
+	if (rate >= wanted(adapt))
 	{
 		adapt->base = adapt->limit;
 		adapt->rate = rate;
+		adapt->error = relative_error(&adapt->window);
+		adapt->streak++;
 		adapt->hold = 0;
-		adapt->hold_until = look->now;
 		return probe(adapt, look, because);
 	}
-	if (!adapt->doubling)
+	if (!adapt->doubling && adapt->streak < 2)
 	{
-		adapt->direction = -adapt->direction;
+		turn_back(adapt);
 		adapt->hold = Min(Max(adapt->hold * 2, MIN_HOLD), MAX_HOLD);
 	}
 	adapt->doubling = false;
+	adapt->streak = 0;
 	adapt->hold_until = look->now + adapt->hold;
 	return change(adapt, adapt->base, look->now,
 				  psprintf("%s: back to %d", because, adapt->base));

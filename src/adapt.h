@@ -33,12 +33,14 @@ typedef enum OrchAdaptPhase
 /* What is remembered of a queue.  Times are of the monotonic clock. */
 typedef struct OrchAdapt
 {
-	int32 limit; /* in force; 0: not begun */
-	int32 base;	 /* known to be good */
-	double rate; /* of the base, steps per microsecond; 0: not measured */
+	int32 limit;  /* in force; 0: not begun */
+	int32 base;	  /* known to be good */
+	double rate;  /* of the base, steps per microsecond; 0: not measured */
+	double error; /* of that, relative */
 	OrchAdaptPhase phase;
 	int32 direction;	 /* of the probe, or of the next: 1 or -1 */
 	bool doubling;		 /* slow start: probes are twice the base */
+	int32 streak;		 /* probes this way that were kept in a row */
 	bool slack;			 /* nobody waited: what is measured says nothing */
 	bool pressed;		 /* the database was short of something a look ago */
 	int64 since;		 /* when the window began */
