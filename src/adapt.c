@@ -95,7 +95,8 @@ static void merge(OrchAdaptSample *window, const OrchAdaptSample *sample,
 static double relative_error(const OrchAdaptSample *sample);
 static char *change(OrchAdapt *adapt, int32 limit, int64 now, char *reason);
 static char *keep_bounds(OrchAdapt *adapt, const OrchAdaptLook *look);
-static char *shrink(OrchAdapt *adapt, const OrchAdaptLook *look, char *reason);
+static char *shrink(OrchAdapt *adapt, const OrchAdaptLook *look, bool failed,
+					char *reason);
 static char *look_at_failures(OrchAdapt *adapt, const OrchAdaptLook *look);
 static char *look_at_pressure(OrchAdapt *adapt, const OrchAdaptLook *look);
 static int32 step_of(const OrchAdapt *adapt);
@@ -244,15 +245,19 @@ keep_bounds(OrchAdapt *adapt, const OrchAdaptLook *look)
 }
 
 /*
- * Far below where it was, it comes back by doubling.
+ * Where steps failed it is not to be again soon; where the database was short
+ * of something, not to where that began.  Far below it comes back by doubling.
  */
 static char *
-shrink(OrchAdapt *adapt, const OrchAdaptLook *look, char *reason)
+shrink(OrchAdapt *adapt, const OrchAdaptLook *look, bool failed, char *reason)
 {
 	int32 limit = Max((int32) (adapt->limit * SHRINK), look->min_running);
 
-	adapt->ceiling = adapt->limit;
-	adapt->ceiling_until = look->now + CEILING_TIME;
+	if (failed || look->now >= adapt->ceiling_until)
+	{
+		adapt->ceiling = adapt->limit;
+		adapt->ceiling_until = look->now + CEILING_TIME;
+	}
 	adapt->phase = ORCH_ADAPT_HOLD;
 	adapt->direction = 1;
 	adapt->streak = 0;
@@ -278,7 +283,7 @@ look_at_failures(OrchAdapt *adapt, const OrchAdaptLook *look)
 	if (failed < MIN_FAILED ||
 		failed * 100 < window->steps * orch_adaptive_failures)
 		return NULL;
-	return shrink(adapt, look,
+	return shrink(adapt, look, true,
 				  psprintf("%.0f of %.0f steps failed, %.0f of them timed out",
 						   failed, window->steps, window->timed_out));
 }
@@ -292,7 +297,7 @@ look_at_pressure(OrchAdapt *adapt, const OrchAdaptLook *look)
 	if (!again || look->pressure == NULL)
 		return NULL;
 	adapt->pressed = false;
-	return shrink(adapt, look, pstrdup(look->pressure));
+	return shrink(adapt, look, false, pstrdup(look->pressure));
 }
 
 /*

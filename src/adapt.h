@@ -46,7 +46,7 @@ typedef struct OrchAdapt
 	int64 since;		 /* when the window began */
 	int64 hold;			 /* pause between two probes */
 	int64 hold_until;	 /* no probe before */
-	int32 ceiling;		 /* steps failed at this limit ... */
+	int32 ceiling;		 /* it was too much at this limit ... */
 	int64 ceiling_until; /* ... which is not tried again before */
 	OrchAdaptSample window;
 	OrchAdaptSample measured; /* what the last change was decided on */
