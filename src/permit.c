@@ -475,8 +475,10 @@ orch_permit_adapt(Oid dboid, int64 id, int32 limit)
 	permit = find_permit(dboid, id, limit > 0, orch_monotonic());
 	if (permit != NULL)
 	{
+		bool grows = limit == 0 || limit > permit->adaptive;
+
 		permit->adaptive = limit;
-		if (permit->waiting && permit->wait_until == 0)
+		if (grows && permit->waiting && permit->wait_until == 0)
 		{
 			permit->waiting = false;
 			woken = orch_lane_unblock(dboid, id);

@@ -548,7 +548,7 @@ turn(uint32 wake)
 	if (wake & ORCH_WAKE_TUNE)
 		next_tune = Min(next_tune, now + TUNE_INTERVAL);
 	if (now >= next_tune)
-		tune_queues(false);
+		tune_queues(next_tune == 0);
 	manage_pool();
 	if (wake & ORCH_WAKE_EVENTS || now >= next_progress)
 		tell_listeners();

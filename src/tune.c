@@ -53,6 +53,7 @@ typedef struct Subject
 
 static Subject subjects[ORCH_MAX_TUNED];
 static int nsubjects = 0;
+static bool resumed = false; /* this supervisor has made a look */
 
 static bool report_run(const OrchBatch *batch, const int *numbers, int n,
 					   double busy, int64 since);
@@ -250,6 +251,14 @@ look_at(Subject *subject, const Load *load)
 			write_decision(subject, 0, "start", load);
 		return;
 	}
+	if (!resumed && before != queue->limit.adaptive)
+	{
+		/* the one before us ended between its commit and orch_tune_apply() */
+		orch_adapt_begin(&subject->adapt, queue->limit.adaptive, false,
+						 look.now);
+		subject->changed = true;
+		return;
+	}
 	reason = orch_adapt_decide(&subject->adapt, &look);
 	subject->changed = reason != NULL;
 	if (subject->changed)
@@ -337,6 +346,7 @@ describe(const OrchAdapt *adapt, int32 limit, const Load *load)
 void
 orch_tune_apply(void)
 {
+	resumed = true;
 	for (int i = 0; i < nsubjects; i++)
 	{
 		Subject *subject = &subjects[i];
