@@ -110,6 +110,7 @@ static char *probe(OrchAdapt *adapt, const OrchAdaptLook *look,
 				   const char *because);
 static char *judge(OrchAdapt *adapt, const OrchAdaptLook *look);
 static char *leave_slack(OrchAdapt *adapt, const OrchAdaptLook *look);
+static void give_up(OrchAdapt *adapt, int64 now);
 
 PG_FUNCTION_INFO_V1(orchestrator_adapt);
 
@@ -307,20 +308,29 @@ look_at_pressure(OrchAdapt *adapt, const OrchAdaptLook *look)
 static char *
 leave_slack(OrchAdapt *adapt, const OrchAdaptLook *look)
 {
-	bool was_probe = adapt->phase == ORCH_ADAPT_PROBE;
-	int32 tried = adapt->limit;
-
 	if (look->waiting)
 		clear_window(adapt, look->now);
 	else
 		adapt->since = look->now;
 	adapt->slack = !look->waiting;
-	adapt->phase = ORCH_ADAPT_HOLD;
-	if (!was_probe || tried == adapt->base)
+	if (adapt->phase == ORCH_ADAPT_HOLD)
 		return NULL;
+	give_up(adapt, look->now);
 	return change(
 		adapt, adapt->base, look->now,
-		psprintf("nobody waits at %d: back to %d", tried, adapt->base));
+		psprintf("nobody waits at %d: back to %d", adapt->limit, adapt->base));
+}
+
+/*
+ * A probe was the smallest and brought nothing: the other way, a while later.
+ */
+static void
+give_up(OrchAdapt *adapt, int64 now)
+{
+	adapt->phase = ORCH_ADAPT_HOLD;
+	turn_back(adapt);
+	adapt->hold = Min(Max(adapt->hold * 2, MIN_HOLD), MAX_HOLD);
+	adapt->hold_until = now + adapt->hold;
 }
 
 /*
@@ -472,14 +482,13 @@ judge(OrchAdapt *adapt, const OrchAdaptLook *look)
 		adapt->hold = 0;
 		return probe(adapt, look, because);
 	}
-	if (!adapt->doubling && adapt->streak < 2)
+	if (adapt->doubling || adapt->streak >= 2)
 	{
-		turn_back(adapt);
-		adapt->hold = Min(Max(adapt->hold * 2, MIN_HOLD), MAX_HOLD);
+		adapt->doubling = false;
+		adapt->streak = 0;
 	}
-	adapt->doubling = false;
-	adapt->streak = 0;
-	adapt->hold_until = look->now + adapt->hold;
+	else
+		give_up(adapt, look->now);
 	return change(adapt, adapt->base, look->now,
 				  psprintf("%s: back to %d", because, adapt->base));
 }

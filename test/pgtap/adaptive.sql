@@ -1,6 +1,6 @@
 -- Adaptive queues: the rule, by simulation, and what is written of its decisions.
 \ir lib/setup.psql
-SELECT plan(65);
+SELECT plan(68);
 
 -- The mean time of a step when n run at once.
 CREATE FUNCTION latency(model text, k float8, base float8, n int) RETURNS float8 LANGUAGE sql AS $$
@@ -81,6 +81,24 @@ FROM orchestrator._adapt(NULL, 1, 16, 1, 0, 0, 0, 0, 0, true, NULL) a, orchestra
 
 -- Nobody waits
 SELECT is(s.changes || ' ' || s.running, '0 4', 'nothing is tried when nobody waits') FROM simulate('free', 1, 0.05, 0, 1, 16, 20, waiting => false) s;
+SELECT state AS at_best FROM simulate('knee', 6, 0.05, 0, 1, 16, 25) \gset
+SELECT is(s.changes, 0, 'while it holds, neither') FROM simulate('knee', 6, 0.05, 0, 1, 16, 60, waiting => false, state => (SELECT a.state FROM orchestrator._adapt(:'at_best', 1, 16, 26, 0, 0, 0, 0, 0, false, NULL) a), from_second => 26) s;
+SELECT is(b.running || ' ' || c.running || ': ' || c.reason, '8 4: nobody waits at 8: back to 4', 'a probe at which nobody waits is over')
+FROM orchestrator._adapt(NULL, 1, 16, 0, 0, 0, 0, 0, 0, true, NULL) a, orchestrator._adapt(a.state, 1, 16, 1, 80, 0, 0, 4, 0, true, NULL) b,
+     orchestrator._adapt(b.state, 1, 16, 2, 80, 0, 0, 4, 0, false, NULL) c;
+TRUNCATE looks;
+DO $$
+DECLARE
+  s bytea; n int; r text; v_changes int := 0;
+BEGIN
+  SELECT a.state, a.running INTO s, n FROM orchestrator._adapt(NULL, 1, 16, 0, 0, 0, 0, 0, 0, true, NULL) a;
+  FOR t IN 1..60 LOOP
+    SELECT a.state, a.running, a.reason INTO s, n, r FROM orchestrator._adapt(s, 1, 16, t, n * 20, 0, 0, n, 0, n <= 4, NULL) a;
+    v_changes := v_changes + (r IS NOT NULL)::int;
+  END LOOP;
+  INSERT INTO looks VALUES (0, n, NULL, v_changes::text);
+END $$;
+SELECT ok(reason::int < 16 AND running BETWEEN 3 AND 5, 'and seldom repeated: ' || reason || ' changes in a minute') FROM looks;
 
 -- Bounds that change
 SELECT is(b.running || ': ' || b.reason, '3: max_running is 3', 'a smaller max_running') FROM orchestrator._adapt(NULL, 1, 64, 1, 0, 0, 0, 0, 0, true, NULL) a, orchestrator._adapt(a.state, 1, 3, 2, 0, 0, 0, 0, 0, true, NULL) b;
