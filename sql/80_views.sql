@@ -17,9 +17,14 @@ CREATE VIEW orchestrator.trace WITH (security_invoker = true) AS
   SELECT t.id, t.finished_at, 'completed', t.attempt,
          jsonb_build_object('duration_ms', round(extract(epoch FROM t.finished_at - t.started_at) * 1000, 3)), t.owner, t.epoch
   FROM orchestrator.task t
-  WHERE t.state = 'completed';
+  WHERE t.state = 'completed'
+  UNION ALL
+  SELECT NULL, d.at, 'decision', NULL,
+         d.measured || jsonb_build_object('queue', q.name, 'before', d.before, 'running', d.running, 'reason', d.reason), q.owner, NULL
+  FROM orchestrator.queue_decision d
+  JOIN orchestrator.queue q ON q.id = d.queue;
 COMMENT ON VIEW orchestrator.trace IS
-  'Audit trail: every transition of every task. Filter by task_id, order by at';
+  'Audit trail: every transition of every task, and (without task_id) the decisions about adaptive queues. Filter by task_id, order by at';
 
 -- When the first step of a live run started; null: none did. Its row says only
 -- that it waits. Called by the views as whoever reads.
@@ -273,10 +278,14 @@ CREATE VIEW orchestrator.queue_status WITH (security_invoker = true) AS
          coalesce(c.waiting, 0) AS waiting, coalesce(c.held, 0) AS held,
          q.paused_at, q.description, q.metadata, q.created_at,
          coalesce(c.parked, 0) AS parked, q.max_running, coalesce(p.running, 0) AS busy,
-         q.rate_limit, q.rate_period, coalesce(p.started, 0) AS started
+         q.rate_limit, q.rate_period, coalesce(p.started, 0) AS started,
+         CASE WHEN q.adaptive THEN least(greatest(coalesce(d.running, ceil(sqrt(q.max_running))), q.min_running, 1), q.max_running)::int
+              ELSE q.max_running END AS effective_max_running,
+         CASE WHEN q.adaptive THEN d.at END AS decided_at, CASE WHEN q.adaptive THEN d.reason END AS decision
   FROM orchestrator.queue q
   LEFT JOIN orchestrator.owner o ON o.id = q.owner
   LEFT JOIN orchestrator._permits() p ON p.id = orchestrator._limit_id('queue', q.id, '')
+  LEFT JOIN LATERAL (SELECT x.running, x.at, x.reason FROM orchestrator.queue_decision x WHERE x.queue = q.id ORDER BY x.number DESC LIMIT 1) d ON q.adaptive
   LEFT JOIN (
     SELECT t.queue,
            count(*) FILTER (WHERE t.state = 'pending' AND s.task_id IS NULL) AS pending,
@@ -314,6 +323,14 @@ CREATE VIEW orchestrator.quota_status WITH (security_invoker = true) AS
   WHERE o.id <> 0;
 COMMENT ON VIEW orchestrator.quota_status IS 'Roles with a quota (set_quota), and what of it they use; null: any number';
 
+CREATE VIEW orchestrator.queue_decisions WITH (security_invoker = true) AS
+  SELECT q.name AS queue, o.name AS owner, d.number, d.at, d.before, d.running, d.reason, d.measured
+  FROM orchestrator.queue_decision d
+  JOIN orchestrator.queue q ON q.id = d.queue
+  LEFT JOIN orchestrator.owner o ON o.id = q.owner;
+COMMENT ON VIEW orchestrator.queue_decisions IS
+  'The last changes of the limits of adaptive queues that the reader may use, and why they were made';
+
 CREATE VIEW orchestrator.worker_status WITH (security_invoker = true) AS
   SELECT s.pid, s.kind, pg_get_userbyid(s.role) AS role, s.task_id, s.state, s.since, s.progress, s.message, s.stage,
          s.attempt, s.started_at, s.claimed
@@ -350,7 +367,7 @@ CREATE VIEW orchestrator.definition_status WITH (security_invoker = true) AS
 COMMENT ON VIEW orchestrator.definition_status IS
   'Definitions that the reader may use, by version, and the unfinished tasks of them that it may see';
 
-COMMENT ON COLUMN orchestrator.trace.event IS 'created, started, completed, failed, retrying, cancelled, paused, resumed, released (given back, not counted), notice, timeout; of runs also skipped, repeating, signalled, steps_added, checkpoint, reset, compensated, undo_failed, callback_failed';
+COMMENT ON COLUMN orchestrator.trace.event IS 'created, started, completed, failed, retrying, cancelled, paused, resumed, released (given back, not counted), notice, timeout; of queues (with no task_id) decision; of runs also skipped, repeating, signalled, steps_added, checkpoint, reset, compensated, undo_failed, callback_failed';
 COMMENT ON COLUMN orchestrator.trace.attempt IS 'The attempt it belongs to, or the last one before it; 0: none yet';
 COMMENT ON COLUMN orchestrator.task_status.state IS 'As in task; running as soon as an executor runs its step, or the first of its steps started, whatever its row says';
 COMMENT ON COLUMN orchestrator.task_status.progress IS 'From 0 to 1: what the step reported by progress(); 1 when completed. Of a task with steps their weighted mean, of a map or batch the mean of its items';
@@ -387,6 +404,10 @@ COMMENT ON COLUMN orchestrator.queue_status.parked IS 'Of the pending tasks, tho
 COMMENT ON COLUMN orchestrator.queue_status.busy IS 'Executors that run its steps now, where it has max_running: never more than that';
 COMMENT ON COLUMN orchestrator.queue_status.started IS 'Steps started within rate_period, where it has rate_limit';
 COMMENT ON COLUMN orchestrator.definition_status.busy IS 'Executors that run it now, where it has max_running; all versions together';
+COMMENT ON COLUMN orchestrator.queue_status.effective_max_running IS 'What max_running is now: of an adaptive queue, as it was last decided';
+COMMENT ON COLUMN orchestrator.queue_status.decided_at IS 'Of an adaptive queue, when that was; decision says why';
+COMMENT ON COLUMN orchestrator.queue_decisions.running IS 'Executors that may run steps of the queue at once from then on';
+COMMENT ON COLUMN orchestrator.queue_decisions.measured IS 'Since the decision before: steps, failed, timed_out, latency_ms, per_second; and of the database: replication_lag (bytes), lock_waits, active, free_connections';
 COMMENT ON COLUMN orchestrator.worker_status.state IS 'Of an executor: starting, idle, busy or dead; of other workers: running';
 COMMENT ON COLUMN orchestrator.worker_status.since IS 'When it entered this state';
 COMMENT ON COLUMN orchestrator.worker_status.claimed IS 'Tasks that it has claimed and not finished';

@@ -93,6 +93,7 @@ BEGIN
                   orchestrator.run_context, orchestrator.step_memo, orchestrator.partition_state, orchestrator.archive_hook,
                   orchestrator.archive_run, orchestrator.retention_status, orchestrator.trace, orchestrator.task_status, orchestrator.step_status,
                   orchestrator.workflow_status, orchestrator.batch_status, orchestrator.queue_status,
+                  orchestrator.queue_decision, orchestrator.queue_decisions,
                   orchestrator.worker_status, orchestrator.definition_status, orchestrator.stats,
                   orchestrator.stats_by_period, orchestrator.queue_stats, orchestrator.definition_stats,
                   orchestrator.role_quota, orchestrator.quota_status, orchestrator.alert, orchestrator.alert_status,
@@ -171,6 +172,7 @@ ALTER TABLE orchestrator.usage_grant ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL 
 ALTER TABLE orchestrator.queue ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.role_quota ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.alert ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.queue_decision ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.queue_share ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.definition ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.definition_share ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
@@ -231,6 +233,8 @@ CREATE POLICY visible ON orchestrator.role_quota FOR SELECT
   USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
 CREATE POLICY visible ON orchestrator.alert FOR SELECT
   USING (EXISTS (SELECT FROM orchestrator.queue q WHERE q.id = alert.queue));
+CREATE POLICY visible ON orchestrator.queue_decision FOR SELECT
+  USING (EXISTS (SELECT FROM orchestrator.queue q WHERE q.id = queue_decision.queue));
 CREATE POLICY visible ON orchestrator.owner FOR SELECT
   USING (id = ANY ((SELECT orchestrator._visible_owners())::int[])
          OR EXISTS (SELECT FROM orchestrator.definition d WHERE d.owner = owner.id)
@@ -254,6 +258,7 @@ SELECT pg_catalog.pg_extension_config_dump('orchestrator.queue_share', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.role_quota', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.alert', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.alert_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.queue_decision', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.definition', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.definition_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.definition_share', '');

@@ -103,6 +103,8 @@ static const struct
 	{"_forget_range", 2, {INT8OID, INT8OID}},
 	{"_forget_keys", 0, {0}},
 	{"_drop_expired", 1, {INT8OID}},
+	{"_load", 0, {0}},
+	{"_decide", 5, {INT4OID, INT4OID, INT4OID, TEXTOID, JSONBOID}},
 };
 
 /* A name as a role knows it; a role that was renamed is another owner. */
@@ -172,6 +174,8 @@ static void fill_limit(OrchLimit *limit, OrchLimitKind kind, HeapTuple row,
 static int32 column_int(HeapTuple row, TupleDesc desc, const char *column);
 static HeapTuple fetch_current(int32 owner, const char *name);
 static void fill_queue(OrchQueue *queue, HeapTuple row, TupleDesc desc);
+static void fill_adaptive(OrchQueue *queue, HeapTuple row, TupleDesc desc);
+static int32 fetch_last_running(int32 queue);
 
 PG_FUNCTION_INFO_V1(orchestrator_as_owner);
 PG_FUNCTION_INFO_V1(orchestrator_has_partitions);
@@ -890,6 +894,7 @@ fill_queue(OrchQueue *queue, HeapTuple row, TupleDesc desc)
 	fill_limit(&queue->limit, ORCH_LIMIT_QUEUE, row, desc, "max_running",
 			   "rate_limit", "rate_period");
 	queue->limit.id = orch_permit_id(ORCH_LIMIT_QUEUE, queue->id, "", 0);
+	fill_adaptive(queue, row, desc);
 	if (path != NULL)
 	{
 		queue->tenant =
@@ -986,6 +991,62 @@ fetch_current(int32 owner, const char *name)
 	UnregisterSnapshot(snapshot);
 	table_close(rel, AccessShareLock);
 	return row;
+}
+
+/*
+ * An adaptive queue starts where it was when the server ended, if it was.
+ */
+static void
+fill_adaptive(OrchQueue *queue, HeapTuple row, TupleDesc desc)
+{
+	int32 max_running = queue->limit.max_running;
+	bool isnull;
+
+	if (max_running == 0 ||
+		!DatumGetBool(
+			heap_getattr(row, SPI_fnumber(desc, "adaptive"), desc, &isnull)))
+		return;
+	queue->min_running = Max(column_int(row, desc, "min_running"), 1);
+	queue->last_running = fetch_last_running(queue->id);
+	if (queue->last_running > 0)
+		queue->limit.adaptive =
+			Max(Min(queue->last_running, max_running), queue->min_running);
+	else
+		queue->limit.adaptive =
+			orch_adapt_start(queue->min_running, max_running);
+}
+
+/*
+ * What was last decided of an adaptive queue; 0: nothing.
+ */
+static int32
+fetch_last_running(int32 queue)
+{
+	Oid schema = orch_catalog(false)->schema;
+	Relation rel = table_open(get_relname_relid("queue_decision", schema),
+							  AccessShareLock);
+	Relation index = index_open(
+		get_relname_relid("queue_decision_pkey", schema), AccessShareLock);
+	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
+	int column = get_attnum(RelationGetRelid(rel), "running");
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple row;
+	bool isnull;
+	int32 running = 0;
+
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT4EQ,
+				Int32GetDatum(queue));
+	scan = systable_beginscan_ordered(rel, index, snapshot, 1, &key);
+	row = systable_getnext_ordered(scan, BackwardScanDirection);
+	if (HeapTupleIsValid(row))
+		running = DatumGetInt32(
+			heap_getattr(row, column, RelationGetDescr(rel), &isnull));
+	systable_endscan_ordered(scan);
+	UnregisterSnapshot(snapshot);
+	index_close(index, AccessShareLock);
+	table_close(rel, AccessShareLock);
+	return running;
 }
 
 /*

@@ -86,6 +86,8 @@ typedef enum OrchFunction
 	ORCH_FN_FORGET_RANGE,
 	ORCH_FN_FORGET_KEYS,
 	ORCH_FN_DROP_EXPIRED,
+	ORCH_FN_LOAD,
+	ORCH_FN_DECIDE,
 	ORCH_FN_COUNT
 } OrchFunction;
 
@@ -151,6 +153,8 @@ typedef struct OrchQueue
 	bool paused;
 	int32 weight;
 	OrchLimit limit;
+	int32 min_running;	  /* of an adaptive one */
+	int32 last_running;	  /* likewise: the last decision; 0: none yet */
 	Datum tenant;		  /* jsonpath; 0: its tenants do not take turns */
 	Datum tenant_weights; /* jsonb; 0: none */
 	Datum no_variables;	  /* for the path: an empty object */

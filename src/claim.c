@@ -363,8 +363,14 @@ park(LaneScan *scan, const OrchRow *row, ItemPointer tid, int64 limit)
 static void
 keep_limits(OrchBatch *batch, OrchTask *task, const OrchLimit *limits, int n)
 {
+	task->tuned = 0;
 	if (n == 0)
 		return;
+	for (int i = 0; i < n; i++)
+	{
+		if (limits[i].adaptive > 0)
+			task->tuned = limits[i].id;
+	}
 	task->nlimits = n;
 	task->limits = MemoryContextAlloc(batch->context, n * sizeof(OrchLimit));
 	memcpy(task->limits, limits, n * sizeof(OrchLimit));

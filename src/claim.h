@@ -64,6 +64,7 @@ typedef struct OrchTask
 	const OrchSuspension *suspension; /* of a suspended procedure */
 	int nlimits;
 	OrchLimit *limits; /* that were taken for it */
+	int64 tuned;	   /* limit of its queue, if that is adaptive; 0: is not */
 } OrchTask;
 
 /* What an executor took at once. */

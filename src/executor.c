@@ -49,6 +49,7 @@
 #include "limit.h"
 #include "note.h"
 #include "settle.h"
+#include "tune.h"
 #include "workflow.h"
 
 /* While a batch runs: does a step take so long that the others should go? */
@@ -66,6 +67,7 @@ static OrchExecutor *me = NULL;
 static OrchBatch *batch = NULL;
 static int solo_left = 0; /* tasks to run one by one */
 static int64 tasks_done = 0;
+static int64 occupied_since = 0; /* by the steps to be settled next */
 static int recheck = 0; /* wait before looking at locked rows again; 0: none */
 static bool role_changed = false;
 static TimeoutId watch_timer;
@@ -324,6 +326,7 @@ run_batch(int lane)
 {
 	MemoryContextReset(batch->context);
 	batch->solo = solo_left > 0;
+	occupied_since = orch_monotonic();
 	if (claim(lane) > 0)
 	{
 		if (batch->nclaimed > 1 || goes_on(&batch->tasks[0]))
@@ -781,6 +784,7 @@ finish_group(const StepGroup *group)
 	}
 	if (batch->fast)
 		orch_depth_started(claimed);
+	orch_tune_report(batch, group->numbers, group->n, &occupied_since);
 	tasks_done += group->n;
 	if (solo_left > 0)
 		solo_left -= group->n;

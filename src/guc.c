@@ -15,6 +15,10 @@
 
 #include "guc.h"
 
+int orch_adaptive_failures = 10;
+int orch_adaptive_free_connections = 5;
+int orch_adaptive_lock_waits = 25;
+int orch_adaptive_replication_lag = 64;
 int orch_batch_size = 200;
 int orch_batch_time = 10;
 int orch_executor_idle_timeout = 600;
@@ -37,6 +41,7 @@ bool orch_track_resources = false;
 
 bool orch_preloaded = false;
 
+static void define_adaptive_settings(void);
 static void define_batch_settings(void);
 static void define_executor_settings(void);
 static void define_task_settings(void);
@@ -44,10 +49,39 @@ static void define_task_settings(void);
 void
 orch_guc_define(void)
 {
+	define_adaptive_settings();
 	define_batch_settings();
 	define_executor_settings();
 	define_task_settings();
 	MarkGUCPrefixReserved("orchestrator");
+}
+
+/*
+ * What shrinks the limit of adaptive queues.
+ */
+static void
+define_adaptive_settings(void)
+{
+	DefineCustomIntVariable(
+		"orchestrator.adaptive_failures",
+		"Percentage of failed steps that shrinks the limit of an adaptive queue.",
+		NULL, &orch_adaptive_failures, 10, 1, 100, PGC_SIGHUP, 0, NULL, NULL,
+		NULL);
+	DefineCustomIntVariable(
+		"orchestrator.adaptive_free_connections",
+		"Free connections below which the limits of adaptive queues shrink.",
+		"0 turns it off.", &orch_adaptive_free_connections, 5, 0, 10000,
+		PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable(
+		"orchestrator.adaptive_lock_waits",
+		"Percentage of active sessions of the database that wait for a lock, from which on the limits of adaptive queues shrink.",
+		"0 turns it off.", &orch_adaptive_lock_waits, 25, 0, 100, PGC_SIGHUP,
+		0, NULL, NULL, NULL);
+	DefineCustomIntVariable(
+		"orchestrator.adaptive_replication_lag",
+		"WAL that a connected standby may be behind before the limits of adaptive queues shrink.",
+		"0 turns it off.", &orch_adaptive_replication_lag, 64, 0, INT_MAX,
+		PGC_SIGHUP, GUC_UNIT_MB, NULL, NULL, NULL);
 }
 
 /*

@@ -5,6 +5,10 @@
 #ifndef ORCHESTRATOR_GUC_H
 #define ORCHESTRATOR_GUC_H
 
+extern int orch_adaptive_failures;
+extern int orch_adaptive_free_connections;
+extern int orch_adaptive_lock_waits;
+extern int orch_adaptive_replication_lag;
 extern int orch_batch_size;
 extern int orch_batch_time;
 extern int orch_executor_idle_timeout;

@@ -44,6 +44,7 @@
 #include "lane.h"
 #include "launcher.h"
 #include "shmem.h"
+#include "tune.h"
 
 #define MAX_PROBES	   2
 #define PROBE_INTERVAL (50 * INT64CONST(1000))
@@ -502,6 +503,7 @@ free_database(OrchDatabase *database, Watch *watch)
 	}
 
 	orch_lane_forget(database->dboid);
+	orch_tune_forget(database->dboid);
 	pg_atomic_write_u32(&database->listeners, 0);
 	database->dboid = InvalidOid;
 	memset(watch, 0, sizeof(Watch));

@@ -182,8 +182,12 @@ has_room(OrchPermit *permit, const OrchLimit *limit, int64 now)
 {
 	int max = limit->max_running;
 
-	if (max > 0 && permit->adaptive > 0)
+	if (max > 0 && limit->adaptive > 0)
+	{
+		if (permit->adaptive == 0)
+			permit->adaptive = limit->adaptive;
 		max = Min(max, permit->adaptive);
+	}
 	if (max > 0 && permit->running >= max &&
 		!mine[permit - orch_shared->permits])
 		return false;
@@ -291,6 +295,8 @@ refuse(OrchPermit *permit, int lane, const OrchLimit *limit, int64 now)
 			Max(next_room(permit,
 						  (int32) (permit->started - limit->rate_limit + 1)),
 				now + 1000);
+	else
+		permit->scarce = true;
 	return permit->wait_until;
 }
 
@@ -588,6 +594,43 @@ microseconds(const Interval *span)
 {
 	return span->time +
 		   ((int64) span->month * DAYS_PER_MONTH + span->day) * USECS_PER_DAY;
+}
+
+int32
+orch_permit_adapted(Oid dboid, int64 id, bool *scarce)
+{
+	OrchPermit *permit = find_permit(dboid, id, false, orch_monotonic());
+
+	*scarce = permit != NULL &&
+			  (permit->scarce || (permit->waiting && permit->wait_until == 0));
+	if (permit == NULL)
+		return 0;
+	permit->scarce = false;
+	return permit->adaptive;
+}
+
+void
+orch_permit_adapt(Oid dboid, int64 id, int32 limit)
+{
+	OrchPermit *permit;
+	int woken = 0;
+
+	LWLockAcquire(orch_shared->permit_lock, LW_EXCLUSIVE);
+	permit = find_permit(dboid, id, limit > 0, orch_monotonic());
+	if (permit != NULL)
+	{
+		bool grows = limit == 0 || limit > permit->adaptive;
+
+		permit->adaptive = limit;
+		if (grows && permit->waiting && permit->wait_until == 0)
+		{
+			permit->waiting = false;
+			woken = orch_lane_unblock(dboid, id);
+		}
+	}
+	LWLockRelease(orch_shared->permit_lock);
+	if (woken > 0)
+		orch_lane_call_ready(dboid);
 }
 
 static TimestampTz

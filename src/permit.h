@@ -29,6 +29,7 @@ typedef struct OrchLimit
 	int64 id; /* orch_permit_id() */
 	OrchLimitKind kind;
 	int32 max_running; /* 0: any */
+	int32 adaptive;	   /* of an adaptive queue: where it starts; 0: is none */
 	int32 rate_limit;  /* starts within rate_period; 0: any */
 	int64 rate_period; /* microseconds */
 	int64 piece;	   /* of the period, in which its start was counted ... */
@@ -85,5 +86,15 @@ extern TimestampTz orch_permit_wake(Oid dboid, bool all);
  * After a restart: n steps of a limit were started some microseconds ago.
  */
 extern void orch_permit_restore(const OrchLimit *limit, int64 ago, int32 n);
+
+/*
+ * The limit that an adaptive queue has now (0: nothing of it runs), and
+ * whether somebody was refused for it since the last call, or sleeps.  Caller
+ * holds permit_lock exclusively.
+ */
+extern int32 orch_permit_adapted(Oid dboid, int64 id, bool *scarce);
+
+/* Change it, and wake who may now; 0: the queue is adaptive no more. */
+extern void orch_permit_adapt(Oid dboid, int64 id, int32 limit);
 
 #endif

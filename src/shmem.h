@@ -19,6 +19,8 @@
 #include "storage/s_lock.h"
 #include "storage/spin.h"
 
+#include "adapt.h"
+
 #define ORCH_MAX_DATABASES 64
 #define ORCH_MAX_OWNERS	   1024
 #define ORCH_MAX_LANES	   4096
@@ -26,6 +28,7 @@
 #define ORCH_RING_SIZE	   2048 /* events a database may be behind */
 #define ORCH_MAX_LISTENERS 256
 #define ORCH_MAX_GUILTY	   256
+#define ORCH_MAX_TUNED	   256 /* adaptive queues at work */
 
 #define ORCH_MARK_LOWEST PG_INT64_MIN
 
@@ -45,6 +48,7 @@
 #define ORCH_WAKE_CATALOG 0x10	/* extension made, dropped or updated */
 #define ORCH_WAKE_LOOK	  0x20	/* look at all lanes again */
 #define ORCH_WAKE_PERMITS 0x40	/* next_permit was lowered */
+#define ORCH_WAKE_TUNE	  0x80	/* an adaptive queue is at work */
 #define ORCH_WAKE_STATS	  0x100 /* statistics began to count a minute */
 
 typedef struct OrchEvent
@@ -187,6 +191,7 @@ typedef struct OrchPermit
 	int running;	  /* executors that hold it */
 	int adaptive;	  /* at most so many, as adapted; 0: as configured */
 	bool waiting;	  /* somebody was refused */
+	bool scarce;	  /* somebody was, for want of a permit, since a look */
 	int64 wait_until; /* ... until then; 0: until a release */
 	int64 width;	  /* of a piece, in microseconds; 0: no rate */
 	int64 piece;	  /* number of the newest */
@@ -194,6 +199,21 @@ typedef struct OrchPermit
 	uint32 started;	  /* sum of pieces */
 	uint32 pieces[ORCH_RATE_PIECES + 1]; /* by number */
 } OrchPermit;
+
+/*
+ * An adaptive queue at work (tune.c); under permit_lock.
+ */
+typedef struct OrchTuned
+{
+	Oid dboid; /* InvalidOid: free */
+	int32 queue;
+	int64 limit;			/* its number (permit.h) */
+	bool asked;				/* the supervisor looks at it each second */
+	int64 changed_at;		/* steps begun before are not measured */
+	int64 reported_at;		/* last */
+	OrchAdaptSample sample; /* since the last look */
+	OrchAdapt adapt;		/* the supervisor's */
+} OrchTuned;
 
 typedef enum OrchExecutorState
 {
@@ -316,6 +336,7 @@ typedef struct OrchShared
 		permit_ids[ORCH_PERMIT_SETS * ORCH_PERMIT_WAYS]; /* 0: free; apart, to
 															* be searched fast */
 	OrchPermit permits[ORCH_PERMIT_SETS * ORCH_PERMIT_WAYS];
+	OrchTuned tuned[ORCH_MAX_TUNED];
 
 	OrchListener listeners[ORCH_MAX_LISTENERS];
 	bool listeners_full; /* more listen than we can name */

@@ -52,6 +52,7 @@
 #include "shmem.h"
 #include "stats.h"
 #include "supervisor.h"
+#include "tune.h"
 
 /* A step that runs longer lets the tasks claimed behind it go. */
 #define LONG_STEP (50 * INT64CONST(1000))
@@ -71,6 +72,9 @@
 /* The second look at what a committed command did to the extension. */
 #define CATALOG_PAUSE (100 * INT64CONST(1000))
 
+/* Between two looks at adaptive queues at work. */
+#define TUNE_INTERVAL USECS_PER_SEC
+
 /* Wait after an error of our own. */
 #define ERROR_PAUSE USECS_PER_SEC
 
@@ -83,6 +87,7 @@ static TimestampTz next_look = DT_NOEND;
 static TimestampTz next_partitions = 0;
 static TimestampTz next_progress = DT_NOEND;
 static TimestampTz next_stats = DT_NOEND;
+static TimestampTz next_tune = 0; /* what the one before us looked at */
 static TimestampTz retry_at = DT_NOEND;
 static TimestampTz alerts_at = 0; /* not looked at before */
 static TimeoutId watchdog;
@@ -127,6 +132,7 @@ static void save_statistics(void);
 static void save_at_exit(int code, Datum arg);
 static void manage_pool(void);
 static void wake_sleepers(void);
+static void tune_queues(bool all);
 static void tell_listeners(void);
 static void dismiss_executors(void);
 static void sleep_until_needed(void);
@@ -217,11 +223,15 @@ static void
 check_extension(void)
 {
 	bool present;
+	Oid live;
 
 	StartTransactionCommand();
 	present = OidIsValid(get_extension_oid("orchestrator", true)) &&
 			  orch_catalog(true) != NULL;
-	live_now = present ? orch_catalog(true)->task_live : InvalidOid;
+	live = present ? orch_catalog(true)->task_live : InvalidOid;
+	if (live != live_now && OidIsValid(live_now))
+		orch_tune_forget(MyDatabaseId);
+	live_now = live;
 	CommitTransactionCommand();
 	if (present)
 		return;
@@ -236,6 +246,7 @@ check_extension(void)
 	database->absent = true;
 	database->wanted = false;
 	orch_lane_forget(database->dboid);
+	orch_tune_forget(database->dboid);
 	LWLockRelease(orch_shared->lock);
 	dismiss_executors();
 	proc_exit(0);
@@ -572,6 +583,10 @@ turn(uint32 wake)
 		perform(find_work);
 	if (now >= (TimestampTz) pg_atomic_read_u64(&database->next_permit))
 		wake_sleepers();
+	if (wake & ORCH_WAKE_TUNE)
+		next_tune = Min(next_tune, now + TUNE_INTERVAL);
+	if (now >= next_tune)
+		tune_queues(next_tune == 0);
 	manage_pool();
 	orch_retention_manage(database, may_fire);
 	if (wake & ORCH_WAKE_EVENTS || now >= next_progress)
@@ -612,6 +627,23 @@ wake_sleepers(void)
 	database->limits_changed = false;
 	pg_atomic_write_u64(&database->next_permit, PG_INT64_MAX);
 	orch_shmem_lower_permit(MyDatabaseId, orch_permit_wake(MyDatabaseId, all));
+	if (all)
+		tune_queues(true);
+}
+
+/*
+ * A look at the adaptive queues that are at work; at all of them when queues
+ * were defined.
+ */
+static void
+tune_queues(bool all)
+{
+	next_tune = DT_NOEND;
+	if (!orch_tune_collect(all))
+		return;
+	next_tune = orch_clock() + TUNE_INTERVAL;
+	if (perform(orch_tune_decide))
+		orch_tune_apply();
 }
 
 static void
@@ -992,6 +1024,7 @@ sleep_until_needed(void)
 	until =
 		Min(until, (TimestampTz) pg_atomic_read_u64(&database->next_permit));
 	until = Min(until, Min(next_look, Min(next_progress, retry_at)));
+	until = Min(until, next_tune);
 	until = Min(until, next_stats);
 	if (may_fire)
 		until = Min(until, Max(alerts_at, (TimestampTz) pg_atomic_read_u64(

@@ -105,6 +105,7 @@ orch_workflow_go_on(OrchBatch *batch, int number)
 	orch_row_set(&task->row, ORCH_TASK_NAME,
 				 datumCopy(task->row.values[ORCH_TASK_NAME], false, -1));
 	become_running(task);
+	task->tuned = before->tuned;
 	MemoryContextSwitchTo(old);
 	return before->successor = batch->ntasks++;
 }

@@ -5,6 +5,7 @@ set -eu
 order="
 compat
 guc
+adapt
 json
 shmem
 cron
@@ -29,6 +30,7 @@ enqueue
 notice
 limit
 claim
+tune
 handler
 procedure
 execute

@@ -49,7 +49,7 @@ SELECT is_empty($$SELECT oid::regclass FROM relation WHERE relkind IN ('r', 'p')
 SELECT is_empty($$SELECT oid::regclass FROM relation WHERE relkind = 'v' AND NOT coalesce('security_invoker=true' = ANY (reloptions), false)$$, 'every view is read with the reader''s rights');
 SELECT is_empty($$SELECT tablename, policyname FROM pg_policies WHERE schemaname = 'orchestrator' AND (cmd <> 'SELECT' OR permissive <> 'PERMISSIVE' OR with_check IS NOT NULL)$$, 'policies are for reading');
 SELECT results_eq($$SELECT tablename::text COLLATE "default" FROM pg_policies WHERE schemaname = 'orchestrator' ORDER BY 1$$,
-  $$VALUES ('added_step'), ('alert'), ('archive_hook'), ('archive_run'), ('checkpoint'), ('definition'), ('definition_share'), ('owner'), ('partition_state'), ('queue'), ('queue_share'), ('role_quota'), ('run_context'), ('schedule'), ('schedule_tick'), ('signal'), ('stats'), ('step_memo'), ('task'), ('task_key'), ('trace_log'), ('usage_grant')$$, 'these tables have one; the others show nothing');
+  $$VALUES ('added_step'), ('alert'), ('archive_hook'), ('archive_run'), ('checkpoint'), ('definition'), ('definition_share'), ('owner'), ('partition_state'), ('queue'), ('queue_decision'), ('queue_share'), ('role_quota'), ('run_context'), ('schedule'), ('schedule_tick'), ('signal'), ('stats'), ('step_memo'), ('task'), ('task_key'), ('trace_log'), ('usage_grant')$$, 'these tables have one; the others show nothing');
 
 -- Every public function has its twin, which is told who called
 SELECT is_empty($$SELECT p.oid::regprocedure FROM routine p WHERE p.prosrc = 'orchestrator_as_owner'

@@ -24,7 +24,7 @@ SELECT is((SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_attribute
   string_to_array('task_id parent_id root_id name definition version queue owner state progress message stage attempt max_attempts priority key run_at created_at started_at '
                   'finished_at updated_at duration input output error metadata worker_pid rows wal_bytes cpu_time', ' '), 'task_status begins with them');
 SELECT is((SELECT array_agg(relname::text ORDER BY relname) FROM pg_class WHERE relnamespace = 'orchestrator'::regnamespace AND relkind = 'v' AND 'security_invoker=true' = ANY (reloptions)),
-  '{alert_status,batch_status,definition_stats,definition_status,queue_stats,queue_status,quota_status,retention_status,schedule_status,stats_by_period,step_status,task_status,trace,worker_status,workflow_status}', 'every view runs with the rights of its reader');
+  '{alert_status,batch_status,definition_stats,definition_status,queue_decisions,queue_stats,queue_status,quota_status,retention_status,schedule_status,stats_by_period,step_status,task_status,trace,worker_status,workflow_status}', 'every view runs with the rights of its reader');
 
 SELECT orchestrator.define_queue('q', description => 'words', metadata => '{"m": 1}');
 SELECT orchestrator.define('job', 'SELECT 1', 'sql', 'q', priority => 2, max_attempts => 4, retry_delay => '1 h', description => 'd');
@@ -68,7 +68,7 @@ SELECT orchestrator.enqueue('job', delay => '2 h') AS s2, orchestrator.enqueue('
 SELECT claim(1, 'q');
 SELECT orchestrator.pause(max(id)) FROM orchestrator.task WHERE state = 'pending';
 UPDATE orchestrator.task_live SET state = 'waiting', sort_key = NULL WHERE id = (SELECT max(id) FROM orchestrator.task_live WHERE state = 'pending');
-SELECT is(to_jsonb(s) - '{owner,oldest,oldest_age,next_run_at,created_at}'::text[],
+SELECT is(to_jsonb(s) - '{owner,oldest,oldest_age,next_run_at,created_at,effective_max_running,decided_at,decision}'::text[],
   '{"parked": 0, "busy": 0, "started": 0, "max_running": null, "rate_limit": null, "rate_period": null, "queue": "q", "paused": false, "pending": 3, "scheduled": 2, "running": 1, "waiting": 1, "held": 1, "paused_at": null, "description": "words", "metadata": {"m": 1}}', 'the counts of a queue')
 FROM orchestrator.queue_status s WHERE queue = 'q';
 SELECT is(s.oldest, (SELECT min(created_at) FROM orchestrator.task WHERE state = 'pending'), 'the oldest that is ready') FROM orchestrator.queue_status s WHERE queue = 'q';

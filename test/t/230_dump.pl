@@ -59,6 +59,7 @@ $node->safe_psql('postgres', q{SELECT setval('orchestrator.task_id_seq', 3000000
 $id{far} = outcome($node, 'app', q{orchestrator.enqueue('work')})->{id};
 $id{running} = $node->psql_as('app', q{SELECT orchestrator.enqueue('slow')});
 $node->wait_for("SELECT state = 'running' FROM orchestrator.task_status WHERE task_id = $id{running}");
+$node->safe_psql('postgres', q{SELECT orchestrator._decide(1, NULL, 3, 'start', '{"steps": 0}')});
 # A claim of the slow lane: the row itself says that it runs.
 $node->safe_psql('postgres', "UPDATE orchestrator.task SET name = 'touched' WHERE id = $id{scheduled}");
 
@@ -74,6 +75,7 @@ SELECT 'queue', to_jsonb(q) FROM orchestrator.queue q ORDER BY id;
 SELECT 'key', to_jsonb(k) FROM orchestrator.task_key k ORDER BY queue, key;
 SELECT 'share', to_jsonb(s) FROM orchestrator.definition_share s;
 SELECT 'share', to_jsonb(s) FROM orchestrator.queue_share s;
+SELECT 'decision', to_jsonb(d) FROM orchestrator.queue_decision d ORDER BY queue, number;
 SELECT 'grant', o.name, g.level FROM orchestrator.usage_grant g JOIN orchestrator.owner o ON o.id = g.grantee ORDER BY 2;
 SELECT 'owner', id, name FROM orchestrator.owner ORDER BY id;
 SELECT 'partition', c.relname, pg_get_expr(c.relpartbound, c.oid), c.relrowsecurity, c.relforcerowsecurity
