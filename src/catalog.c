@@ -751,6 +751,18 @@ column_milliseconds(HeapTuple row, TupleDesc desc, const char *column)
 		1);
 }
 
+/*
+ * 0 when it is null.
+ */
+static int32
+column_int(HeapTuple row, TupleDesc desc, const char *column)
+{
+	bool isnull;
+	Datum value = heap_getattr(row, SPI_fnumber(desc, column), desc, &isnull);
+
+	return isnull ? 0 : DatumGetInt32(value);
+}
+
 static void
 fill_definition(OrchDefinition *definition, HeapTuple row, TupleDesc desc)
 {
@@ -779,6 +791,8 @@ fill_definition(OrchDefinition *definition, HeapTuple row, TupleDesc desc)
 	definition->has_callbacks =
 		column_text(row, desc, "success_callback") != NULL ||
 		column_text(row, desc, "failure_callback") != NULL;
+	definition->batch_size = column_int(row, desc, "batch_size");
+	definition->batch_wait = column_milliseconds(row, desc, "batch_wait");
 }
 
 /*

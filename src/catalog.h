@@ -114,8 +114,14 @@ typedef struct OrchDefinition
 	bool notify;
 	bool notify_all;	/* of progress, too */
 	bool has_callbacks; /* its tasks' ends start others */
+	int32 batch_size;	/* its handler takes so many inputs; 0: one */
+	int64 batch_wait;	/* milliseconds that a task waits for others */
 	bool valid;
 } OrchDefinition;
+
+/* Whether one call of its handler may be for many tasks. */
+#define ORCH_TAKES_MANY(definition)                                           \
+	((definition) != NULL && (definition)->batch_size > 0)
 
 /* Call once, from _PG_init. */
 extern void orch_catalog_install(void);

@@ -17,6 +17,7 @@
 
 #include "claim.h"
 #include "compat.h"
+#include "gather.h"
 #include "guc.h"
 #include "lane.h"
 #include "plan.h"
@@ -67,7 +68,8 @@ orch_claim_batch(OrchExecutor *executor, int lane, OrchBatch *batch)
 	batch->lane = lane;
 	batch->from = PG_INT64_MAX;
 	batch->fast = false;
-	batch->left_behind = false;
+	batch->left_behind = batch->call = false;
+	batch->last_definition = NULL;
 	batch->executor = executor;
 	batch->nclaimed = batch->ntasks = 0;
 	if (!orch_lane_begin(executor, lane, &queue, &batch->from))
@@ -111,9 +113,11 @@ scan_lane(OrchExecutor *executor, OrchLeaf *live, int32 queue,
 	int steps = 0;
 	int skipped = 0;
 	bool more = false;
+	OrchGather gather;
 	OrchRow row;
 	ItemPointerData tid;
 
+	orch_gather_begin(&gather, executor, now);
 	while (orch_heap_ready_next(scan, &row, &tid))
 	{
 		OrchTask *task = &batch->tasks[batch->ntasks];
@@ -122,6 +126,7 @@ scan_lane(OrchExecutor *executor, OrchLeaf *live, int32 queue,
 			batch, ORCH_INT32(&row, ORCH_TASK_DEFINITION));
 		bool fast =
 			orch_claim_is_fast(definition) && !batch->solo && !is_undo(&row);
+		OrchGatherVerdict verdict;
 		int chain;
 
 		if (!row.nulls[ORCH_TASK_EXPIRE_AT] &&
@@ -129,9 +134,28 @@ scan_lane(OrchExecutor *executor, OrchLeaf *live, int32 queue,
 			continue; /* the supervisor fails it */
 		if (definition != NULL && definition->kind > ORCH_KIND_UTILITY)
 			continue; /* nothing to run */
+		verdict = orch_gather_judge(&gather, scan, definition, &row, fast,
+									batch->ntasks);
+		if (verdict == ORCH_GATHER_LEAVE)
+			continue;
+		if (verdict == ORCH_GATHER_HELD)
+		{
+			left_behind = Min(left_behind, sort_key);
+			skipped++;
+			continue;
+		}
+		if (verdict == ORCH_GATHER_AGAIN)
+		{
+			orch_heap_ready_end(scan);
+			scan = orch_heap_ready_begin(live, executor->owner, queue,
+										 batch->from);
+			continue;
+		}
+		batch->call = gather.definition != 0;
 		chain = steps_of(&row, fast);
-		more = is_full(batch, definition, fast, steps + chain,
-					   worth + expected(definition) * chain);
+		more = verdict == ORCH_GATHER_STOP ||
+			   (!batch->call && is_full(batch, definition, fast, steps + chain,
+										worth + expected(definition) * chain));
 		if (more || skipped >= MAX_SKIPPED)
 			break;
 		batch->fast = executor->fast = fast;
@@ -163,7 +187,8 @@ scan_lane(OrchExecutor *executor, OrchLeaf *live, int32 queue,
 	}
 	orch_heap_ready_end(scan);
 	batch->left_behind = left_behind != PG_INT64_MAX;
-	orch_lane_end(executor, Min(upto, left_behind), more);
+	more |= orch_gather_end(&gather, executor->dboid, executor->lane);
+	orch_lane_end(executor, Min(upto, Min(left_behind, gather.mark)), more);
 }
 
 /*
@@ -305,6 +330,8 @@ orch_claim_definition(OrchBatch *batch, int32 id)
 	OrchDefinition *copy;
 	MemoryContext old;
 
+	if (batch->last_definition != NULL && batch->last_definition->id == id)
+		return batch->last_definition;
 	for (int i = batch->ntasks - 1;
 		 i >= Max(batch->ntasks - DEFINITIONS_KEPT, 0); i--)
 	{
@@ -324,7 +351,7 @@ orch_claim_definition(OrchBatch *batch, int32 id)
 	if (known->handler_owner != NULL)
 		copy->handler_owner = pstrdup(known->handler_owner);
 	MemoryContextSwitchTo(old);
-	return copy;
+	return batch->last_definition = copy;
 }
 
 static Measure *

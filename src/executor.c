@@ -100,6 +100,10 @@ static GroupResult try_group(StepGroup *group, int first, int end,
 							 ErrorData **error);
 static int run_steps(StepGroup *group, int first, int end);
 static bool run_chain(StepGroup *group, int number, TimestampTz began);
+static void run_call(int first, int end);
+static bool lost_some(const StepGroup *group);
+static int call_tasks(StepGroup *group, int first, int end);
+static bool start_called(OrchLeaf *live, int number);
 static bool group_is_full(const OrchTask *last, TimestampTz began);
 static void begin_transaction(void);
 static void commit_transaction(bool durable);
@@ -311,13 +315,15 @@ run_batch(void)
 	batch->solo = solo_left > 0;
 	if (claim(lane) > 0)
 	{
-		if (batch->nclaimed > 1 || goes_on(&batch->tasks[0]))
+		if (!batch->call && (batch->nclaimed > 1 || goes_on(&batch->tasks[0])))
 			enable_timeout_every(
 				watch_timer,
 				TimestampTzPlusMilliseconds(GetCurrentTimestamp(), WATCH_MS),
 				WATCH_MS);
 		if (batch->fast)
 			run_fast();
+		else if (batch->call)
+			run_call(0, batch->nclaimed);
 		else
 			run_claimed();
 		disable_timeout(watch_timer, false);
@@ -580,6 +586,8 @@ run_steps(StepGroup *group, int first, int end)
 {
 	TimestampTz began = orch_clock();
 
+	if (batch->call)
+		return call_tasks(group, first, end);
 	for (int i = first; i < end; i++)
 	{
 		OrchTask *task = &batch->tasks[i];
@@ -633,6 +641,101 @@ run_chain(StepGroup *group, int number, TimestampTz began)
 					 : orch_workflow_go_on(batch, number);
 	} while (number != 0);
 	return true;
+}
+
+/*
+ * Tasks whose handler takes many, in one call.  When it fails, both halves are
+ * called, down to the guilty; when it took too long, each task by itself.
+ * When a task turns out to be nobody's any more, the others are called again.
+ */
+static void
+run_call(int first, int end)
+{
+	StepGroup group;
+	ErrorData *error;
+	GroupResult result;
+	int middle;
+
+	do
+	{
+		CHECK_FOR_INTERRUPTS();
+		result = try_group(&group, first, end, &error);
+	} while (result == GROUP_STALE && lost_some(&group));
+	if (result == GROUP_DONE)
+		return;
+	if (group.n < 2 || batch->call_end == ORCH_CALL_TIMED_OUT)
+	{
+		run_each(&group);
+		return;
+	}
+	middle = group.numbers[group.n / 2];
+	run_call(first, middle);
+	run_call(middle, end);
+}
+
+static bool
+lost_some(const StepGroup *group)
+{
+	for (int i = 0; i < group->n; i++)
+	{
+		if (batch->tasks[group->numbers[i]].outcome == ORCH_OUTCOME_GONE)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * As run_steps, for a call.  -1 also when it failed as a whole: then nothing
+ * of it may be committed.
+ */
+static int
+call_tasks(StepGroup *group, int first, int end)
+{
+	OrchLeaf *live = orch_heap_open_live();
+
+	batch->call_end = ORCH_CALL_DONE;
+	for (int i = first; i < end; i++)
+	{
+		OrchTask *task = &batch->tasks[i];
+
+		if (task->outcome == ORCH_OUTCOME_GONE)
+			continue;
+		if (!start_called(live, i))
+		{
+			/* its row left with this transaction: never commit that */
+			if (batch->fast)
+				return -1;
+			task->outcome = ORCH_OUTCOME_GONE;
+			continue;
+		}
+		announce(task, ORCH_EVENT_STARTED, ORCH_STATE_RUNNING,
+				 ORCH_INT32(&task->row, ORCH_TASK_ATTEMPT));
+		group->numbers[group->n++] = i;
+	}
+	orch_heap_close(live);
+	if (group->n > 0)
+		batch->call_end = orch_execute_call(batch, group->numbers, group->n);
+	if (batch->call_end != ORCH_CALL_DONE ||
+		(batch->fast && me->yield_task != 0))
+		return -1;
+	return end;
+}
+
+/*
+ * False: the task was taken back, or cancelled since it was claimed.
+ */
+static bool
+start_called(OrchLeaf *live, int number)
+{
+	const OrchRow *row = &batch->tasks[number].row;
+
+	if (!orch_claim_start(me, number))
+		return false;
+	if (batch->fast || orch_heap_epoch(live, ORCH_INT64(row, ORCH_TASK_ID)) ==
+						   ORCH_INT32(row, ORCH_TASK_EPOCH))
+		return true;
+	orch_claim_free(me, number);
+	return false;
 }
 
 /*

@@ -111,6 +111,9 @@ extern bool orch_heap_ready_next(OrchReadyScan *scan, OrchRow *row,
 								 ItemPointer tid);
 extern void orch_heap_ready_end(OrchReadyScan *scan);
 
+/* Whether another transaction has the row just read, or had it since. */
+extern bool orch_heap_ready_held(OrchReadyScan *scan);
+
 /*
  * The first queue between two (not included) in which an owner has ready
  * rows, or 0: steps from queue to queue through the index.

@@ -135,6 +135,12 @@ owner_is_idle(int index)
 {
 	if (orch_shared->owners[index].ready)
 		return false;
+	for (int lane = orch_shared->owners[index].first_lane; lane >= 0;
+		 lane = orch_shared->lanes[lane].next)
+	{
+		if (orch_shared->lanes[lane].look_at != 0)
+			return false;
+	}
 	for (int i = 0; i < orch_shared->nexecutors; i++)
 	{
 		if (orch_shared->executors[i].state != ORCH_EXECUTOR_FREE &&
@@ -159,6 +165,7 @@ forget_owner(int index)
 		SpinLockAcquire(&orch_shared->lanes[lane].mutex);
 		orch_shared->lanes[lane].queue = 0;
 		orch_shared->lanes[lane].ready = false;
+		orch_shared->lanes[lane].look_at = 0;
 		SpinLockRelease(&orch_shared->lanes[lane].mutex);
 		lane = next;
 	}
@@ -213,6 +220,7 @@ make_lane(int owner_index, int32 queue)
 	entry->mark = ORCH_MARK_LOWEST;
 	entry->ready = true;
 	entry->paused = false;
+	entry->look_at = 0;
 	entry->next = owner->first_lane;
 	entry->queue = queue;
 	SpinLockRelease(&entry->mutex);
@@ -234,7 +242,7 @@ evict_lane(int lane)
 	bool busy;
 
 	SpinLockAcquire(&entry->mutex);
-	busy = entry->ready;
+	busy = entry->ready || entry->look_at != 0;
 	for (int i = 0; i < orch_shared->nexecutors; i++)
 		busy |= orch_shared->executors[i].lane == lane;
 	if (!busy)

@@ -88,6 +88,7 @@ typedef struct OrchOwner
 	bool asked;		 /* the supervisor knows that more executors would help */
 	int failures;	 /* executors in a row that could not start */
 	TimestampTz retry_at;
+	TimestampTz alone_until; /* calls for many tasks are of one each before */
 } OrchOwner;
 
 /*
@@ -104,6 +105,8 @@ typedef struct OrchLane
 	bool ready;		 /* may have pending tasks */
 	bool paused;	 /* its queue is; nobody is called for new rows */
 	uint32 activity; /* rises whenever rows become ready */
+	int64 look_at;	 /* when a row has waited long enough for others
+					  * (gather.c); 0: none waits */
 } OrchLane;
 
 typedef enum OrchClaimState
@@ -119,6 +122,7 @@ typedef struct OrchClaim
 {
 	int64 task;
 	int32 epoch;
+	int32 attempt;			/* of a call's task */
 	pg_atomic_uint32 state; /* OrchClaimState; compare-and-swap */
 } OrchClaim;
 
@@ -169,6 +173,11 @@ typedef struct OrchExecutor
 	double progress; /* negative: not told */
 	char message[ORCH_MESSAGE_SIZE];
 	char stage[ORCH_STAGE_SIZE];
+
+	/* the claims that one call is for, where it is for several: task is the
+	 * first, and those that are STARTED run */
+	int first_called;
+	int ncalled; /* 0: task runs alone */
 
 	/* asked of it */
 	int64 interrupt_task;  /* stop this step ... */

@@ -41,6 +41,7 @@
 #include "catalog.h"
 #include "compat.h"
 #include "event.h"
+#include "gather.h"
 #include "guc.h"
 #include "heap.h"
 #include "lane.h"
@@ -79,6 +80,7 @@ static TimestampTz next_look = DT_NOEND;
 static TimestampTz next_partitions = 0;
 static TimestampTz next_progress = DT_NOEND;
 static TimestampTz retry_at = DT_NOEND;
+static int64 look_in = -1; /* ms until tasks have waited for others */
 static TimeoutId watchdog;
 static bool may_fire = false;
 static bool recovered = false; /* what died before us was handed back */
@@ -324,7 +326,7 @@ charge_guilty(void)
 		NullableDatum args[2] = {{Int64GetDatum(guilty->task), false},
 								 {Int32GetDatum(guilty->attempt), false}};
 
-		if (guilty->dboid != MyDatabaseId)
+		if (guilty->dboid != MyDatabaseId || guilty->task == 0)
 			continue;
 		if (!DatumGetBool(orch_catalog_call(ORCH_FN_CHARGE, 2, args, NULL)))
 			recovered = false;
@@ -505,6 +507,7 @@ turn(uint32 wake)
 	}
 	if (!may_fire && (wake & ORCH_WAKE_WORK))
 		perform(find_work);
+	look_in = orch_gather_look(MyDatabaseId);
 	manage_pool();
 	if (wake & ORCH_WAKE_EVENTS || now >= next_progress)
 		tell_listeners();
@@ -568,6 +571,7 @@ recover_slot(void)
 	Datum tasks[ORCH_MAX_CLAIM];
 	Datum epochs[ORCH_MAX_CLAIM];
 	int nclaims = pg_atomic_read_u32(&current->nclaims);
+	int64 charged;
 	int n = 0;
 
 	/* its tasks went with the extension; others may have their ids now */
@@ -584,9 +588,13 @@ recover_slot(void)
 		tasks[n] = Int64GetDatum(current->claims[i].task);
 		epochs[n++] = Int32GetDatum(current->claims[i].epoch);
 	}
-	if (n > 0 && !hand_back(tasks, epochs, n, current->task))
+	/* nobody knows which task of a call it was: they are to run one by one */
+	charged = current->ncalled > 0 ? 0 : current->task;
+	if (current->ncalled > 0)
+		orch_gather_caution(current->owner_index);
+	if (n > 0 && !hand_back(tasks, epochs, n, charged))
 		locked = true;
-	if (current->fast && current->task != 0)
+	if (current->fast && charged != 0)
 	{
 		NullableDatum args[2] = {{Int64GetDatum(current->task), false},
 								 {Int32GetDatum(current->attempt), false}};
@@ -831,6 +839,8 @@ sleep_until_needed(void)
 
 	until = Min(until, Min(next_look, Min(next_progress, retry_at)));
 	until = Min(until, orch_pool_retry_at());
+	if (look_in >= 0)
+		until = Min(until, now + look_in * 1000);
 	if (until < DT_NOEND)
 	{
 		timeout = Max(0, Min((until - now + 999) / 1000, 3600 * 1000L));

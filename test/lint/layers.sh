@@ -19,7 +19,9 @@ wait
 plan
 enqueue
 notice
+gather
 claim
+item
 handler
 procedure
 execute
