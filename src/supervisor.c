@@ -507,8 +507,10 @@ turn(uint32 wake)
 	}
 	if (!may_fire && (wake & ORCH_WAKE_WORK))
 		perform(find_work);
-	look_in = orch_gather_look(MyDatabaseId);
 	manage_pool();
+
+	/* after it, which would wake all executors for what one takes at once */
+	look_in = orch_gather_look(MyDatabaseId);
 	if (wake & ORCH_WAKE_EVENTS || now >= next_progress)
 		tell_listeners();
 }
