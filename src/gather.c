@@ -54,7 +54,7 @@ orch_gather_begin(OrchGather *gather, OrchExecutor *executor, TimestampTz now)
 	gather->look_in = -1;
 	gather->now = now;
 	gather->alone =
-		orch_shared->straight_on_from > now ||
+		orch_shared->straight_on_from > GetCurrentTimestamp() ||
 		orch_shared->owners[executor->owner_index].alone_until > now;
 }
 

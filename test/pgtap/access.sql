@@ -23,8 +23,8 @@ CREATE FUNCTION reaches(role text) RETURNS text LANGUAGE sql AS $$
 $$;
 SELECT is(reaches('access_stranger'), NULL, 'a role without usage reaches nothing');
 SELECT is(reaches('access_viewer'), '_now _run_progress _run_started _run_steps _run_traces _slots _visible_owners graph', 'a viewer reaches what the views and policies call, and graph()');
-SELECT is(reaches('access_producer'), '_now _run_progress _run_started _run_steps _run_traces _slots _visible_owners add_steps approve await cancel cancel_many checkpoint context current_task define define_queue define_workflow definition_graph definition_json drop_definition '
-  'enqueue enqueue_batch enqueue_many enqueue_workflow fork graph on_completion pause pause_many pause_queue progress purge_definition reject rerun_from restore resume resume_many resume_queue retry retry_many run set_context share_definition share_queue signal skip_step sleep_until step step_once unshare_definition unshare_queue wait wait_batch wait_signal', 'a producer reaches what makes and controls tasks');
+SELECT is(reaches('access_producer'), '_now _run_progress _run_started _run_steps _run_traces _slots _visible_owners add_steps approve await cancel cancel_many checkpoint context current_batch current_task define define_queue define_workflow definition_graph definition_json drop_definition '
+  'enqueue enqueue_batch enqueue_many enqueue_workflow fork graph item_error on_completion pause pause_many pause_queue progress purge_definition reject rerun_from restore resume resume_many resume_queue retry retry_many run set_context share_definition share_queue signal skip_step sleep_until step step_once unshare_definition unshare_queue wait wait_batch wait_signal', 'a producer reaches what makes and controls tasks');
 SELECT is(reaches('access_worker'), reaches('access_producer'), 'a worker the same, so far');
 SELECT is(reaches('access_admin'), (SELECT string_agg(f, ' ' ORDER BY f) FROM unnest(string_to_array(reaches('access_producer'), ' ') || '{activate,grant_usage,revoke_usage}') f), 'an administrator reaches the rest');
 SELECT is(reaches('access_member'), reaches('access_producer'), 'a member has what its group has');
