@@ -144,13 +144,6 @@ scan_lane(OrchExecutor *executor, OrchLeaf *live, int32 queue,
 			skipped++;
 			continue;
 		}
-		if (verdict == ORCH_GATHER_AGAIN)
-		{
-			orch_heap_ready_end(scan);
-			scan = orch_heap_ready_begin(live, executor->owner, queue,
-										 batch->from);
-			continue;
-		}
 		batch->call = gather.definition != 0;
 		chain = steps_of(&row, fast);
 		more = verdict == ORCH_GATHER_STOP ||

@@ -35,9 +35,8 @@ static OrchGatherVerdict judge_for_call(OrchGather *gather,
 										const OrchDefinition *definition,
 										const OrchRow *row, bool fast,
 										int ntasks);
-static OrchGatherVerdict count_waiting(OrchGather *gather,
-									   const OrchDefinition *definition,
-									   const OrchRow *row, int64 left);
+static bool count_waiting(OrchGather *gather, const OrchDefinition *definition,
+						  const OrchRow *row, int64 left);
 static void leave(OrchGather *gather, const OrchRow *row);
 static int size_of(const OrchGather *gather, const OrchDefinition *definition);
 static int64 time_left(const OrchGather *gather,
@@ -63,7 +62,7 @@ orch_gather_judge(OrchGather *gather, OrchReadyScan *scan,
 				  const OrchDefinition *definition, const OrchRow *row,
 				  bool fast, int ntasks)
 {
-	OrchGatherVerdict verdict = ORCH_GATHER_TAKE;
+	bool again = false;
 	int64 left;
 
 	if (gather->definition != 0)
@@ -75,24 +74,24 @@ orch_gather_judge(OrchGather *gather, OrchReadyScan *scan,
 	{
 		if (orch_heap_ready_held(scan))
 			return ORCH_GATHER_HELD;
-		verdict = count_waiting(gather, definition, row, left);
-		if (verdict == ORCH_GATHER_LEAVE)
-			return verdict;
+		again = count_waiting(gather, definition, row, left);
+		if (!again)
+			return ORCH_GATHER_LEAVE;
 	}
-	else if (find_waiting(gather, definition->id) != NULL)
-		verdict = ORCH_GATHER_AGAIN;
+	else
+		again = find_waiting(gather, definition->id) != NULL;
 	if (ntasks > 0)
 		return ORCH_GATHER_STOP;
 
 	gather->definition = definition->id;
 	gather->size = size_of(gather, definition);
 	gather->fast = fast;
-	if (verdict == ORCH_GATHER_AGAIN)
-	{
-		gather->mark = PG_INT64_MAX;
-		gather->look_in = -1;
-	}
-	return verdict;
+	if (!again)
+		return ORCH_GATHER_TAKE;
+	gather->mark = PG_INT64_MAX;
+	gather->look_in = -1;
+	orch_heap_ready_again(scan);
+	return ORCH_GATHER_LEAVE;
 }
 
 static OrchGatherVerdict
@@ -110,9 +109,9 @@ judge_for_call(OrchGather *gather, const OrchDefinition *definition,
 }
 
 /*
- * LEAVE it, or AGAIN: those that wait are enough for a call.
+ * Whether those that wait are enough for a call with this one.
  */
-static OrchGatherVerdict
+static bool
 count_waiting(OrchGather *gather, const OrchDefinition *definition,
 			  const OrchRow *row, int64 left)
 {
@@ -127,8 +126,7 @@ count_waiting(OrchGather *gather, const OrchDefinition *definition,
 	leave(gather, row);
 	if (gather->look_in < 0 || left < gather->look_in)
 		gather->look_in = left;
-	return ++waiting->count < size_of(gather, definition) ? ORCH_GATHER_LEAVE
-														  : ORCH_GATHER_AGAIN;
+	return ++waiting->count >= size_of(gather, definition);
 }
 
 static void

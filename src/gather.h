@@ -34,8 +34,7 @@ typedef enum OrchGatherVerdict
 	ORCH_GATHER_TAKE,
 	ORCH_GATHER_LEAVE, /* not this row, go on behind it */
 	ORCH_GATHER_HELD,  /* somebody else has it */
-	ORCH_GATHER_STOP,  /* enough: the next claim may want this row */
-	ORCH_GATHER_AGAIN  /* those that waited make a call: scan from the mark */
+	ORCH_GATHER_STOP   /* enough: the next claim may want this row */
 } OrchGatherVerdict;
 
 extern void orch_gather_begin(OrchGather *gather, OrchExecutor *executor,
@@ -43,7 +42,8 @@ extern void orch_gather_begin(OrchGather *gather, OrchExecutor *executor,
 
 /*
  * What a claim that holds ntasks tasks does with the next ready row.  Cheap
- * when its definition (NULL: gone) takes one input and no call is made.
+ * when its definition (NULL: gone) takes one input and no call is made.  The
+ * scan may begin anew.
  */
 extern OrchGatherVerdict orch_gather_judge(OrchGather *gather,
 										   OrchReadyScan *scan,

@@ -490,6 +490,12 @@ orch_heap_ready_end(OrchReadyScan *scan)
 	pfree(scan);
 }
 
+void
+orch_heap_ready_again(OrchReadyScan *scan)
+{
+	index_rescan(scan->scan, NULL, scan->scan->numberOfKeys, NULL, 0);
+}
+
 bool
 orch_heap_ready_held(OrchReadyScan *scan)
 {

@@ -111,6 +111,9 @@ extern bool orch_heap_ready_next(OrchReadyScan *scan, OrchRow *row,
 								 ItemPointer tid);
 extern void orch_heap_ready_end(OrchReadyScan *scan);
 
+/* From its beginning again. */
+extern void orch_heap_ready_again(OrchReadyScan *scan);
+
 /* Whether another transaction has the row just read, or had it since. */
 extern bool orch_heap_ready_held(OrchReadyScan *scan);
 
