@@ -37,6 +37,8 @@ static OrchGatherVerdict judge_for_call(OrchGather *gather,
 										int ntasks);
 static bool count_waiting(OrchGather *gather, const OrchDefinition *definition,
 						  const OrchRow *row, int64 left);
+static bool is_called(const OrchGather *gather,
+					  const OrchDefinition *definition, bool fast);
 static void leave(OrchGather *gather, const OrchRow *row);
 static int size_of(const OrchGather *gather, const OrchDefinition *definition);
 static int64 time_left(const OrchGather *gather,
@@ -62,9 +64,11 @@ orch_gather_judge(OrchGather *gather, OrchReadyScan *scan,
 				  const OrchDefinition *definition, const OrchRow *row,
 				  bool fast, int ntasks)
 {
-	bool again = false;
 	int64 left;
 
+	/* somebody else has all of the call's tasks so far: there is none */
+	if (ntasks == 0 && !gather->again && !is_called(gather, definition, fast))
+		gather->definition = 0;
 	if (gather->definition != 0)
 		return judge_for_call(gather, definition, row, fast, ntasks);
 	if (!ORCH_TAKES_MANY(definition))
@@ -74,19 +78,17 @@ orch_gather_judge(OrchGather *gather, OrchReadyScan *scan,
 	{
 		if (orch_heap_ready_held(scan))
 			return ORCH_GATHER_HELD;
-		again = count_waiting(gather, definition, row, left);
-		if (!again)
+		if (!count_waiting(gather, definition, row, left))
 			return ORCH_GATHER_LEAVE;
 	}
-	else
-		again = find_waiting(gather, definition->id) != NULL;
 	if (ntasks > 0)
 		return ORCH_GATHER_STOP;
 
 	gather->definition = definition->id;
 	gather->size = size_of(gather, definition);
 	gather->fast = fast;
-	if (!again)
+	gather->again = find_waiting(gather, definition->id) != NULL;
+	if (!gather->again)
 		return ORCH_GATHER_TAKE;
 	gather->mark = PG_INT64_MAX;
 	gather->look_in = -1;
@@ -100,12 +102,19 @@ judge_for_call(OrchGather *gather, const OrchDefinition *definition,
 {
 	if (ntasks >= gather->size)
 		return ORCH_GATHER_STOP;
-	if (definition != NULL && definition->id == gather->definition &&
-		fast == gather->fast)
+	if (is_called(gather, definition, fast))
 		return ORCH_GATHER_TAKE;
 	leave(gather, row);
 	return ++gather->passed > MAX_PASSED ? ORCH_GATHER_STOP
 										 : ORCH_GATHER_LEAVE;
+}
+
+static bool
+is_called(const OrchGather *gather, const OrchDefinition *definition,
+		  bool fast)
+{
+	return definition != NULL && definition->id == gather->definition &&
+		   fast == gather->fast;
 }
 
 /*

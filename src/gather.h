@@ -20,6 +20,7 @@ typedef struct OrchGather
 	int32 definition; /* whose call this claim makes; 0: of nobody (yet) */
 	int size;		  /* tasks of the call at most */
 	bool fast;		  /* they go the fast lane */
+	bool again;		  /* the scan was begun anew for it */
 	bool alone;		  /* one after a crash: calls are of one task each */
 	int passed;		  /* rows of others that the call went past */
 	int64 mark;		  /* least key of a row that was left */

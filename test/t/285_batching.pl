@@ -459,6 +459,21 @@ sub among_others
 	cmp_ok(tries(), '<=', 12, 'in few calls') or diag(calls());
 	is(app(q{SELECT count(*) FROM app.call c WHERE (SELECT count(DISTINCT t.definition) FROM orchestrator.task t WHERE t.id = ANY (c.items)) <> 1}), 0, 'none for two definitions');
 
+	# somebody keeps the first task of a call locked
+	forget();
+	app(q{SELECT orchestrator.pause_queue('gate')});
+	my $locked = app(q{SELECT orchestrator.enqueue('many', '{"v": 1}', queue => 'gate')});
+	@ids = split /\n/, app(q{SELECT orchestrator.enqueue('one', queue => 'gate') FROM generate_series(1, 3)});
+	my $session = session($node, 'postgres');
+	$session->query("BEGIN; SELECT FROM orchestrator.task_live WHERE id = $locked FOR UPDATE");
+	app(q{SELECT orchestrator.resume_queue('gate')});
+	measure_ok(5, 'tasks behind one that is locked run', sub { all_final(@ids) });
+	is(app("SELECT state FROM orchestrator.task WHERE id = $locked"), 'pending', 'while it is');
+	$session->query('ROLLBACK');
+	$session->quit;
+	all_final($locked);
+	is(ends($locked), 'completed 1 x1', 'and then itself');
+
 	forget();
 	app(q{SELECT orchestrator.pause_queue('gate')});
 	app(q{SELECT orchestrator.enqueue('many', jsonb_build_object('v', i), queue => 'gate', priority => CASE WHEN i > 40 THEN 5 ELSE 0 END) FROM generate_series(1, 50) i});
