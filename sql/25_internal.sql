@@ -84,7 +84,7 @@ COMMENT ON FUNCTION orchestrator._visible_owners() IS 'Owners whose rows the cur
 -- a right to the views may call it, so it shows only what they may see.
 CREATE FUNCTION orchestrator._slots(OUT pid int, OUT kind text, OUT role oid, OUT task_id bigint, OUT epoch int,
     OUT attempt int, OUT state text, OUT since timestamptz, OUT started_at timestamptz, OUT progress float8,
-    OUT message text, OUT stage text, OUT claimed int, OUT database oid) RETURNS SETOF record
+    OUT message text, OUT stage text, OUT claimed int, OUT database oid, OUT item int) RETURNS SETOF record
   LANGUAGE C VOLATILE ROWS 8 AS 'MODULE_PATHNAME', 'orchestrator_slots';
 COMMENT ON FUNCTION orchestrator._slots() IS 'Live state of the workers of this database, as far as the current user may see it';
 

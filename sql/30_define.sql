@@ -48,36 +48,40 @@ $$;
 
 -- Find the function or procedure a handler names, as a role may execute it;
 -- give its signature in the form it is stored, and its owner. OIDs are not
--- stored: dump and restore change them.
-CREATE FUNCTION orchestrator._find_handler(role oid, kind text, handler text, OUT signature text, OUT handler_owner name)
+-- stored: dump and restore change them. many: it takes an array of inputs.
+CREATE FUNCTION orchestrator._find_handler(role oid, kind text, handler text, many boolean DEFAULT false, OUT signature text,
+    OUT handler_owner name)
   LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
+  v_type  text := CASE WHEN $4 THEN 'jsonb[]' ELSE 'jsonb' END;
   v_parts text[];
   v_proc  pg_proc;
 BEGIN
   BEGIN
-    v_parts := parse_ident(regexp_replace($3, E'\\(\\s*(pg_catalog\\s*\\.\\s*)?jsonb\\s*\\)\\s*$', ''));
+    v_parts := parse_ident(regexp_replace($3, format(E'\\(\\s*(pg_catalog\\s*\\.\\s*)?jsonb%s\\s*\\)\\s*$',
+                                                     CASE WHEN $4 THEN E'\\s*\\[\\s*\\]' END), ''));
   EXCEPTION WHEN invalid_parameter_value THEN
     v_parts := NULL;
   END;
   PERFORM orchestrator._require(coalesce(cardinality(v_parts), 0) = 2, format('handler "%s" is not the name of a %s', $3, $2),
-                                'Write schema.name or schema.name(jsonb).');
+                                format('Write schema.name or schema.name(%s).', v_type));
   SELECT p.* INTO v_proc FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
     WHERE n.nspname = v_parts[1] AND p.proname = v_parts[2]
-      AND p.pronargs = 1 AND p.proargtypes[0] = 'pg_catalog.jsonb'::regtype
+      AND p.pronargs = 1 AND p.proargtypes[0] = ('pg_catalog.' || v_type)::regtype
       AND p.prokind = CASE $2 WHEN 'procedure' THEN 'p' ELSE 'f' END;
   IF NOT FOUND THEN
-    RAISE EXCEPTION '% %.%(jsonb) does not exist', $2, quote_ident(v_parts[1]), quote_ident(v_parts[2])
+    RAISE EXCEPTION '% %.%(%) does not exist', $2, quote_ident(v_parts[1]), quote_ident(v_parts[2]), v_type
       USING ERRCODE = 'undefined_function',
-            HINT = format('A handler of kind %s is a %1$s with one argument, of type jsonb.', $2);
+            HINT = CASE WHEN $4 THEN 'With batch_size a handler is a function with one argument, of type jsonb[].'
+                        ELSE format('A handler of kind %s is a %1$s with one argument, of type jsonb.', $2) END;
   END IF;
-  signature := format('%I.%I(jsonb)', v_parts[1], v_parts[2]);
+  signature := format('%I.%I(%s)', v_parts[1], v_parts[2], v_type);
   IF v_parts[1] LIKE E'pg\\_temp\\_%'
-     OR $2 = 'function' AND (v_proc.proretset OR v_proc.prorettype NOT IN ('pg_catalog.jsonb'::regtype, 'pg_catalog.void'::regtype))
+     OR $2 = 'function' AND (v_proc.proretset OR v_proc.prorettype NOT IN (('pg_catalog.' || v_type)::regtype, 'pg_catalog.void'::regtype))
      OR $2 = 'procedure' AND v_proc.prorettype <> 'pg_catalog.void'::regtype THEN
     RAISE EXCEPTION '% % cannot be a handler', $2, signature
       USING ERRCODE = 'invalid_function_definition',
-            HINT = 'A function must return jsonb or void and not a set; a procedure must have no output arguments; neither may be temporary.';
+            HINT = format('A function must return %s or void and not a set; a procedure must have no output arguments; neither may be temporary.', v_type);
   END IF;
   IF NOT (has_schema_privilege($1, v_proc.pronamespace, 'USAGE') AND has_function_privilege($1, v_proc.oid, 'EXECUTE')) THEN
     RAISE EXCEPTION 'permission denied for % %', $2, signature
@@ -132,9 +136,28 @@ BEGIN
   LOOP
     PERFORM orchestrator._require(v_span > interval '0' AND v_span <= interval '100 years', v_what || ' must be positive, and not exceed 100 years');
   END LOOP;
+  PERFORM orchestrator._check_batching(d);
   PERFORM orchestrator._require(c IS NOT NULL AND c ~ '^([0-9A-Z]{2}|[0-9A-Z]{5})$', format('"%s" is neither an SQLSTATE nor a class of them', c),
                                 'never_retry takes codes like 23505 and classes like 23.')
     FROM unnest(d.never_retry) c;
+END
+$$;
+
+-- What batch_size and batch_wait go with. A claim takes at most 200 tasks.
+CREATE FUNCTION orchestrator._check_batching(d orchestrator.definition) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM orchestrator._require(d.batch_wait IS NULL OR d.batch_size IS NOT NULL, 'batch_wait without batch_size',
+                                'Give the number of tasks to wait for.');
+  IF d.batch_size IS NULL THEN
+    RETURN;
+  END IF;
+  PERFORM orchestrator._require(d.kind = 'function', format('batch_size with kind "%s"', d.kind),
+                                'Only a function can take many inputs: one with an argument of type jsonb[].');
+  PERFORM orchestrator._require(d.batch_size BETWEEN 1 AND 200, 'batch_size must be between 1 and 200');
+  PERFORM orchestrator._require(d.batch_wait BETWEEN interval '0' AND interval '1 day', 'batch_wait must not be negative, nor exceed 1 day');
+  PERFORM orchestrator._require(d.batch_wait < d.queue_timeout, 'batch_wait must be shorter than queue_timeout',
+                                'A task that waited for others so long would fail.');
 END
 $$;
 
@@ -238,13 +261,13 @@ BEGIN
   d.key_rate_limit := key_rate_limit;
   d.key_rate_period := key_rate_period;
   d.batch_size := batch_size;
-  d.batch_wait := batch_wait;
+  d.batch_wait := nullif(batch_wait, '0');
   PERFORM orchestrator._check_definition(d);
   PERFORM orchestrator._require(coalesce(btrim(handler, E' \t\r\n;'), '') <> '', format('definition "%s" has no handler', name),
                                 'Give the name of a function or procedure, or a command.');
   IF d.kind IN ('function', 'procedure') THEN
     SELECT h.signature, h.handler_owner INTO d.handler, d.handler_owner
-      FROM orchestrator._find_handler(v_role, d.kind, handler) h;
+      FROM orchestrator._find_handler(v_role, d.kind, handler, d.batch_size IS NOT NULL) h;
   END IF;
   IF queue IS NOT NULL THEN
     d.queue := orchestrator._resolve_queue(v_role, queue);
@@ -351,8 +374,9 @@ DECLARE
   v_name    text;
 BEGIN
   FOR v_handler IN
-    SELECT format('%I.%I(jsonb)', o.address_names[1], o.address_names[2]) FROM pg_event_trigger_dropped_objects() o
-    WHERE o.object_type IN ('function', 'procedure') AND o.address_args IN ('{pg_catalog.jsonb}', '{jsonb}')
+    SELECT format('%I.%I(%s)', o.address_names[1], o.address_names[2], replace(o.address_args[1], 'pg_catalog.', ''))
+    FROM pg_event_trigger_dropped_objects() o
+    WHERE o.object_type IN ('function', 'procedure') AND o.address_args IN ('{pg_catalog.jsonb}', '{jsonb}', '{pg_catalog.jsonb[]}', '{jsonb[]}')
   LOOP
     -- a stranger who may only call the function does not keep its owner from dropping it
     v_ids := ARRAY(SELECT d.id FROM orchestrator.definition d

@@ -785,7 +785,7 @@ BEGIN
   RETURN (SELECT jsonb_object_agg(e.key, e.value)
           FROM jsonb_each(to_jsonb(d) - v_internal) e
           WHERE e.value <> 'null' AND e.value IS DISTINCT FROM v_default -> e.key)
-      || CASE WHEN d.kind IN ('function', 'procedure') THEN jsonb_build_object('handler', left(d.handler, -7)) ELSE '{}' END
+      || CASE WHEN d.kind IN ('function', 'procedure') THEN jsonb_build_object('handler', regexp_replace(d.handler, E'\\(jsonb(\\[\\])?\\)$', '')) ELSE '{}' END
       || CASE WHEN d.queue IS NULL THEN '{}' ELSE (SELECT jsonb_build_object('queue', q.name) FROM orchestrator.queue q WHERE q.id = d.queue) END
       || CASE WHEN d.metadata IS NULL THEN '{}' ELSE jsonb_build_object('metadata', d.metadata) END;
 END

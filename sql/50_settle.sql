@@ -165,6 +165,7 @@ BEGIN
   v_reason := CASE
     WHEN t.attempt >= t.max_attempts THEN 'max_attempts'
     WHEN $2 = 'timeout' AND d.timeout_policy IN ('fail', 'fail_workflow') THEN 'timeout_policy'
+    WHEN $2 = 'error' AND t.error -> 'retry' = 'false' THEN 'item_error'
     WHEN $2 = 'error' AND (t.error ->> 'sqlstate' = ANY (d.never_retry) OR left(t.error ->> 'sqlstate', 2) = ANY (d.never_retry)) THEN 'never_retry'
     WHEN v_now + v_delay > t.created_at + d.retry_budget THEN 'retry_budget'
     WHEN v_now + v_delay >= t.deadline THEN 'deadline'

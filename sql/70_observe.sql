@@ -14,7 +14,18 @@ COMMENT ON PROCEDURE orchestrator.await(bigint, interval, orchestrator.task_resu
 CREATE FUNCTION orchestrator.current_task(OUT task_id bigint, OUT parent_id bigint, OUT definition text, OUT attempt int,
     OUT max_attempts int, OUT key text, OUT metadata jsonb, OUT deadline timestamptz) RETURNS record
   LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'orchestrator_current_task';
-COMMENT ON FUNCTION orchestrator.current_task() IS 'Inside a step: the task that it is a step of; elsewhere nulls';
+COMMENT ON FUNCTION orchestrator.current_task() IS 'Inside a step: the task that it is a step of; elsewhere nulls, and in a call for many tasks (batch_size): see current_batch()';
+
+CREATE FUNCTION orchestrator.current_batch(OUT item int, OUT task_id bigint, OUT parent_id bigint, OUT definition text,
+    OUT attempt int, OUT max_attempts int, OUT key text, OUT metadata jsonb, OUT deadline timestamptz) RETURNS SETOF record
+  LANGUAGE C VOLATILE ROWS 100 AS 'MODULE_PATHNAME', 'orchestrator_current_batch';
+COMMENT ON FUNCTION orchestrator.current_batch() IS
+  'Inside a call for many tasks (batch_size): the task of each input, item being its place in the array; elsewhere no rows';
+
+CREATE FUNCTION orchestrator.item_error(message text, sqlstate text DEFAULT 'P0001', retry boolean DEFAULT true) RETURNS jsonb
+  LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'orchestrator_item_error';
+COMMENT ON FUNCTION orchestrator.item_error(text, text, boolean) IS
+  'In the result of a call for many tasks (batch_size): the task of this input failed, and the others did not; retry => false: for good';
 
 CREATE FUNCTION orchestrator.progress(fraction float8, message text DEFAULT NULL, stage text DEFAULT NULL) RETURNS void
   LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'orchestrator_progress';

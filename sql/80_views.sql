@@ -334,7 +334,8 @@ COMMENT ON VIEW orchestrator.queue_decisions IS
 CREATE VIEW orchestrator.worker_status WITH (security_invoker = true) AS
   SELECT s.pid, s.kind, pg_get_userbyid(s.role) AS role, s.task_id, s.state, s.since, s.progress, s.message, s.stage,
          s.attempt, s.started_at, s.claimed
-  FROM orchestrator._slots() s;
+  FROM orchestrator._slots() s
+  WHERE s.item = 0;   -- of a call for many tasks, the first
 COMMENT ON VIEW orchestrator.worker_status IS
   'Workers of this database and what they do now; empty unless the library is preloaded';
 

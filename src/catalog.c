@@ -827,6 +827,18 @@ column_milliseconds(HeapTuple row, TupleDesc desc, const char *column)
 		1);
 }
 
+/*
+ * 0 when it is null.
+ */
+static int32
+column_int(HeapTuple row, TupleDesc desc, const char *column)
+{
+	bool isnull;
+	Datum value = heap_getattr(row, SPI_fnumber(desc, column), desc, &isnull);
+
+	return isnull ? 0 : DatumGetInt32(value);
+}
+
 static void
 fill_definition(OrchDefinition *definition, HeapTuple row, TupleDesc desc)
 {
@@ -855,6 +867,8 @@ fill_definition(OrchDefinition *definition, HeapTuple row, TupleDesc desc)
 	definition->has_callbacks =
 		column_text(row, desc, "success_callback") != NULL ||
 		column_text(row, desc, "failure_callback") != NULL;
+	definition->batch_size = column_int(row, desc, "batch_size");
+	definition->batch_wait = column_milliseconds(row, desc, "batch_wait");
 	fill_limits(definition, row, desc);
 }
 
@@ -949,18 +963,6 @@ fill_limit(OrchLimit *limit, OrchLimitKind kind, HeapTuple row, TupleDesc desc,
 	limit->max_running = column_int(row, desc, max_running);
 	limit->rate_limit = column_int(row, desc, rate_limit);
 	limit->rate_period = column_milliseconds(row, desc, rate_period) * 1000;
-}
-
-/*
- * 0 when it is null.
- */
-static int32
-column_int(HeapTuple row, TupleDesc desc, const char *column)
-{
-	bool isnull;
-	Datum value = heap_getattr(row, SPI_fnumber(desc, column), desc, &isnull);
-
-	return isnull ? 0 : DatumGetInt32(value);
 }
 
 /*

@@ -136,6 +136,8 @@ typedef struct OrchDefinition
 	bool notify;
 	bool notify_all;	/* of progress, too */
 	bool has_callbacks; /* its tasks' ends start others */
+	int32 batch_size;	/* its handler takes so many inputs; 0: one */
+	int64 batch_wait;	/* milliseconds that a task waits for others */
 	bool valid;
 
 	/* of the current version, whichever this is */
@@ -144,6 +146,10 @@ typedef struct OrchDefinition
 	char *key_path;		 /* to what key_limit is counted by; NULL: none */
 	OrchPath *key;		 /* compiled, in the copy of a batch only */
 } OrchDefinition;
+
+/* Whether one call of its handler may be for many tasks. */
+#define ORCH_TAKES_MANY(definition)                                           \
+	((definition) != NULL && (definition)->batch_size > 0)
 
 /* What enqueueing and claiming need of a queue. */
 typedef struct OrchQueue

@@ -20,6 +20,7 @@
 #include "depth.h"
 #include "event.h"
 #include "fair.h"
+#include "gather.h"
 #include "guc.h"
 #include "lane.h"
 #include "limit.h"
@@ -46,6 +47,8 @@ typedef struct LaneScan
 	OrchExecutor *executor;
 	OrchBatch *batch;
 	OrchLeaf *live;
+	OrchReadyScan *rows;
+	OrchGather gather;
 	int32 queue; /* or ORCH_PARKED, on ... */
 	int64 limit;
 	TimestampTz now;
@@ -111,7 +114,8 @@ orch_claim_batch(OrchExecutor *executor, int lane, OrchBatch *batch)
 	batch->lane = lane;
 	batch->from = PG_INT64_MAX;
 	batch->fast = false;
-	batch->left_behind = false;
+	batch->left_behind = batch->call = false;
+	batch->last_definition = NULL;
 	batch->held_up = false;
 	batch->fair = false;
 	batch->executor = executor;
@@ -163,31 +167,35 @@ scan_lane(LaneScan *scan)
 {
 	OrchExecutor *executor = scan->executor;
 	OrchBatch *batch = scan->batch;
-	OrchReadyScan *rows =
-		scan->queue == ORCH_PARKED
-			? orch_heap_parked_begin(scan->live, executor->owner, scan->limit,
-									 batch->from)
-			: orch_heap_ready_begin(scan->live, executor->owner, scan->queue,
-									batch->from);
 	OrchRow row;
 	ItemPointerData tid;
 
+	scan->rows = scan->queue == ORCH_PARKED
+					 ? orch_heap_parked_begin(scan->live, executor->owner,
+											  scan->limit, batch->from)
+					 : orch_heap_ready_begin(scan->live, executor->owner,
+											 scan->queue, batch->from);
 	scan->now = orch_clock();
 	scan->upto = batch->from;
 	scan->left_behind = PG_INT64_MAX;
 	scan->turn = PG_INT64_MIN;
+	orch_gather_begin(&scan->gather, executor, scan->now);
 	while (scan->skipped < MAX_SKIPPED && scan->parked < MAX_PARKED &&
-		   orch_heap_ready_next(rows, &row, &tid))
+		   orch_heap_ready_next(scan->rows, &row, &tid))
 	{
 		if (!visit(scan, &row, &tid))
 			break;
 	}
-	orch_heap_ready_end(rows);
+	orch_heap_ready_end(scan->rows);
 	if (batch->fair && batch->ntasks > 0)
 		orch_fair_claimed(executor->owner, scan->queue, scan->turn);
 	batch->left_behind = scan->left_behind != PG_INT64_MAX;
-	orch_lane_end(executor, Min(scan->upto, scan->left_behind),
-				  scan->more || scan->parked >= MAX_PARKED);
+	scan->more |=
+		orch_gather_end(&scan->gather, executor->dboid, executor->lane) ||
+		scan->parked >= MAX_PARKED;
+	orch_lane_end(executor,
+				  Min(scan->upto, Min(scan->left_behind, scan->gather.mark)),
+				  scan->more);
 }
 
 /*
@@ -205,16 +213,26 @@ visit(LaneScan *scan, OrchRow *row, ItemPointer tid)
 	OrchLimit limits[ORCH_MAX_LIMITS];
 	int nlimits;
 	int held = scan->executor->npermits;
+	OrchGatherVerdict verdict;
 
 	if (!row->nulls[ORCH_TASK_EXPIRE_AT] &&
 		DatumGetTimestampTz(row->values[ORCH_TASK_EXPIRE_AT]) <= scan->now)
 		return true; /* the supervisor fails it */
 	if (definition != NULL && definition->kind > ORCH_KIND_UTILITY)
 		return true; /* nothing to run */
+	verdict = orch_gather_judge(&scan->gather, scan->rows, definition, row,
+								fast, batch->ntasks);
+	if (verdict == ORCH_GATHER_HELD)
+		leave_behind(scan, row);
+	if (verdict == ORCH_GATHER_HELD || verdict == ORCH_GATHER_LEAVE)
+		return true;
+	batch->call = scan->gather.definition != 0;
 	chain = steps_of(row, fast);
 	nlimits = orch_limit_gather(row, definition, limits);
-	scan->more = is_full(batch, definition, fast, scan->steps + chain,
-						 scan->worth + expected(definition) * chain) ||
+	scan->more = verdict == ORCH_GATHER_STOP ||
+				 (!batch->call &&
+				  is_full(batch, definition, fast, scan->steps + chain,
+						  scan->worth + expected(definition) * chain)) ||
 				 !fits(batch, fast, limits, nlimits);
 	if (scan->more)
 		return false;
@@ -286,15 +304,16 @@ enter_claim(OrchExecutor *executor, OrchBatch *batch, bool fast)
 /*
  * Whether the permits of a row fit to those of the batch.  A batch of the slow
  * way must not hold a permit for a task that waits behind a long step: it may
- * be taken back, and whoever gets it needs the permit.
+ * be taken back, and whoever gets it needs the permit.  One call of a handler
+ * is one step.
  */
 static bool
 fits(const OrchBatch *batch, bool fast, const OrchLimit *limits, int n)
 {
 	if (batch->ntasks == 0 || n == 0)
 		return true;
-	return fast ? batch->executor->npermits + n <= ORCH_MAX_HELD
-				: orch_permit_is_held(limits, n);
+	return fast || batch->call ? batch->executor->npermits + n <= ORCH_MAX_HELD
+							   : orch_permit_is_held(limits, n);
 }
 
 /*
@@ -522,6 +541,8 @@ orch_claim_definition(OrchBatch *batch, int32 id)
 	OrchDefinition *copy;
 	MemoryContext old;
 
+	if (batch->last_definition != NULL && batch->last_definition->id == id)
+		return batch->last_definition;
 	for (int i = batch->ntasks - 1;
 		 i >= Max(batch->ntasks - DEFINITIONS_KEPT, 0); i--)
 	{
@@ -543,7 +564,7 @@ orch_claim_definition(OrchBatch *batch, int32 id)
 	if (known->key_path != NULL)
 		copy->key = orch_json_path(known->key_path, batch->context);
 	MemoryContextSwitchTo(old);
-	return copy;
+	return batch->last_definition = copy;
 }
 
 static Measure *

@@ -30,6 +30,16 @@ typedef enum OrchOutcome
 	ORCH_OUTCOME_GONE		/* no longer ours: cancelled, taken back, stale */
 } OrchOutcome;
 
+/* How a call of a handler, for one task or several, ended. */
+typedef enum OrchCallEnd
+{
+	ORCH_CALL_DONE,		 /* each task has its outcome */
+	ORCH_CALL_FAILED,	 /* by the fault of one of several */
+	ORCH_CALL_TIMED_OUT, /* likewise */
+	ORCH_CALL_CANCELLED, /* one of several is GONE */
+	ORCH_CALL_YIELDED	 /* fast lane: somebody wants a row */
+} OrchCallEnd;
+
 /* What a procedure that was suspended waits for. */
 typedef struct OrchSuspension
 {
@@ -76,9 +86,12 @@ typedef struct OrchBatch
 	bool fair;			   /* the tenants of its queue take turns */
 	bool left_behind;	   /* the claim met rows locked by others */
 	bool held_up;		   /* a limit has no start left for the next */
+	bool call;			   /* all are for one call of their handler */
+	OrchCallEnd call_end;  /* how the last one ended */
 	int lane;
 	int64 from; /* mark at the begin of the claim */
 	OrchExecutor *executor;
+	const OrchDefinition *last_definition; /* copied to the batch, or NULL */
 	int nclaimed;
 	int ntasks; /* those claimed and, after them, those gone on to */
 	OrchTask tasks[ORCH_MAX_BATCH];

@@ -139,6 +139,9 @@ static void tell_limits_changed(void);
 static void deliver_transitions(void);
 static void deliver_interrupts(void);
 static bool interrupt_wanted(int64 task, int32 epoch);
+static bool find_called(OrchExecutor *executor, int64 *task, int32 *epoch);
+static bool is_called(OrchExecutor *executor, int number);
+static bool runs(OrchExecutor *executor, int64 task);
 static void interrupt_executor(OrchExecutor *executor);
 static OrchDatabase *find_database(void);
 static void push_lost(void);
@@ -545,21 +548,27 @@ interrupt_executor(OrchExecutor *executor)
 {
 	int64 task;
 	int32 epoch;
+	int64 wanted;
+	int32 wanted_epoch;
+	int ncalled;
 	bool asked = false;
 
 	SpinLockAcquire(&executor->mutex);
-	task = executor->task;
-	epoch = executor->epoch;
+	task = wanted = executor->task;
+	epoch = wanted_epoch = executor->epoch;
+	ncalled = executor->ncalled;
 	SpinLockRelease(&executor->mutex);
-	if (task == 0 || !interrupt_wanted(task, epoch))
+	if (task == 0 ||
+		!(interrupt_wanted(task, epoch) ||
+		  (ncalled > 0 && find_called(executor, &wanted, &wanted_epoch))))
 		return;
 
 	SpinLockAcquire(&executor->mutex);
 	if (executor->task == task && executor->epoch == epoch)
 	{
-		executor->interrupt_task = task;
+		executor->interrupt_task = wanted;
 		executor->signaled_at = GetCurrentTimestamp();
-		executor->interrupt_epoch = epoch;
+		executor->interrupt_epoch = wanted_epoch;
 		asked = true;
 	}
 	SpinLockRelease(&executor->mutex);
@@ -570,6 +579,38 @@ interrupt_executor(OrchExecutor *executor)
 		kill(executor->pid, SIGINT);
 		orch_shmem_set_latch(executor->procno);
 	}
+}
+
+/*
+ * A task of the call under way that is to be interrupted: one is enough.
+ */
+static bool
+find_called(OrchExecutor *executor, int64 *task, int32 *epoch)
+{
+	for (int i = 0; i < ORCH_MAX_CLAIM; i++)
+	{
+		OrchClaim *claim = &executor->claims[i];
+
+		if (!is_called(executor, i) ||
+			!interrupt_wanted(claim->task, claim->epoch))
+			continue;
+		*task = claim->task;
+		*epoch = claim->epoch;
+		return true;
+	}
+	return false;
+}
+
+/*
+ * Whether a claim is one of those that the call under way is for.
+ */
+static bool
+is_called(OrchExecutor *executor, int number)
+{
+	return number >= executor->first_called &&
+		   number < executor->first_called + executor->ncalled &&
+		   pg_atomic_read_u32(&executor->claims[number].state) ==
+			   ORCH_CLAIM_STARTED;
 }
 
 static bool
@@ -896,7 +937,7 @@ ask_holder(int64 task, bool ask)
 		if (executor->state != ORCH_EXECUTOR_BUSY ||
 			executor->dboid != MyDatabaseId ||
 			!(holds_claim(executor, task) ||
-			  (executor->pid == MyProcPid && executor->task == task)))
+			  (executor->pid == MyProcPid && runs(executor, task))))
 			continue;
 
 		/* between steps it is the engine that asks, for its own batch */
@@ -922,6 +963,22 @@ ask_holder(int64 task, bool ask)
 	}
 	LWLockRelease(orch_shared->lock);
 	return holder;
+}
+
+/*
+ * Whether a task is run by an executor, which is this very process.
+ */
+static bool
+runs(OrchExecutor *executor, int64 task)
+{
+	if (executor->task == task)
+		return true;
+	for (int i = 0; executor->ncalled > 0 && i < ORCH_MAX_CLAIM; i++)
+	{
+		if (is_called(executor, i) && executor->claims[i].task == task)
+			return true;
+	}
+	return false;
 }
 
 static bool

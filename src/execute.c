@@ -13,6 +13,7 @@
 
 #include "access/xact.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_type.h"
 #include "commands/prepare.h"
 #include "commands/sequence.h"
 #include "commands/trigger.h"
@@ -23,7 +24,9 @@
 #include "storage/latch.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/jsonb.h"
@@ -37,6 +40,7 @@
 #include "execute.h"
 #include "guc.h"
 #include "handler.h"
+#include "item.h"
 #include "json.h"
 #include "note.h"
 #include "notice.h"
@@ -60,6 +64,19 @@ typedef enum Interruption
 	INTERRUPTED_BY_MISTAKE /* meant for a step that is over */
 } Interruption;
 
+/* One call of a handler: of a step or, where it takes many, of several. */
+typedef struct Call
+{
+	OrchExecutor *executor;
+	MemoryContext context; /* of what is kept */
+	OrchTask **tasks;
+	OrchStep *steps;
+	int n;
+	int first_called; /* their claims, of several */
+	int ncalled;
+	OrchCallEnd end;
+} Call;
+
 /* What was used when the step began. */
 typedef struct Usage
 {
@@ -80,24 +97,29 @@ static bool constraints_set = false;
 static void handle_step_timeout(void);
 static void handle_silence(void);
 static void cancel_step(void);
-static void enter_step(OrchExecutor *executor, OrchTask *task, OrchStep *step);
-static void leave_step(OrchExecutor *executor, OrchTask *task, bool wrote);
-static void begin_user_code(const OrchTask *task);
+static void run_call(Call *call);
+static void enter_call(Call *call);
+static void fill_step(OrchStep *step, OrchTask *task);
+static void leave_call(Call *call, bool wrote);
+static void begin_user_code(const Call *call);
 static void end_user_code(void);
-static int64 time_limit(const OrchTask *task);
-static bool attempt_step(OrchExecutor *executor, OrchTask *task,
-						 MemoryContext context, bool *wrote);
-static void call_handler(OrchTask *task, MemoryContext context);
-static bool judge_error(OrchExecutor *executor, OrchTask *task,
-						ErrorData *error, MemoryContext context);
-static Interruption judge_interruption(OrchExecutor *executor,
-									   const OrchTask *task);
+static int64 time_limit(const Call *call);
+static int64 sooner(int64 limit, int64 other);
+static bool attempt_call(Call *call, bool *wrote);
+static void call_handler(Call *call);
+static void take_outputs(Call *call, ArrayType *outputs);
+static void keep_output(Call *call, OrchTask *task, Datum output);
+static void fail_item(Call *call, OrchTask *task, Datum error);
+static bool judge_error(Call *call, ErrorData *error);
+static void blame(Call *call, const char *reason, const ErrorData *error,
+				  OrchCallEnd end);
+static Interruption judge_interruption(Call *call);
+static bool mark_gone(Call *call, int64 id, int32 epoch);
 static void clean_after_step(void);
 static void take_requests(OrchTask *task, MemoryContext context);
 static void check_output(Datum output);
 static void measure_begin(Usage *usage);
-static void measure_end(const Usage *usage, OrchTask *task, uint64 rows,
-						MemoryContext context);
+static void measure_end(const Usage *usage, Call *call, uint64 rows);
 static bool is_suspended(OrchTask *task, const ErrorData *error,
 						 MemoryContext context);
 static void run_alone(OrchTask *task);
@@ -160,23 +182,90 @@ orch_execute_step(OrchExecutor *executor, OrchTask *task,
 				  MemoryContext context)
 {
 	OrchStep step;
+	Call call = {.executor = executor,
+				 .context = context,
+				 .tasks = &task,
+				 .steps = &step,
+				 .n = 1};
+
+	run_call(&call);
+}
+
+OrchCallEnd
+orch_execute_call(OrchBatch *batch, const int *numbers, int n)
+{
+	Call call = {.executor = batch->executor,
+				 .context = batch->context,
+				 .n = n,
+				 .first_called = numbers[0],
+				 .ncalled = n > 1 ? numbers[n - 1] - numbers[0] + 1 : 0};
+
+	call.tasks = MemoryContextAlloc(step_context, n * sizeof(OrchTask *));
+	call.steps = MemoryContextAlloc(step_context, n * sizeof(OrchStep));
+	for (int i = 0; i < n; i++)
+	{
+		call.tasks[i] = &batch->tasks[numbers[i]];
+		batch->executor->claims[numbers[i]].attempt =
+			ORCH_INT32(&call.tasks[i]->row, ORCH_TASK_ATTEMPT);
+	}
+	run_call(&call);
+	return call.end;
+}
+
+static void
+run_call(Call *call)
+{
 	bool wrote = false;
 
-	enter_step(executor, task, &step);
-	while (!attempt_step(executor, task, context, &wrote))
+	enter_call(call);
+	while (!attempt_call(call, &wrote))
 		CHECK_FOR_INTERRUPTS();
-	leave_step(executor, task, wrote);
+	leave_call(call, wrote);
 }
 
 /*
  * Show what runs, everywhere it is looked for, and leave the note that
- * survives us.
+ * survives us.  It names nobody where several run, of which one may be why we
+ * did not: calls are of one task each after that (gather.c).
  */
 static void
-enter_step(OrchExecutor *executor, OrchTask *task, OrchStep *step)
+enter_call(Call *call)
+{
+	const OrchStep *step = call->steps;
+	char activity[128];
+
+	for (int i = 0; i < call->n; i++)
+		fill_step(&call->steps[i], call->tasks[i]);
+	if (ORCH_TAKES_MANY(call->tasks[0]->definition))
+		call->steps[0].ncalled = call->n;
+	orch_last_report = GetCurrentTimestamp();
+
+	if (call->n == 1)
+		snprintf(activity, sizeof(activity), "task " INT64_FORMAT " %s",
+				 step->id, step->definition);
+	else
+		snprintf(activity, sizeof(activity),
+				 "task " INT64_FORMAT " and %d more %s", step->id, call->n - 1,
+				 step->definition);
+	pgstat_report_activity(STATE_RUNNING, activity);
+	for (int i = 0; i < call->n; i++)
+	{
+		OrchTask *task = call->tasks[i];
+
+		task->started_at = i == 0 ? orch_clock() : call->tasks[0]->started_at;
+		task->requests = (Datum) 0;
+		task->suspension = NULL;
+	}
+	orch_progress_enter(call->executor, step, call->first_called,
+						call->ncalled);
+	orch_note_begin(call->executor - orch_shared->executors, MyDatabaseId,
+					call->n == 1 ? step->id : 0, step->epoch, step->attempt);
+}
+
+static void
+fill_step(OrchStep *step, OrchTask *task)
 {
 	const OrchRow *row = &task->row;
-	char activity[128];
 
 	step->id = ORCH_INT64(row, ORCH_TASK_ID);
 	step->parent = row->nulls[ORCH_TASK_PARENT_ID]
@@ -198,29 +287,29 @@ enter_step(OrchExecutor *executor, OrchTask *task, OrchStep *step)
 		task->definition != NULL && task->definition->notify_all;
 	step->procedure = task->definition != NULL &&
 					  task->definition->kind == ORCH_KIND_PROCEDURE;
-	orch_last_report = GetCurrentTimestamp();
-
-	snprintf(activity, sizeof(activity), "task " INT64_FORMAT " %s", step->id,
-			 step->definition);
-	pgstat_report_activity(STATE_RUNNING, activity);
-	task->started_at = orch_clock();
-	task->requests = (Datum) 0;
-	task->suspension = NULL;
-	orch_progress_enter(executor, step);
-	orch_note_begin(executor - orch_shared->executors, MyDatabaseId, step->id,
-					step->epoch, step->attempt);
+	step->ncalled = 0;
 }
 
+/*
+ * What a call said stands with the first of its tasks.
+ */
 static void
-leave_step(OrchExecutor *executor, OrchTask *task, bool wrote)
+leave_call(Call *call, bool wrote)
 {
-	orch_note_end(executor - orch_shared->executors);
+	OrchTask *first = call->tasks[0];
+
+	orch_note_end(call->executor - orch_shared->executors);
 	orch_progress_leave();
-	task->finished_at = orch_clock();
-	task->notices = orch_notice_take();
-	if (task->definition != NULL)
-		orch_claim_measured(task->definition->id,
-							task->finished_at - task->started_at, wrote);
+	first->finished_at = orch_clock();
+	first->notices = orch_notice_take();
+	for (int i = 1; i < call->n; i++)
+	{
+		call->tasks[i]->finished_at = first->finished_at;
+		call->tasks[i]->notices = NIL;
+	}
+	if (first->definition != NULL)
+		orch_claim_measured(first->definition->id,
+							first->finished_at - first->started_at, wrote);
 	MemoryContextReset(step_context);
 }
 
@@ -230,34 +319,44 @@ leave_step(OrchExecutor *executor, OrchTask *task, bool wrote)
  * does nothing by itself inside of a background worker.
  */
 static int64
-time_limit(const OrchTask *task)
+time_limit(const Call *call)
 {
 	int64 limit = StatementTimeout;
-	const OrchDefinition *definition = task->definition;
+	const OrchDefinition *definition = call->tasks[0]->definition;
 
-	if (definition != NULL && definition->timeout > 0 &&
-		!definition->timeout_alerts &&
-		(limit == 0 || definition->timeout < limit))
-		limit = definition->timeout;
-	if (!task->row.nulls[ORCH_TASK_DEADLINE])
+	if (definition != NULL && !definition->timeout_alerts)
+		limit = sooner(limit, definition->timeout);
+	for (int i = 0; i < call->n; i++)
 	{
-		TimestampTz deadline =
-			DatumGetTimestampTz(task->row.values[ORCH_TASK_DEADLINE]);
-		int64 left = Max((deadline - orch_clock()) / 1000, 1);
+		const OrchRow *row = &call->tasks[i]->row;
+		TimestampTz deadline;
 
-		if (limit == 0 || left < limit)
-			limit = left;
+		if (row->nulls[ORCH_TASK_DEADLINE])
+			continue;
+		deadline = DatumGetTimestampTz(row->values[ORCH_TASK_DEADLINE]);
+		limit = sooner(limit, Max((deadline - orch_clock()) / 1000, 1));
 	}
 	return Min(limit, INT_MAX);
 }
 
-static void
-begin_user_code(const OrchTask *task)
+/*
+ * The lesser of two limits; 0: none.
+ */
+static int64
+sooner(int64 limit, int64 other)
 {
-	const OrchDefinition *definition = task->definition;
+	if (limit == 0 || other == 0)
+		return Max(limit, other);
+	return Min(limit, other);
+}
+
+static void
+begin_user_code(const Call *call)
+{
+	const OrchDefinition *definition = call->tasks[0]->definition;
 	TimestampTz now = GetCurrentTimestamp();
 
-	step_limit = time_limit(task);
+	step_limit = time_limit(call);
 	step_silence = definition == NULL || definition->timeout_alerts
 					   ? 0
 					   : definition->response_timeout;
@@ -290,8 +389,7 @@ end_user_code(void)
  * One try of a step.  False: it was interrupted by mistake, run it again.
  */
 static bool
-attempt_step(OrchExecutor *executor, OrchTask *task, MemoryContext context,
-			 bool *wrote)
+attempt_call(Call *call, bool *wrote)
 {
 	ResourceOwner owner = CurrentResourceOwner;
 	MemoryContext old = CurrentMemoryContext;
@@ -306,8 +404,8 @@ attempt_step(OrchExecutor *executor, OrchTask *task, MemoryContext context,
 	{
 		int level = NewGUCNestLevel();
 
-		begin_user_code(task);
-		call_handler(task, context);
+		begin_user_code(call);
+		call_handler(call);
 
 		/*
 		 * The commit of the step's own transaction, as far as user code is
@@ -320,8 +418,8 @@ attempt_step(OrchExecutor *executor, OrchTask *task, MemoryContext context,
 		clean_after_step();
 		AtEOXact_GUC(false, level);
 		written = TransactionIdIsValid(GetCurrentTransactionIdIfAny());
-		take_requests(task, context);
-		task->outcome = ORCH_OUTCOME_COMPLETED;
+		take_requests(call->tasks[0], call->context);
+		call->end = ORCH_CALL_DONE;
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -334,7 +432,7 @@ attempt_step(OrchExecutor *executor, OrchTask *task, MemoryContext context,
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
 		clean_after_step();
-		settled = judge_error(executor, task, error, context);
+		settled = judge_error(call, error);
 	}
 	PG_END_TRY();
 
@@ -344,30 +442,95 @@ attempt_step(OrchExecutor *executor, OrchTask *task, MemoryContext context,
 	return settled;
 }
 
+/*
+ * Sets the outcome of each task to what it is unless something fails later.
+ */
 static void
-call_handler(OrchTask *task, MemoryContext context)
+call_handler(Call *call)
 {
+	bool many = ORCH_TAKES_MANY(call->tasks[0]->definition);
+	bool has_output;
 	Datum output;
 	uint64 rows;
 	Usage usage;
 	bool measured = orch_track_resources;
 
+	for (int i = 0; i < call->n; i++)
+	{
+		call->tasks[i]->outcome = ORCH_OUTCOME_COMPLETED;
+		call->tasks[i]->has_output = false;
+	}
 	if (measured)
 		measure_begin(&usage);
 	PushActiveSnapshot(GetTransactionSnapshot());
-	task->has_output = orch_handler_call(task, &output, &rows);
+	if (many)
+		has_output =
+			orch_handler_call_many(call->tasks, call->n, &output, &rows);
+	else
+		has_output = orch_handler_call(call->tasks[0], &output, &rows);
 	PopActiveSnapshot();
-	if (task->has_output)
-	{
-		MemoryContext old;
-
-		check_output(output);
-		old = MemoryContextSwitchTo(context);
-		task->output = PointerGetDatum(PG_DETOAST_DATUM_COPY(output));
-		MemoryContextSwitchTo(old);
-	}
+	if (many && has_output)
+		take_outputs(call, DatumGetArrayTypeP(output));
+	else if (has_output)
+		keep_output(call, call->tasks[0], output);
 	if (measured)
-		measure_end(&usage, task, rows, context);
+		measure_end(&usage, call, rows);
+}
+
+/*
+ * One element for each task, in their order: its output, or its error.
+ */
+static void
+take_outputs(Call *call, ArrayType *outputs)
+{
+	Datum *elements;
+	bool *nulls;
+	int n;
+
+	deconstruct_array(outputs, JSONBOID, -1, false, TYPALIGN_INT, &elements,
+					  &nulls, &n);
+	if (n != call->n || ARR_NDIM(outputs) > 1)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_CARDINALITY_VIOLATION),
+			 errmsg("handler %s returned %d results for %d tasks",
+					call->tasks[0]->definition->handler, n, call->n),
+			 errhint(
+				 "Return an array of one dimension with an element for each input, in their order; null is an output, too.")));
+	for (int i = 0; i < n; i++)
+	{
+		Datum error;
+
+		if (nulls[i])
+			continue;
+		if (orch_item_error(DatumGetJsonbP(elements[i]), &error))
+			fail_item(call, call->tasks[i], error);
+		else
+			keep_output(call, call->tasks[i], elements[i]);
+	}
+}
+
+static void
+keep_output(Call *call, OrchTask *task, Datum output)
+{
+	MemoryContext old;
+
+	check_output(output);
+	old = MemoryContextSwitchTo(call->context);
+	task->output = PointerGetDatum(PG_DETOAST_DATUM_COPY(output));
+	task->has_output = true;
+	MemoryContextSwitchTo(old);
+}
+
+static void
+fail_item(Call *call, OrchTask *task, Datum error)
+{
+	MemoryContext old = MemoryContextSwitchTo(call->context);
+
+	task->error = datumCopy(error, false, -1);
+	task->outcome = ORCH_OUTCOME_FAILED;
+	task->reason = "error";
+	MemoryContextSwitchTo(old);
 }
 
 static void
@@ -442,22 +605,23 @@ orch_execute_clean_session(void)
  * False: the step was interrupted by mistake.
  */
 static bool
-judge_error(OrchExecutor *executor, OrchTask *task, ErrorData *error,
-			MemoryContext context)
+judge_error(Call *call, ErrorData *error)
 {
 	Interruption interruption = INTERRUPTED_BY_USER;
 
+	for (int i = 0; i < call->n; i++)
+		call->tasks[i]->outcome = ORCH_OUTCOME_NONE;
 	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
-		interruption = judge_interruption(executor, task);
+		interruption = judge_interruption(call);
 	switch (interruption)
 	{
 		case INTERRUPTED_BY_MISTAKE:
 			return false;
 		case INTERRUPTED_BY_CANCEL:
-			task->outcome = ORCH_OUTCOME_GONE;
+			call->end = call->n == 1 ? ORCH_CALL_DONE : ORCH_CALL_CANCELLED;
 			return true;
 		case INTERRUPTED_BY_YIELD:
-			task->outcome = ORCH_OUTCOME_NONE;
+			call->end = ORCH_CALL_YIELDED;
 			return true;
 		case INTERRUPTED_BY_TIMEOUT:
 			error->sqlerrcode = ORCH_ERRCODE_TIMEOUT;
@@ -466,18 +630,30 @@ judge_error(OrchExecutor *executor, OrchTask *task, ErrorData *error,
 										   (long long) step_silence)
 								: psprintf("step ran longer than %lld ms",
 										   (long long) step_limit);
-			orch_execute_fail(task, "timeout", error, context);
+			blame(call, "timeout", error, ORCH_CALL_TIMED_OUT);
 			return true;
 		case INTERRUPTED_BY_USER:
-			orch_execute_fail(task, "error", error, context);
+			blame(call, "error", error, ORCH_CALL_FAILED);
 			return true;
 	}
 	return true;
 }
 
-static Interruption
-judge_interruption(OrchExecutor *executor, const OrchTask *task)
+/*
+ * A task that was alone is guilty; which of several is will be found out.
+ */
+static void
+blame(Call *call, const char *reason, const ErrorData *error, OrchCallEnd end)
 {
+	call->end = call->n == 1 ? ORCH_CALL_DONE : end;
+	if (call->n == 1)
+		orch_execute_fail(call->tasks[0], reason, error, call->context);
+}
+
+static Interruption
+judge_interruption(Call *call)
+{
+	OrchExecutor *executor = call->executor;
 	int64 interrupt_task;
 	int32 interrupt_epoch;
 	int64 yield_task;
@@ -491,8 +667,8 @@ judge_interruption(OrchExecutor *executor, const OrchTask *task)
 	executor->interrupt_task = 0;
 	SpinLockRelease(&executor->mutex);
 
-	if (interrupt_task == ORCH_INT64(&task->row, ORCH_TASK_ID) &&
-		interrupt_epoch == ORCH_INT32(&task->row, ORCH_TASK_EPOCH))
+	if (interrupt_task != 0 &&
+		mark_gone(call, interrupt_task, interrupt_epoch))
 		return INTERRUPTED_BY_CANCEL;
 	if (yield_task != 0)
 		return INTERRUPTED_BY_YIELD;
@@ -504,6 +680,25 @@ judge_interruption(OrchExecutor *executor, const OrchTask *task)
 		GetCurrentTimestamp() - signaled_at < USECS_PER_SEC)
 		return INTERRUPTED_BY_MISTAKE;
 	return INTERRUPTED_BY_USER;
+}
+
+/*
+ * False: the call is not for that task.
+ */
+static bool
+mark_gone(Call *call, int64 id, int32 epoch)
+{
+	for (int i = 0; i < call->n; i++)
+	{
+		OrchTask *task = call->tasks[i];
+
+		if (ORCH_INT64(&task->row, ORCH_TASK_ID) != id ||
+			ORCH_INT32(&task->row, ORCH_TASK_EPOCH) != epoch)
+			continue;
+		task->outcome = ORCH_OUTCOME_GONE;
+		return true;
+	}
+	return false;
 }
 
 void
@@ -539,13 +734,16 @@ seconds(struct timeval from, struct timeval to)
 	return (to.tv_sec - from.tv_sec) + (to.tv_usec - from.tv_usec) / 1e6;
 }
 
+/*
+ * Each task of a call gets what all of them used, and how many they were.
+ */
 static void
-measure_end(const Usage *usage, OrchTask *task, uint64 rows,
-			MemoryContext context)
+measure_end(const Usage *usage, Call *call, uint64 rows)
 {
-	MemoryContext old = MemoryContextSwitchTo(context);
+	MemoryContext old = MemoryContextSwitchTo(call->context);
 	JsonbParseState *state = NULL;
 	struct rusage now;
+	Datum resources;
 
 	getrusage(RUSAGE_SELF, &now);
 	orch_json_begin(&state);
@@ -564,8 +762,14 @@ measure_end(const Usage *usage, OrchTask *task, uint64 rows,
 	orch_json_number(&state, "cpu_time",
 					 seconds(usage->cpu.ru_utime, now.ru_utime) +
 						 seconds(usage->cpu.ru_stime, now.ru_stime));
-	task->resources = orch_json_end(&state);
-	task->has_resources = true;
+	if (ORCH_TAKES_MANY(call->tasks[0]->definition))
+		orch_json_number(&state, "batch", call->n);
+	resources = orch_json_end(&state);
+	for (int i = 0; i < call->n; i++)
+	{
+		call->tasks[i]->resources = resources;
+		call->tasks[i]->has_resources = true;
+	}
 	MemoryContextSwitchTo(old);
 }
 
@@ -578,15 +782,20 @@ orch_execute_alone(OrchExecutor *executor, OrchTask *task,
 				   MemoryContext context)
 {
 	OrchStep step;
+	Call call = {.executor = executor,
+				 .context = context,
+				 .tasks = &task,
+				 .steps = &step,
+				 .n = 1};
 	Usage usage;
 
-	enter_step(executor, task, &step);
+	enter_call(&call);
 	measure_begin(&usage);
 	orch_request_begin();
 	orch_procedure_begin();
 	PG_TRY();
 	{
-		begin_user_code(task);
+		begin_user_code(&call);
 		run_alone(task);
 		end_user_code();
 		take_requests(task, context);
@@ -607,15 +816,15 @@ orch_execute_alone(OrchExecutor *executor, OrchTask *task,
 		MemoryContextSwitchTo(step_context);
 		if (is_suspended(task, error, context))
 			task->outcome = ORCH_OUTCOME_SUSPENDED;
-		else if (!judge_error(executor, task, error, context))
+		else if (!judge_error(&call, error))
 			orch_execute_fail(task, "error", error, context);
 	}
 	PG_END_TRY();
 	clean_after_alone();
 	MemoryContextSwitchTo(context);
 	if (orch_track_resources)
-		measure_end(&usage, task, 0, context);
-	leave_step(executor, task, true);
+		measure_end(&usage, &call, 0);
+	leave_call(&call, true);
 }
 
 /*

@@ -20,6 +20,14 @@ extern void orch_execute_step(OrchExecutor *executor, OrchTask *task,
 							  MemoryContext context);
 
 /*
+ * The same for tasks of one definition whose handler takes many, in one call
+ * and one subtransaction.  DONE: each has its outcome; a single task's failure
+ * is one.  Else none has, but for a GONE one.  Their claims are STARTED.
+ */
+extern OrchCallEnd orch_execute_call(OrchBatch *batch, const int *numbers,
+									 int n);
+
+/*
  * Run a procedure or utility step, which begins and ends transactions of its
  * own.  Called outside of a transaction, and returns there.
  */

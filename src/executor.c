@@ -111,6 +111,12 @@ static GroupResult try_group(StepGroup *group, int first, int end,
 							 ErrorData **error);
 static int run_steps(StepGroup *group, int first, int end);
 static bool run_chain(StepGroup *group, int number, TimestampTz began);
+static void run_calls(void);
+static void run_call(int first, int end);
+static void forget_limits(const StepGroup *group);
+static bool lost_some(const StepGroup *group);
+static int call_tasks(StepGroup *group, int first, int end);
+static bool start_called(OrchLeaf *live, int number);
 static bool group_is_full(const OrchTask *last, TimestampTz began);
 static void begin_transaction(void);
 static void commit_transaction(bool durable);
@@ -329,13 +335,15 @@ run_batch(int lane)
 	occupied_since = orch_monotonic();
 	if (claim(lane) > 0)
 	{
-		if (batch->nclaimed > 1 || goes_on(&batch->tasks[0]))
+		if (!batch->call && (batch->nclaimed > 1 || goes_on(&batch->tasks[0])))
 			enable_timeout_every(
 				watch_timer,
 				TimestampTzPlusMilliseconds(GetCurrentTimestamp(), WATCH_MS),
 				WATCH_MS);
 		if (batch->fast)
 			run_fast();
+		else if (batch->call)
+			run_calls();
 		else
 			run_claimed();
 		disable_timeout(watch_timer, false);
@@ -583,6 +591,7 @@ give_back(int number)
 static void
 run_each(const StepGroup *group)
 {
+	forget_limits(group);
 	for (int i = 0; i < group->n; i++)
 	{
 		int number = group->numbers[i];
@@ -596,7 +605,6 @@ run_each(const StepGroup *group)
 			if (task->outcome == ORCH_OUTCOME_GONE)
 				break;
 			task->outcome = ORCH_OUTCOME_NONE;
-			task->nlimits = 0; /* its start was counted */
 			result = try_group(&single, number, number + 1, &error);
 			if (result == GROUP_ERROR &&
 				error->sqlerrcode != ERRCODE_T_R_DEADLOCK_DETECTED &&
@@ -666,6 +674,8 @@ run_steps(StepGroup *group, int first, int end)
 {
 	TimestampTz began = orch_clock();
 
+	if (batch->call)
+		return call_tasks(group, first, end);
 	for (int i = first; i < end; i++)
 	{
 		OrchTask *task = &batch->tasks[i];
@@ -721,6 +731,128 @@ run_chain(StepGroup *group, int number, TimestampTz began)
 					 : orch_workflow_go_on(batch, number);
 	} while (number != 0);
 	return true;
+}
+
+/*
+ * One call for all; what a limit has no start left for is pending again.
+ */
+static void
+run_calls(void)
+{
+	run_call(0, batch->nclaimed);
+	if (batch->held_up)
+		hand_back(0);
+}
+
+/*
+ * Tasks whose handler takes many, in one call.  When it fails, both halves are
+ * called, down to the guilty; when it took too long, each task by itself.
+ * When a task turns out to be nobody's any more, the others are called again.
+ */
+static void
+run_call(int first, int end)
+{
+	StepGroup group;
+	ErrorData *error;
+	GroupResult result;
+	int middle;
+
+	do
+	{
+		CHECK_FOR_INTERRUPTS();
+		result = try_group(&group, first, end, &error);
+	} while (result == GROUP_STALE && lost_some(&group));
+	if (result == GROUP_DONE)
+		return;
+	forget_limits(&group);
+	if (group.n < 2 || batch->call_end == ORCH_CALL_TIMED_OUT)
+	{
+		run_each(&group);
+		return;
+	}
+	middle = group.numbers[group.n / 2];
+	run_call(first, middle);
+	run_call(middle, end);
+}
+
+/*
+ * Their starts were counted: they are not when they are called again.
+ */
+static void
+forget_limits(const StepGroup *group)
+{
+	for (int i = 0; i < group->n; i++)
+		batch->tasks[group->numbers[i]].nlimits = 0;
+}
+
+static bool
+lost_some(const StepGroup *group)
+{
+	for (int i = 0; i < group->n; i++)
+	{
+		if (batch->tasks[group->numbers[i]].outcome == ORCH_OUTCOME_GONE)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * As run_steps, for a call.  -1 also when it failed as a whole: then nothing
+ * of it may be committed.
+ */
+static int
+call_tasks(StepGroup *group, int first, int end)
+{
+	OrchLeaf *live = orch_heap_open_live();
+
+	batch->call_end = ORCH_CALL_DONE;
+	for (int i = first; i < end; i++)
+	{
+		OrchTask *task = &batch->tasks[i];
+
+		if (task->outcome == ORCH_OUTCOME_GONE)
+			continue;
+		if (!may_start(i))
+		{
+			end = i;
+			break;
+		}
+		if (!start_called(live, i))
+		{
+			/* its row left with this transaction: never commit that */
+			if (batch->fast)
+				return -1;
+			task->outcome = ORCH_OUTCOME_GONE;
+			continue;
+		}
+		announce(task, ORCH_EVENT_STARTED, ORCH_STATE_RUNNING,
+				 ORCH_INT32(&task->row, ORCH_TASK_ATTEMPT));
+		group->numbers[group->n++] = i;
+	}
+	orch_heap_close(live);
+	if (group->n > 0)
+		batch->call_end = orch_execute_call(batch, group->numbers, group->n);
+	if (batch->call_end != ORCH_CALL_DONE ||
+		(batch->fast && me->yield_task != 0))
+		return -1;
+	return end;
+}
+
+/*
+ * False: the task was taken back, or cancelled since it was claimed.
+ */
+static bool
+start_called(OrchLeaf *live, int number)
+{
+	const OrchRow *row = &batch->tasks[number].row;
+
+	if (!orch_claim_start(me, number))
+		return false;
+	if (batch->fast || orch_heap_epoch(live, ORCH_INT64(row, ORCH_TASK_ID)) ==
+						   ORCH_INT32(row, ORCH_TASK_EPOCH))
+		return true;
+	orch_claim_free(me, number);
+	return false;
 }
 
 /*

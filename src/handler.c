@@ -31,6 +31,7 @@
 #include "tcop/tcopprot.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/hsearch.h"
@@ -46,7 +47,9 @@
 #include "compat.h"
 #include "handler.h"
 
-#define ARGUMENT_SUFFIX "(jsonb)"
+/* What stands behind the name in a signature. */
+#define ONE_INPUT	"(jsonb)"
+#define MANY_INPUTS "(jsonb[])"
 
 typedef struct Handler
 {
@@ -69,15 +72,17 @@ static void forget_handlers(void);
 static void resolve_function(Handler *handler, const OrchTask *task);
 static List *function_name(const OrchTask *task);
 static void check_function(const OrchTask *task, Oid function, char prokind);
-static bool call_function(Handler *handler, const OrchTask *task,
-						  Datum *output);
-static bool call_plan(Handler *handler, const OrchTask *task, Datum *output,
-					  uint64 *rows);
-static bool run_command(const OrchTask *task, SPIPlanPtr plan, Datum *output,
-						uint64 *rows);
+static Oid value_type(const OrchTask *task);
+static bool call_handler(const OrchTask *task, Datum input, Datum *output,
+						 uint64 *rows);
+static bool call_function(Handler *handler, Datum input, Datum *output);
+static bool call_plan(Handler *handler, const OrchTask *task, Datum input,
+					  Datum *output, uint64 *rows);
+static bool run_command(const OrchTask *task, SPIPlanPtr plan, Datum input,
+						Datum *output, uint64 *rows);
 static Datum command_output(int result, MemoryContext context);
 static Datum rows_to_jsonb(MemoryContext context);
-static SPIPlanPtr keep_plan(const char *command);
+static SPIPlanPtr keep_plan(const char *command, Oid argument);
 static char *command_text(const OrchTask *task);
 static void check_executable(const OrchTask *task, Oid function);
 static void check_utility(Node *command);
@@ -146,18 +151,28 @@ find_handler(const OrchTask *task)
 }
 
 /*
+ * The type of a handler's argument and result.
+ */
+static Oid
+value_type(const OrchTask *task)
+{
+	return ORCH_TAKES_MANY(task->definition) ? JSONBARRAYOID : JSONBOID;
+}
+
+/*
  * schema.name of the stored signature schema.name(jsonb).
  */
 static List *
 function_name(const OrchTask *task)
 {
 	char *signature = pstrdup(task->definition->handler);
+	const char *suffix =
+		ORCH_TAKES_MANY(task->definition) ? MANY_INPUTS : ONE_INPUT;
 	size_t length = strlen(signature);
 
-	if (length > strlen(ARGUMENT_SUFFIX) &&
-		strcmp(signature + length - strlen(ARGUMENT_SUFFIX),
-			   ARGUMENT_SUFFIX) == 0)
-		signature[length - strlen(ARGUMENT_SUFFIX)] = '\0';
+	if (length > strlen(suffix) &&
+		strcmp(signature + length - strlen(suffix), suffix) == 0)
+		signature[length - strlen(suffix)] = '\0';
 	return orch_qualified_name(signature);
 }
 
@@ -215,7 +230,7 @@ check_executable(const OrchTask *task, Oid function)
 static void
 resolve_function(Handler *handler, const OrchTask *task)
 {
-	Oid argument = JSONBOID;
+	Oid argument = value_type(task);
 	Oid function = LookupFuncName(function_name(task), 1, &argument, true);
 	HeapTuple tuple;
 	Form_pg_proc proc;
@@ -226,10 +241,11 @@ resolve_function(Handler *handler, const OrchTask *task)
 	handler->function = function;
 	handler->returns_void = proc->prorettype == VOIDOID;
 	handler->by_plan = proc->prolang == SQLlanguageId;
-	if (proc->prorettype != JSONBOID && proc->prorettype != VOIDOID)
-		ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
-						errmsg("handler %s must return jsonb or void",
-							   task->definition->handler)));
+	if (proc->prorettype != argument && proc->prorettype != VOIDOID)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("handler %s must return %s or void",
+						task->definition->handler, format_type_be(argument))));
 	ReleaseSysCache(tuple);
 	if (!handler->by_plan)
 		fmgr_info_cxt(function, &handler->info, handler_context);
@@ -237,6 +253,26 @@ resolve_function(Handler *handler, const OrchTask *task)
 
 bool
 orch_handler_call(const OrchTask *task, Datum *output, uint64 *rows)
+{
+	return call_handler(task, task->row.values[ORCH_TASK_INPUT], output, rows);
+}
+
+bool
+orch_handler_call_many(OrchTask *const *tasks, int n, Datum *outputs,
+					   uint64 *rows)
+{
+	Datum *inputs = palloc(n * sizeof(Datum));
+
+	for (int i = 0; i < n; i++)
+		inputs[i] = tasks[i]->row.values[ORCH_TASK_INPUT];
+	return call_handler(tasks[0],
+						PointerGetDatum(construct_array(
+							inputs, n, JSONBOID, -1, false, TYPALIGN_INT)),
+						outputs, rows);
+}
+
+static bool
+call_handler(const OrchTask *task, Datum input, Datum *output, uint64 *rows)
 {
 	Handler *handler;
 
@@ -247,25 +283,25 @@ orch_handler_call(const OrchTask *task, Datum *output, uint64 *rows)
 			(errcode(ERRCODE_UNDEFINED_OBJECT),
 			 errmsg("the definition of this task does not exist any more")));
 	if (!task->row.nulls[ORCH_TASK_COMMAND])
-		return run_command(task, NULL, output, rows);
+		return run_command(task, NULL, input, output, rows);
 
 	handler = find_handler(task);
 	if (task->definition->kind == ORCH_KIND_FUNCTION)
 		check_executable(task, handler->function);
 	if (handler->by_plan)
-		return call_plan(handler, task, output, rows);
-	return call_function(handler, task, output);
+		return call_plan(handler, task, input, output, rows);
+	return call_function(handler, input, output);
 }
 
 static bool
-call_function(Handler *handler, const OrchTask *task, Datum *output)
+call_function(Handler *handler, Datum input, Datum *output)
 {
 	LOCAL_FCINFO(fcinfo, 1);
 	Datum result;
 
 	InitFunctionCallInfoData(*fcinfo, &handler->info, 1, InvalidOid, NULL,
 							 NULL);
-	fcinfo->args[0].value = task->row.values[ORCH_TASK_INPUT];
+	fcinfo->args[0].value = input;
 	fcinfo->args[0].isnull = false;
 	result = FunctionCallInvoke(fcinfo);
 
@@ -285,9 +321,8 @@ command_text(const OrchTask *task)
 }
 
 static SPIPlanPtr
-keep_plan(const char *command)
+keep_plan(const char *command, Oid argument)
 {
-	Oid argument = JSONBOID;
 	SPIPlanPtr plan = SPI_prepare(command, 1, &argument);
 
 	if (plan == NULL)
@@ -299,19 +334,22 @@ keep_plan(const char *command)
 }
 
 static bool
-call_plan(Handler *handler, const OrchTask *task, Datum *output, uint64 *rows)
+call_plan(Handler *handler, const OrchTask *task, Datum input, Datum *output,
+		  uint64 *rows)
 {
 	if (handler->plan == NULL)
 	{
 		SPI_connect();
 		if (task->definition->kind == ORCH_KIND_FUNCTION)
-			handler->plan = keep_plan(psprintf(
-				"SELECT %s($1)", NameListToQuotedString(function_name(task))));
+			handler->plan = keep_plan(
+				psprintf("SELECT %s($1)",
+						 NameListToQuotedString(function_name(task))),
+				value_type(task));
 		else
-			handler->plan = keep_plan(task->definition->handler);
+			handler->plan = keep_plan(task->definition->handler, JSONBOID);
 		SPI_finish();
 	}
-	return run_command(task, handler->plan, output, rows);
+	return run_command(task, handler->plan, input, output, rows);
 }
 
 /*
@@ -319,11 +357,11 @@ call_plan(Handler *handler, const OrchTask *task, Datum *output, uint64 *rows)
  * function's plan gives its value, a command's rows become an array.
  */
 static bool
-run_command(const OrchTask *task, SPIPlanPtr plan, Datum *output, uint64 *rows)
+run_command(const OrchTask *task, SPIPlanPtr plan, Datum input, Datum *output,
+			uint64 *rows)
 {
 	MemoryContext context = CurrentMemoryContext;
 	Oid type = JSONBOID;
-	Datum input = task->row.values[ORCH_TASK_INPUT];
 	bool is_function = task->definition->kind == ORCH_KIND_FUNCTION;
 	bool has_output = true;
 	int result;
@@ -349,7 +387,7 @@ run_command(const OrchTask *task, SPIPlanPtr plan, Datum *output, uint64 *rows)
 		Datum value = (Datum) 0;
 
 		if (SPI_processed == 1 &&
-			SPI_gettypeid(SPI_tuptable->tupdesc, 1) == JSONBOID)
+			SPI_gettypeid(SPI_tuptable->tupdesc, 1) == value_type(task))
 			value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
 								  1, &isnull);
 		has_output = !isnull;

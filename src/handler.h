@@ -19,6 +19,13 @@ extern void orch_handler_install(void);
 extern bool orch_handler_call(const OrchTask *task, Datum *output,
 							  uint64 *rows);
 
+/*
+ * Likewise a handler that takes many, with the inputs of n tasks of its
+ * definition; outputs is an array of jsonb.
+ */
+extern bool orch_handler_call_many(OrchTask *const *tasks, int n,
+								   Datum *outputs, uint64 *rows);
+
 /* CALL a procedure with its input, in a non-atomic context. */
 extern void orch_handler_call_procedure(const OrchTask *task);
 

@@ -17,12 +17,14 @@
 #include "access/htup_details.h"
 #include "access/relscan.h"
 #include "access/table.h"
+#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/index.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "storage/lmgr.h"
+#include "storage/procarray.h"
 #include "utils/datum.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
@@ -547,6 +549,25 @@ orch_heap_ready_end(OrchReadyScan *scan)
 	UnregisterSnapshot(scan->snapshot);
 	index_close(scan->index, AccessShareLock);
 	pfree(scan);
+}
+
+void
+orch_heap_ready_again(OrchReadyScan *scan)
+{
+	index_rescan(scan->scan, NULL, scan->scan->numberOfKeys, NULL, 0);
+}
+
+bool
+orch_heap_ready_held(OrchReadyScan *scan)
+{
+	HeapTupleHeader header =
+		ExecFetchSlotHeapTuple(scan->slot, false, NULL)->t_data;
+	TransactionId xmax = HeapTupleHeaderGetRawXmax(header);
+
+	if (header->t_infomask & HEAP_XMAX_INVALID)
+		return false;
+	return (header->t_infomask & HEAP_XMAX_IS_MULTI) != 0 ||
+		   TransactionIdIsInProgress(xmax) || TransactionIdDidCommit(xmax);
 }
 
 int32

@@ -125,6 +125,11 @@ extern bool orch_heap_ready_key(OrchReadyScan *scan, int64 *sort_key,
  */
 extern int64 orch_heap_count_waiting(OrchLeaf *live, int32 owner, int32 queue,
 									 int64 limit, TimestampTz *oldest);
+/* From its beginning again. */
+extern void orch_heap_ready_again(OrchReadyScan *scan);
+
+/* Whether another transaction has the row just read, or had it since. */
+extern bool orch_heap_ready_held(OrchReadyScan *scan);
 
 /*
  * The first queue between two (not included) in which an owner has ready

@@ -154,6 +154,12 @@ owner_is_idle(int index)
 		sleeps(orch_shared->owners[index].first_lane) ||
 		sleeps(orch_shared->owners[index].first_parked))
 		return false;
+	for (int lane = orch_shared->owners[index].first_lane; lane >= 0;
+		 lane = orch_shared->lanes[lane].next)
+	{
+		if (orch_shared->lanes[lane].look_at != 0)
+			return false;
+	}
 	for (int i = 0; i < orch_shared->nexecutors; i++)
 	{
 		if (orch_shared->executors[i].state != ORCH_EXECUTOR_FREE &&
@@ -196,6 +202,7 @@ forget_lanes(int lane)
 		orch_shared->lanes[lane].queue = 0;
 		orch_shared->lanes[lane].ready = false;
 		orch_shared->lanes[lane].blocked_on = 0;
+		orch_shared->lanes[lane].look_at = 0;
 		SpinLockRelease(&orch_shared->lanes[lane].mutex);
 		lane = next;
 	}
@@ -250,6 +257,7 @@ make_lane(int owner_index, int32 queue, int64 limit)
 	entry->ready = true;
 	entry->paused = false;
 	entry->blocked_on = 0;
+	entry->look_at = 0;
 	entry->weight = 0;
 	entry->share = 0;
 	entry->cost = 0;
@@ -275,7 +283,7 @@ evict_lane(int lane)
 	bool busy;
 
 	SpinLockAcquire(&entry->mutex);
-	busy = entry->ready || entry->blocked_on != 0;
+	busy = entry->ready || entry->blocked_on != 0 || entry->look_at != 0;
 	for (int i = 0; i < orch_shared->nexecutors; i++)
 		busy |= orch_shared->executors[i].lane == lane;
 	if (!busy)

@@ -147,6 +147,7 @@ orch_pool_free(OrchExecutor *executor)
 	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
 	executor->dboid = InvalidOid;
 	executor->task = 0;
+	executor->ncalled = 0;
 	executor->fast = false;
 	executor->pid = 0;
 	executor->procno = -1;
@@ -275,6 +276,7 @@ reserve_slot(int owner)
 		free_slot->live = InvalidOid;
 		free_slot->lane = -1;
 		free_slot->task = 0;
+		free_slot->ncalled = 0;
 		free_slot->interrupt_task = 0;
 		free_slot->yield_task = 0;
 		free_slot->fast = false;

@@ -43,8 +43,12 @@ typedef enum SlotColumn
 	SLOT_STAGE,
 	SLOT_CLAIMED,
 	SLOT_DATABASE,
+	SLOT_ITEM,
 	SLOT_COLUMNS
 } SlotColumn;
+
+/* Columns of current_task(). */
+#define TASK_COLUMNS 8
 
 /*
  * A slot as it was at one moment.
@@ -64,6 +68,13 @@ typedef struct SlotCopy
 	char message[ORCH_MESSAGE_SIZE];
 	char stage[ORCH_STAGE_SIZE];
 	int claimed;
+	int ncalled; /* tasks of a call; 0: task runs alone, or none does */
+	struct
+	{
+		int64 task;
+		int32 epoch;
+		int32 attempt;
+	} called[ORCH_MAX_CLAIM];
 } SlotCopy;
 
 /* In the order of OrchExecutorState; a free slot is not shown. */
@@ -78,20 +89,27 @@ volatile TimestampTz orch_last_report = 0;
 static OrchExecutor *step_slot = NULL;
 
 PG_FUNCTION_INFO_V1(orchestrator_current_task);
+PG_FUNCTION_INFO_V1(orchestrator_current_batch);
 PG_FUNCTION_INFO_V1(orchestrator_progress);
 PG_FUNCTION_INFO_V1(orchestrator_slots);
 
 static int clip_text(const text *from, char *to, int size);
-static void wake_supervisor(void);
+static void tell_progress(void);
+static void push_called(const OrchStep *step);
+static void fill_task(const OrchStep *step, Datum *values, bool *nulls);
 static void copy_slot(OrchExecutor *executor, SlotCopy *copy);
+static void copy_called(OrchExecutor *executor, SlotCopy *copy, int first,
+						int n);
 static int count_claims(OrchExecutor *executor);
 static bool may_see_slot(const SlotCopy *copy);
 static void put_process(ReturnSetInfo *rsinfo, const char *kind, pid_t pid,
 						Oid database);
-static void put_slot(ReturnSetInfo *rsinfo, const SlotCopy *copy);
+static void put_slots(ReturnSetInfo *rsinfo, const SlotCopy *copy);
+static void put_slot(ReturnSetInfo *rsinfo, const SlotCopy *copy, int item);
 
 void
-orch_progress_enter(OrchExecutor *slot, const OrchStep *step)
+orch_progress_enter(OrchExecutor *slot, const OrchStep *step, int first_called,
+					int ncalled)
 {
 	TimestampTz now = orch_clock();
 
@@ -108,6 +126,8 @@ orch_progress_enter(OrchExecutor *slot, const OrchStep *step)
 	slot->progress = -1;
 	slot->message[0] = '\0';
 	slot->stage[0] = '\0';
+	slot->first_called = first_called;
+	slot->ncalled = ncalled;
 	SpinLockRelease(&slot->mutex);
 
 	step_slot = slot;
@@ -121,6 +141,7 @@ orch_progress_leave(void)
 	{
 		SpinLockAcquire(&step_slot->mutex);
 		step_slot->task = 0;
+		step_slot->ncalled = 0;
 		step_slot->progress_new = false;
 		SpinLockRelease(&step_slot->mutex);
 	}
@@ -136,22 +157,61 @@ orch_in_step(void)
 
 /*
  * current_task(): null outside of a step, so that a handler can be called by
- * hand.
+ * hand, and in one for many: see current_batch().
  */
 Datum
 orchestrator_current_task(PG_FUNCTION_ARGS)
 {
 	const OrchStep *step = orch_step;
 	TupleDesc tupdesc;
-	Datum values[8] = {0};
-	bool nulls[8] = {false};
+	Datum values[TASK_COLUMNS];
+	bool nulls[TASK_COLUMNS];
 
-	if (step == NULL)
+	if (step == NULL || step->ncalled > 0)
 		PG_RETURN_NULL();
 	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE ||
 		tupdesc->natts != lengthof(values))
 		elog(ERROR, "unexpected result type of current_task");
+	fill_task(step, values, nulls);
+	tupdesc = BlessTupleDesc(tupdesc);
+	PG_RETURN_DATUM(
+		HeapTupleGetDatum(heap_form_tuple(tupdesc, values, nulls)));
+}
 
+/*
+ * current_batch(): no rows outside of a call for many.
+ */
+Datum
+orchestrator_current_batch(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	int n = orch_step == NULL ? 0 : orch_step->ncalled;
+
+	InitMaterializedSRF(fcinfo, 0);
+	if (rsinfo->setDesc->natts != TASK_COLUMNS + 1)
+		elog(ERROR, "unexpected result type of current_batch");
+	for (int i = 0; i < n; i++)
+	{
+		Datum values[TASK_COLUMNS + 1];
+		bool nulls[TASK_COLUMNS + 1];
+
+		values[0] = Int32GetDatum(i + 1);
+		nulls[0] = false;
+		fill_task(&orch_step[i], &values[1], &nulls[1]);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values,
+							 nulls);
+	}
+	return (Datum) 0;
+}
+
+/*
+ * The columns of current_task().
+ */
+static void
+fill_task(const OrchStep *step, Datum *values, bool *nulls)
+{
+	memset(values, 0, TASK_COLUMNS * sizeof(Datum));
+	memset(nulls, false, TASK_COLUMNS * sizeof(bool));
 	values[0] = Int64GetDatum(step->id);
 	values[1] = Int64GetDatum(step->parent);
 	nulls[1] = step->parent == 0;
@@ -167,10 +227,6 @@ orchestrator_current_task(PG_FUNCTION_ARGS)
 	nulls[6] = step->metadata == (Datum) 0;
 	values[7] = TimestampTzGetDatum(step->deadline);
 	nulls[7] = step->deadline == 0;
-
-	tupdesc = BlessTupleDesc(tupdesc);
-	PG_RETURN_DATUM(
-		HeapTupleGetDatum(heap_form_tuple(tupdesc, values, nulls)));
 }
 
 /*
@@ -212,7 +268,7 @@ orchestrator_progress(PG_FUNCTION_ARGS)
 
 	orch_last_report = GetCurrentTimestamp();
 	if (orch_step->notify && orch_event_heard())
-		wake_supervisor();
+		tell_progress();
 	PG_RETURN_VOID();
 }
 
@@ -235,7 +291,7 @@ clip_text(const text *from, char *to, int size)
  * what is reported in between is not lost.
  */
 static void
-wake_supervisor(void)
+tell_progress(void)
 {
 	static TimestampTz woken_at = 0;
 	TimestampTz now = GetCurrentTimestamp();
@@ -243,7 +299,30 @@ wake_supervisor(void)
 	if (!TimestampDifferenceExceeds(woken_at, now, ORCH_PROGRESS_INTERVAL_MS))
 		return;
 	woken_at = now;
+	for (int i = 1; i < orch_step->ncalled; i++)
+		push_called(&orch_step[i]);
 	orch_shmem_wake_supervisor(MyDatabaseId, ORCH_WAKE_EVENTS);
+}
+
+/*
+ * The supervisor tells of the first task of a call, by the slot; what all of
+ * them report is told of the others here.
+ */
+static void
+push_called(const OrchStep *step)
+{
+	OrchEvent event = {
+		.task = step->id,
+		.root = step->root != 0 ? step->root : step->id,
+		.parent = step->parent,
+		.progress = step_slot->progress,
+		.attempt = step->attempt,
+		.event = ORCH_EVENT_PROGRESS,
+		.state = ORCH_STATE_RUNNING,
+		.to_all = step->notify_all,
+	};
+
+	orch_event_push(&event);
 }
 
 /*
@@ -287,13 +366,16 @@ orchestrator_slots(PG_FUNCTION_ARGS)
 		put_process(rsinfo, "supervisor", supervisor, MyDatabaseId);
 	for (int i = 0; i < count; i++)
 		if (may_see_slot(&copies[i]))
-			put_slot(rsinfo, &copies[i]);
+			put_slots(rsinfo, &copies[i]);
 	return (Datum) 0;
 }
 
 static void
 copy_slot(OrchExecutor *executor, SlotCopy *copy)
 {
+	int first;
+	int n;
+
 	copy->roleoid = executor->roleoid;
 	copy->owner = executor->owner;
 	copy->pid = executor->pid;
@@ -308,9 +390,31 @@ copy_slot(OrchExecutor *executor, SlotCopy *copy)
 	copy->progress = executor->progress;
 	memcpy(copy->message, executor->message, sizeof(copy->message));
 	memcpy(copy->stage, executor->stage, sizeof(copy->stage));
+	first = executor->first_called;
+	n = executor->ncalled;
 	SpinLockRelease(&executor->mutex);
 
+	copy_called(executor, copy, first, n);
 	copy->claimed = count_claims(executor);
+}
+
+/*
+ * A task that is not ours any more is still there, but not STARTED.
+ */
+static void
+copy_called(OrchExecutor *executor, SlotCopy *copy, int first, int n)
+{
+	copy->ncalled = 0;
+	for (int i = first; i < first + n && i < ORCH_MAX_CLAIM; i++)
+	{
+		OrchClaim *claim = &executor->claims[i];
+
+		if (pg_atomic_read_u32(&claim->state) != ORCH_CLAIM_STARTED)
+			continue;
+		copy->called[copy->ncalled].task = claim->task;
+		copy->called[copy->ncalled].epoch = claim->epoch;
+		copy->called[copy->ncalled++].attempt = claim->attempt;
+	}
 }
 
 static int
@@ -356,11 +460,32 @@ put_process(ReturnSetInfo *rsinfo, const char *kind, pid_t pid, Oid database)
 	nulls[SLOT_STATE] = false;
 	values[SLOT_DATABASE] = ObjectIdGetDatum(database);
 	nulls[SLOT_DATABASE] = !OidIsValid(database);
+	values[SLOT_ITEM] = Int32GetDatum(0);
+	nulls[SLOT_ITEM] = false;
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 
+/*
+ * A row for each task of a call.
+ */
 static void
-put_slot(ReturnSetInfo *rsinfo, const SlotCopy *copy)
+put_slots(ReturnSetInfo *rsinfo, const SlotCopy *copy)
+{
+	SlotCopy one = *copy;
+
+	if (copy->ncalled == 0)
+		put_slot(rsinfo, copy, 0);
+	for (int i = 0; i < copy->ncalled; i++)
+	{
+		one.task = copy->called[i].task;
+		one.epoch = copy->called[i].epoch;
+		one.attempt = copy->called[i].attempt;
+		put_slot(rsinfo, &one, i);
+	}
+}
+
+static void
+put_slot(ReturnSetInfo *rsinfo, const SlotCopy *copy, int item)
 {
 	bool idle = copy->task == 0;
 	Datum values[SLOT_COLUMNS] = {0};
@@ -391,5 +516,6 @@ put_slot(ReturnSetInfo *rsinfo, const SlotCopy *copy)
 		values[SLOT_STAGE] = CStringGetTextDatum(copy->stage);
 	values[SLOT_CLAIMED] = Int32GetDatum(copy->claimed);
 	values[SLOT_DATABASE] = ObjectIdGetDatum(MyDatabaseId);
+	values[SLOT_ITEM] = Int32GetDatum(item);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }

@@ -24,20 +24,24 @@ typedef struct OrchStep
 	bool notify;	 /* listeners to its root hear of its progress */
 	bool notify_all; /* and listeners to everything */
 	bool procedure;	 /* of kind procedure */
+	int ncalled;	 /* the first of so many, one after another, that one call
+					  * of a handler for many is for; 0: a step by itself */
 } OrchStep;
 
 /* When the step under way began or last reported. */
 extern volatile TimestampTz orch_last_report;
 
-/* The step under way, or NULL. */
+/* The step under way, or the first of the call's; NULL: none. */
 extern const OrchStep *orch_step;
 
 /*
  * A step begins and ends: sets orch_step and shows it in the executor's
  * slot.  The step must live until the end.  On the hot path, and never
- * raises.
+ * raises.  Of a call for several tasks, theirs are the ncalled claims from
+ * first_called on.
  */
-extern void orch_progress_enter(OrchExecutor *slot, const OrchStep *step);
+extern void orch_progress_enter(OrchExecutor *slot, const OrchStep *step,
+								int first_called, int ncalled);
 extern void orch_progress_leave(void);
 
 /* Whether the caller runs inside a step of the engine. */

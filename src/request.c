@@ -224,6 +224,14 @@ require_step(const char *verb, const char *hint)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("%s() can be called only inside a step", verb),
 						errhint("%s", hint)));
+	if (orch_step->ncalled > 0)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("%s() cannot be called by a handler that takes many tasks",
+					verb),
+			 errdetail("One call is for tasks of several runs."),
+			 errhint("define() the task without batch_size.")));
 	if (closed_by != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

@@ -114,6 +114,7 @@ typedef struct OrchOwner
 	int64 share;	  /* of the lane that was chosen last */
 	int failures;	  /* executors in a row that could not start */
 	TimestampTz retry_at;
+	TimestampTz alone_until; /* calls for many tasks are of one each before */
 } OrchOwner;
 
 /* In the place of a queue: rows that were parked. */
@@ -138,6 +139,8 @@ typedef struct OrchLane
 	int64 share;	 /* work done in it, by weight (orch_lane_choose) */
 	int64 cost;		 /* microseconds that the last batch took */
 	uint32 activity; /* rises whenever rows become ready */
+	int64 look_at;	 /* when a row has waited long enough for others
+					  * (gather.c); 0: none waits */
 } OrchLane;
 
 /*
@@ -179,6 +182,7 @@ typedef struct OrchClaim
 {
 	int64 task;
 	int32 epoch;
+	int32 attempt;			/* of a call's task */
 	pg_atomic_uint32 state; /* OrchClaimState; compare-and-swap */
 } OrchClaim;
 
@@ -262,6 +266,11 @@ typedef struct OrchExecutor
 	double progress; /* negative: not told */
 	char message[ORCH_MESSAGE_SIZE];
 	char stage[ORCH_STAGE_SIZE];
+
+	/* the claims that one call is for, where it is for several: task is the
+	 * first, and those that are STARTED run */
+	int first_called;
+	int ncalled; /* 0: task runs alone */
 
 	/* asked of it */
 	int64 interrupt_task;  /* stop this step ... */

@@ -43,6 +43,7 @@
 #include "catalog.h"
 #include "compat.h"
 #include "event.h"
+#include "gather.h"
 #include "guc.h"
 #include "heap.h"
 #include "lane.h"
@@ -90,6 +91,7 @@ static TimestampTz next_stats = DT_NOEND;
 static TimestampTz next_tune = 0; /* what the one before us looked at */
 static TimestampTz retry_at = DT_NOEND;
 static TimestampTz alerts_at = 0; /* not looked at before */
+static int64 look_in = -1;		  /* ms until tasks have waited for others */
 static TimeoutId watchdog;
 static bool may_fire = false;
 static bool recovered = false; /* what died before us was handed back */
@@ -368,7 +370,7 @@ charge_guilty(void)
 		NullableDatum args[2] = {{Int64GetDatum(guilty->task), false},
 								 {Int32GetDatum(guilty->attempt), false}};
 
-		if (guilty->dboid != MyDatabaseId)
+		if (guilty->dboid != MyDatabaseId || guilty->task == 0)
 			continue;
 		if (!DatumGetBool(orch_catalog_call(ORCH_FN_CHARGE, 2, args, NULL)))
 			recovered = false;
@@ -589,6 +591,9 @@ turn(uint32 wake)
 		tune_queues(next_tune == 0);
 	manage_pool();
 	orch_retention_manage(database, may_fire);
+
+	/* after it, which would wake all executors for what one takes at once */
+	look_in = orch_gather_look(MyDatabaseId);
 	if (wake & ORCH_WAKE_EVENTS || now >= next_progress)
 		tell_listeners();
 }
@@ -682,6 +687,7 @@ recover_slot(void)
 	Datum tasks[ORCH_MAX_CLAIM];
 	Datum epochs[ORCH_MAX_CLAIM];
 	int nclaims = pg_atomic_read_u32(&current->nclaims);
+	int64 charged;
 	int n = 0;
 
 	/* its tasks went with the extension; others may have their ids now */
@@ -698,9 +704,13 @@ recover_slot(void)
 		tasks[n] = Int64GetDatum(current->claims[i].task);
 		epochs[n++] = Int32GetDatum(current->claims[i].epoch);
 	}
-	if (n > 0 && !hand_back(tasks, epochs, n, current->task))
+	/* nobody knows which task of a call it was: they are to run one by one */
+	charged = current->ncalled > 0 ? 0 : current->task;
+	if (current->ncalled > 0)
+		orch_gather_caution(current->owner_index);
+	if (n > 0 && !hand_back(tasks, epochs, n, charged))
 		locked = true;
-	if (current->fast && current->task != 0)
+	if (current->fast && charged != 0)
 	{
 		NullableDatum args[2] = {{Int64GetDatum(current->task), false},
 								 {Int32GetDatum(current->attempt), false}};
@@ -1031,6 +1041,8 @@ sleep_until_needed(void)
 											  &database->next_alert)));
 	until = Min(until, orch_pool_retry_at());
 	until = Min(until, orch_retention_at(database, may_fire));
+	if (look_in >= 0)
+		until = Min(until, now + look_in * 1000);
 	if (until < DT_NOEND)
 	{
 		timeout = Max(0, Min((until - now + 999) / 1000, 3600 * 1000L));

@@ -92,6 +92,7 @@ orch_workflow_go_on(OrchBatch *batch, int number)
 	task->definition = orch_claim_definition(batch, next->definition);
 	if (!same_place(plan, next) || !orch_claim_is_fast(task->definition) ||
 		!orch_limit_may_go_on(&before->row, task->definition) ||
+		ORCH_TAKES_MANY(task->definition) ||
 		!orch_plan_run_input(before->row.values[ORCH_TASK_INPUT], &input) ||
 		is_large(input, before))
 		return 0;

@@ -29,7 +29,9 @@ position
 enqueue
 notice
 limit
+gather
 claim
+item
 tune
 handler
 procedure

@@ -11,6 +11,7 @@ CREATE SCHEMA lib;
 CREATE SCHEMA closed;
 GRANT USAGE ON SCHEMA lib TO PUBLIC;
 CREATE FUNCTION lib.echo(jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT $1';
+CREATE FUNCTION lib.many(jsonb[]) RETURNS jsonb[] LANGUAGE sql AS 'SELECT $1';
 CREATE FUNCTION lib.nothing(jsonb) RETURNS void LANGUAGE sql AS '';
 CREATE FUNCTION lib.a_set(jsonb) RETURNS SETOF jsonb LANGUAGE sql AS 'SELECT $1';
 CREATE FUNCTION lib.a_text(jsonb) RETURNS text LANGUAGE sql AS $$SELECT ''$$;
@@ -60,13 +61,13 @@ SELECT is(to_jsonb(d) - '{id,owner,created_at,handler_owner,success_callback,fai
           'the defaults of a definition')
 FROM orchestrator.definition d WHERE name = 'plain';
 SELECT orchestrator.define_queue('q');
-SELECT orchestrator.define('full', 'lib.echo', 'function', 'q', 7, 9, 'linear', '2 s', '3 min', 0.5, '1 day',
+SELECT orchestrator.define('full', 'lib.many', 'function', 'q', 7, 9, 'linear', '2 s', '3 min', 0.5, '1 day',
     '{23505,40}', 4, '5 s', '6 s', '7 s', 'fail', 8, 9, '10 s', 'all', 'words', '11 s', '{"m": 1}',
-    concurrency_key => '$.a', key_max_running => 3, key_rate_limit => 4, key_rate_period => '12 s', batch_size => 5, batch_wait => '13 s');
+    concurrency_key => '$.a', key_max_running => 3, key_rate_limit => 4, key_rate_period => '12 s', batch_size => 5, batch_wait => '3 s');
 SELECT is(to_jsonb(d) - '{id,owner,created_at,handler_owner,queue,success_callback,failure_callback,checkpoint_interval,max_steps,max_depth,document,steps,step_names,plan}'::text[],
-          '{"name": "full", "version": 1, "is_current": true, "kind": "function", "handler": "lib.echo(jsonb)",
+          '{"name": "full", "version": 1, "is_current": true, "kind": "function", "handler": "lib.many(jsonb[])",
             "concurrency_key": "$.a", "key_max_running": 3, "key_rate_limit": 4, "key_rate_period": "00:00:12",
-            "batch_size": 5, "batch_wait": "00:00:13", "priority": 7, "max_attempts": 9, "backoff": "linear", "retry_delay": "00:00:02",
+            "batch_size": 5, "batch_wait": "00:00:03", "priority": 7, "max_attempts": 9, "backoff": "linear", "retry_delay": "00:00:02",
             "max_retry_delay": "00:03:00", "retry_jitter": 0.5, "retry_budget": "1 day", "never_retry": ["23505", "40"],
             "retry_priority_step": 4, "timeout": "00:00:05", "queue_timeout": "00:00:06", "response_timeout": "00:00:07",
             "timeout_policy": "fail", "max_running": 8, "rate_limit": 9, "rate_period": "00:00:10",
