@@ -201,7 +201,7 @@ sub changes
 
 	app('TRUNCATE app.ledger');
 	app(q{SELECT orchestrator.define('changing', 'app.work', max_running => 1)});
-	enqueue('changing', 30, input(0.05, 'd'));
+	enqueue('changing', 80, input(0.05, 'd'));
 	usleep(200_000);
 	app(q{SELECT orchestrator.define('changing', 'app.work', max_running => 5)});
 	ended('they end');
