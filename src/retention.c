@@ -65,7 +65,7 @@
 
 /* While rows are counted: microseconds at work, then at rest. */
 #define WORK_TIME (2 * INT64CONST(1000))
-#define REST_TIME (6 * INT64CONST(1000))
+#define REST_TIME (8 * INT64CONST(1000))
 
 /* Rows that are copied at once. */
 #define COPY_ROWS 1000
