@@ -20,7 +20,8 @@
 --   expired_task_finished_7   set aside; archive tasks may read it through views
 --   (dropped)                 with keys, signals, checkpoints and the like
 --
--- A lock is waited for 50 ms (the worker's lock_timeout), and tried again later.
+-- A lock is waited for 50 ms (the worker's lock_timeout; the end of transactions
+-- while a partition is detached, 2 s), and tried again later.
 
 CREATE TABLE orchestrator.partition_state (
   range     bigint      PRIMARY KEY,    -- ids divided by 1,000,000

@@ -7,8 +7,9 @@
  * to be a command of its own, and nobody is to wait for the whole.  It runs as
  * the superuser of the cluster and therefore no user code.
  *
- * No lock is waited for longer than LOCK_TIMEOUT; what was refused is tried
- * again by another worker, at first after a second, then less often.  Whatever
+ * No lock is waited for longer than LOCK_TIMEOUT, and the end of other
+ * transactions not longer than DETACH_TIMEOUT; what was refused is tried again
+ * by another worker, at first after a second, then less often.  Whatever
  * ends a worker between two steps, the next one finds in the catalog what is
  * left to do.
  */
@@ -50,6 +51,11 @@
 
 #define LOCK_TIMEOUT "50ms"
 
+/* While a partition is detached: nobody who reads or writes tasks wants a lock
+ * that is held or asked for meanwhile, and it has to wait for the end of each
+ * transaction that is under way, of which there may always be some. */
+#define DETACH_TIMEOUT "2s"
+
 /* After a lock was refused: doubled each time, up to a minute. */
 #define BUSY_PAUSE	   USECS_PER_SEC
 #define BUSY_PAUSE_MAX (60 * USECS_PER_SEC)
@@ -59,7 +65,7 @@
 
 /* While rows are counted: microseconds at work, then at rest. */
 #define WORK_TIME (2 * INT64CONST(1000))
-#define REST_TIME (6 * INT64CONST(1000))
+#define REST_TIME (8 * INT64CONST(1000))
 
 /* Rows that are copied at once. */
 #define COPY_ROWS 1000
@@ -649,6 +655,7 @@ run_command(void)
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	pgstat_report_activity(STATE_RUNNING, command);
+	SetConfigOption("lock_timeout", DETACH_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE);
 	MemoryContextSwitchTo(step_context);
 	PG_TRY();
 	{
@@ -662,6 +669,7 @@ run_command(void)
 	PG_END_TRY();
 	MemoryContextSwitchTo(TopMemoryContext);
 	MemoryContextReset(step_context);
+	SetConfigOption("lock_timeout", LOCK_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE);
 	pgstat_report_stat(false);
 	pgstat_report_activity(STATE_IDLE, NULL);
 	return outcome;
