@@ -960,6 +960,7 @@ fill_limit(OrchLimit *limit, OrchLimitKind kind, HeapTuple row, TupleDesc desc,
 {
 	memset(limit, 0, sizeof(OrchLimit));
 	limit->kind = kind;
+	limit->owner = column_int(row, desc, "owner");
 	limit->max_running = column_int(row, desc, max_running);
 	limit->rate_limit = column_int(row, desc, rate_limit);
 	limit->rate_period = column_milliseconds(row, desc, rate_period) * 1000;

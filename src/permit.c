@@ -17,13 +17,10 @@
 #include "postgres.h"
 
 #include "common/hashfn.h"
-#include "funcapi.h"
 #include "miscadmin.h"
 #include "storage/lwlock.h"
-#include "utils/builtins.h"
 #include "utils/timestamp.h"
 
-#include "guc.h"
 #include "lane.h"
 #include "permit.h"
 
@@ -52,14 +49,8 @@ static int find_room(OrchPermit **permits, const OrchLimit *limits, int n,
 					 int64 now);
 static void enter(OrchExecutor *executor, OrchPermit **permits,
 				  OrchLimit *limits, int n);
-static OrchLimitKind kind_of(const char *kind);
-static int64 microseconds(const Interval *span);
 static TimestampTz as_timestamp(int64 at);
 static OrchDatabase *my_database(void);
-
-PG_FUNCTION_INFO_V1(orchestrator_restore_rate);
-PG_FUNCTION_INFO_V1(orchestrator_permits);
-PG_FUNCTION_INFO_V1(orchestrator_limit_id);
 
 int64
 orch_permit_id(OrchLimitKind kind, int64 number, const void *name, Size length)
@@ -128,6 +119,7 @@ make_permit(int index, Oid dboid, int64 id)
 {
 	memset(&orch_shared->permits[index], 0, sizeof(OrchPermit));
 	orch_shared->permits[index].dboid = dboid;
+	orch_shared->permits[index].owner = -1; /* not known before it is taken */
 	orch_shared->permit_ids[index] = id;
 }
 
@@ -336,6 +328,7 @@ find_room(OrchPermit **permits, const OrchLimit *limits, int n, int64 now)
 		permits[i] = find_permit(MyDatabaseId, limits[i].id, true, now);
 		if (permits[i] == NULL || !has_room(permits[i], &limits[i], now))
 			break;
+		permits[i]->owner = limits[i].owner;
 		permits[i]->running++;
 	}
 	return i;
@@ -510,90 +503,27 @@ orch_permit_restore(const OrchLimit *limit, int64 ago, int32 n)
 	LWLockRelease(orch_shared->permit_lock);
 }
 
-static OrchLimitKind
-kind_of(const char *kind)
+bool
+orch_permit_read(int number, OrchPermitUse *use)
 {
-	if (strcmp(kind, "queue") == 0)
-		return ORCH_LIMIT_QUEUE;
-	return strcmp(kind, "role") == 0 ? ORCH_LIMIT_ROLE : ORCH_LIMIT_DEFINITION;
-}
+	OrchPermit permit;
 
-/*
- * _restore_rate(kind, number, name, rate_limit, period, ago, n)
- */
-Datum
-orchestrator_restore_rate(PG_FUNCTION_ARGS)
-{
-	char *kind = text_to_cstring(PG_GETARG_TEXT_PP(0));
-	char *name = text_to_cstring(PG_GETARG_TEXT_PP(2));
-	OrchLimit limit = {.rate_limit = PG_GETARG_INT32(3)};
-
-	if (!orch_preloaded)
-		PG_RETURN_VOID();
-	limit.kind = kind_of(kind);
-	limit.id =
-		orch_permit_id(limit.kind, PG_GETARG_INT32(1), name, strlen(name));
-	limit.rate_period = microseconds(PG_GETARG_INTERVAL_P(4));
-	orch_permit_restore(&limit, microseconds(PG_GETARG_INTERVAL_P(5)),
-						PG_GETARG_INT32(6));
-	PG_RETURN_VOID();
-}
-
-/*
- * _permits(): what is taken of each limit of this database that is in use.
- */
-Datum
-orchestrator_permits(PG_FUNCTION_ARGS)
-{
-	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-
-	InitMaterializedSRF(fcinfo, 0);
-	for (int i = 0; orch_preloaded && i < ORCH_PERMIT_SETS * ORCH_PERMIT_WAYS;
-		 i++)
-	{
-		OrchPermit permit;
-		Datum values[5];
-		bool nulls[5] = {false};
-
-		if (orch_shared->permits[i].dboid != MyDatabaseId)
-			continue;
-		LWLockAcquire(orch_shared->permit_lock, LW_SHARED);
-		permit = orch_shared->permits[i];
-		LWLockRelease(orch_shared->permit_lock);
-		if (permit.dboid != MyDatabaseId)
-			continue;
-		if (permit.width > 0)
-			advance(&permit, permit.width * ORCH_RATE_PIECES,
-					orch_monotonic());
-		values[0] = Int64GetDatum(orch_shared->permit_ids[i]);
-		values[1] = Int32GetDatum(permit.running);
-		values[2] = Int32GetDatum(permit.started);
-		values[3] = BoolGetDatum(permit.waiting);
-		values[4] = Int32GetDatum(permit.adaptive);
-		tuplestore_putvalues(result->setResult, result->setDesc, values,
-							 nulls);
-	}
-	return (Datum) 0;
-}
-
-/*
- * _limit_id(kind, number, name)
- */
-Datum
-orchestrator_limit_id(PG_FUNCTION_ARGS)
-{
-	char *kind = text_to_cstring(PG_GETARG_TEXT_PP(0));
-	char *name = text_to_cstring(PG_GETARG_TEXT_PP(2));
-
-	PG_RETURN_INT64(
-		orch_permit_id(kind_of(kind), PG_GETARG_INT32(1), name, strlen(name)));
-}
-
-static int64
-microseconds(const Interval *span)
-{
-	return span->time +
-		   ((int64) span->month * DAYS_PER_MONTH + span->day) * USECS_PER_DAY;
+	if (orch_shared->permits[number].dboid != MyDatabaseId)
+		return false;
+	LWLockAcquire(orch_shared->permit_lock, LW_SHARED);
+	permit = orch_shared->permits[number];
+	use->id = orch_shared->permit_ids[number];
+	LWLockRelease(orch_shared->permit_lock);
+	if (permit.dboid != MyDatabaseId)
+		return false;
+	if (permit.width > 0)
+		advance(&permit, permit.width * ORCH_RATE_PIECES, orch_monotonic());
+	use->owner = permit.owner;
+	use->running = permit.running;
+	use->started = (int32) permit.started;
+	use->waiting = permit.waiting;
+	use->adaptive = permit.adaptive;
+	return true;
 }
 
 int32

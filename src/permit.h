@@ -28,6 +28,7 @@ typedef struct OrchLimit
 {
 	int64 id; /* orch_permit_id() */
 	OrchLimitKind kind;
+	int32 owner;	   /* of the queue, definition or role */
 	int32 max_running; /* 0: any */
 	int32 adaptive;	   /* of an adaptive queue: where it starts; 0: is none */
 	int32 rate_limit;  /* starts within rate_period; 0: any */
@@ -86,6 +87,22 @@ extern TimestampTz orch_permit_wake(Oid dboid, bool all);
  * After a restart: n steps of a limit were started some microseconds ago.
  */
 extern void orch_permit_restore(const OrchLimit *limit, int64 ago, int32 n);
+
+/* What is taken of a limit; owner -1: of nobody that is known. */
+typedef struct OrchPermitUse
+{
+	int64 id;
+	int32 owner;
+	int32 running;
+	int32 started; /* within the period */
+	bool waiting;
+	int32 adaptive;
+} OrchPermitUse;
+
+/* Read an entry of the table, 0 to ORCH_MAX_PERMITS - 1.  False: it is not in
+ * use in this database. */
+#define ORCH_MAX_PERMITS (ORCH_PERMIT_SETS * ORCH_PERMIT_WAYS)
+extern bool orch_permit_read(int number, OrchPermitUse *use);
 
 /*
  * The limit that an adaptive queue has now (0: nothing of it runs), and

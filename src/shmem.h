@@ -192,6 +192,7 @@ typedef struct OrchClaim
 typedef struct OrchPermit
 {
 	Oid dboid;
+	int32 owner;	  /* whose it is; 0: everybody's */
 	int running;	  /* executors that hold it */
 	int adaptive;	  /* at most so many, as adapted; 0: as configured */
 	bool waiting;	  /* somebody was refused */

@@ -99,6 +99,8 @@ sub queue
 	ended('the tasks of two roles end');
 	is(app('SELECT count(*) FROM app.ledger'), 200, 'all ran');
 	is(overlap(), 3, 'eight executors, three at once');
+	isnt(app('SELECT count(*) FROM orchestrator._permits()'), 0, 'its owner may look at what is taken');
+	is($node->psql_as('other', 'SELECT count(*) FROM orchestrator._permits()'), 0, 'nobody else');
 	return;
 }
 
