@@ -49,6 +49,7 @@ typedef struct LaneScan
 	OrchLeaf *live;
 	OrchReadyScan *rows;
 	OrchGather gather;
+	OrchLimitMemo memo;
 	int32 queue; /* or ORCH_PARKED, on ... */
 	int64 limit;
 	TimestampTz now;
@@ -59,6 +60,7 @@ typedef struct LaneScan
 	int steps;
 	int skipped;
 	int parked;
+	bool limited; /* the row before was under limits */
 	bool more;
 } LaneScan;
 
@@ -220,6 +222,11 @@ visit(LaneScan *scan, OrchRow *row, ItemPointer tid)
 		return true; /* the supervisor fails it */
 	if (definition != NULL && definition->kind > ORCH_KIND_UTILITY)
 		return true; /* nothing to run */
+	if (scan->limited && orch_heap_ready_held(scan->rows))
+	{
+		leave_behind(scan, row);
+		return true; /* no need to ask for permits */
+	}
 	verdict = orch_gather_judge(&scan->gather, scan->rows, definition, row,
 								fast, batch->ntasks);
 	if (verdict == ORCH_GATHER_HELD)
@@ -228,7 +235,8 @@ visit(LaneScan *scan, OrchRow *row, ItemPointer tid)
 		return true;
 	batch->call = scan->gather.definition != 0;
 	chain = steps_of(row, fast);
-	nlimits = orch_limit_gather(row, definition, limits);
+	nlimits = orch_limit_gather(row, definition, &scan->memo, limits);
+	scan->limited = nlimits > 0;
 	scan->more = verdict == ORCH_GATHER_STOP ||
 				 (!batch->call &&
 				  is_full(batch, definition, fast, scan->steps + chain,

@@ -15,6 +15,11 @@ static bool is_undo(const OrchRow *row);
 static int add_limit(OrchLimit *limits, int n, const OrchLimit *limit);
 static int add_quota(OrchLimit *limits, int n, int32 owner);
 static const OrchDefinition *workflow_of(const OrchRow *row);
+static bool is_known(const OrchLimitMemo *memo, const OrchRow *row);
+static void learn(OrchLimitMemo *memo, const OrchRow *row,
+				  const OrchDefinition *definition);
+static int add_key(OrchLimit *limits, int n, const OrchRow *row,
+				   const OrchDefinition *definition);
 static OrchLimitKind kind_of(const char *kind);
 static int64 microseconds(const Interval *span);
 static bool is_visible(int32 owner, List **seen);
@@ -62,36 +67,70 @@ workflow_of(const OrchRow *row)
 
 int
 orch_limit_gather(const OrchRow *row, const OrchDefinition *definition,
-				  OrchLimit *limits)
+				  OrchLimitMemo *memo, OrchLimit *limits)
 {
-	const OrchDefinition *workflow;
-	const OrchQueue *queue;
-	int n = 0;
+	int n;
 
 	if (is_undo(row))
 		return 0;
-	n = add_quota(limits, n, ORCH_INT32(row, ORCH_TASK_OWNER));
-	queue = orch_catalog_queue_info(ORCH_INT32(row, ORCH_TASK_QUEUE));
+	if (!is_known(memo, row))
+		learn(memo, row, definition);
+	n = memo->n;
+	memcpy(limits, memo->limits, n * sizeof(OrchLimit));
+	return definition == NULL || definition->key == NULL
+			   ? n
+			   : add_key(limits, n, row, definition);
+}
+
+static bool
+is_known(const OrchLimitMemo *memo, const OrchRow *row)
+{
+	return memo->queue == ORCH_INT32(row, ORCH_TASK_QUEUE) &&
+		   memo->definition == ORCH_INT32(row, ORCH_TASK_DEFINITION) &&
+		   memo->plan == (row->nulls[ORCH_TASK_PLAN]
+							  ? 0
+							  : ORCH_INT32(row, ORCH_TASK_PLAN));
+}
+
+/*
+ * All but the key's, which each row has of its own.  Those of the role and the
+ * queue come first: where they refuse, the lane sleeps and nothing is parked.
+ */
+static void
+learn(OrchLimitMemo *memo, const OrchRow *row,
+	  const OrchDefinition *definition)
+{
+	const OrchDefinition *workflow;
+	const OrchQueue *queue;
+
+	memo->queue = ORCH_INT32(row, ORCH_TASK_QUEUE);
+	memo->definition = ORCH_INT32(row, ORCH_TASK_DEFINITION);
+	memo->plan =
+		row->nulls[ORCH_TASK_PLAN] ? 0 : ORCH_INT32(row, ORCH_TASK_PLAN);
+	memo->n = add_quota(memo->limits, 0, ORCH_INT32(row, ORCH_TASK_OWNER));
+	queue = orch_catalog_queue_info(memo->queue);
 	if (queue != NULL)
-		n = add_limit(limits, n, &queue->limit);
+		memo->n = add_limit(memo->limits, memo->n, &queue->limit);
 	workflow = workflow_of(row);
 	if (workflow != NULL)
-		n = add_limit(limits, n, &workflow->limit);
-	if (definition == NULL)
-		return n;
-	n = add_limit(limits, n, &definition->limit);
-	if (definition->key != NULL)
-	{
-		char *value =
-			orch_json_find(definition->key, row->values[ORCH_TASK_INPUT]);
+		memo->n = add_limit(memo->limits, memo->n, &workflow->limit);
+	if (definition != NULL)
+		memo->n = add_limit(memo->limits, memo->n, &definition->limit);
+}
 
-		if (value == NULL)
-			return n; /* it has no key */
-		n = add_limit(limits, n, &definition->key_limit);
-		limits[n - 1].id = orch_permit_id(
-			ORCH_LIMIT_KEY, definition->key_limit.id, value, strlen(value));
-		pfree(value);
-	}
+static int
+add_key(OrchLimit *limits, int n, const OrchRow *row,
+		const OrchDefinition *definition)
+{
+	char *value =
+		orch_json_find(definition->key, row->values[ORCH_TASK_INPUT]);
+
+	if (value == NULL)
+		return n; /* it has none */
+	n = add_limit(limits, n, &definition->key_limit);
+	limits[n - 1].id = orch_permit_id(ORCH_LIMIT_KEY, definition->key_limit.id,
+									  value, strlen(value));
+	pfree(value);
 	return n;
 }
 

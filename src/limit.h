@@ -9,6 +9,17 @@
 #include "heap.h"
 #include "permit.h"
 
+/* Those of the row before: the next is often of the same kind.  All zero at
+ * first. */
+typedef struct OrchLimitMemo
+{
+	int32 queue;
+	int32 definition;
+	int32 plan;
+	int n;
+	OrchLimit limits[ORCH_MAX_LIMITS];
+} OrchLimitMemo;
+
 /*
  * The limits that a ready row is under: its role's, its queue's, its
  * definition's, its workflow's, its key's.  Returns how many; limits has room for
@@ -16,7 +27,7 @@
  */
 extern int orch_limit_gather(const OrchRow *row,
 							 const OrchDefinition *definition,
-							 OrchLimit *limits);
+							 OrchLimitMemo *memo, OrchLimit *limits);
 
 /*
  * A step is about to start: false when its starts within the period are used

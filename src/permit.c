@@ -31,6 +31,10 @@ static bool mine[ORCH_PERMIT_SETS * ORCH_PERMIT_WAYS];
 #define FOUND_LATELY 1024
 static int found_lately[FOUND_LATELY];
 
+/* Looks at the lock before sleeping for it. */
+#define LOCK_TRIES 100
+
+static void lock_table(void);
 static OrchPermit *find_permit(Oid dboid, int64 id, bool create, int64 now);
 static bool is_worthless(const OrchPermit *permit, int64 now);
 static void make_permit(int index, Oid dboid, int64 id);
@@ -45,6 +49,7 @@ static void count_start(OrchPermit *permit, OrchLimit *limit);
 static void uncount_start(OrchPermit *permit, const OrchLimit *limit);
 static int64 refuse(OrchPermit *permit, int lane, const OrchLimit *limit,
 					int64 now);
+static OrchPermit *find_limit(const OrchLimit *limit, int64 now);
 static int find_room(OrchPermit **permits, const OrchLimit *limits, int n,
 					 int64 now);
 static void enter(OrchExecutor *executor, OrchPermit **permits,
@@ -60,6 +65,22 @@ orch_permit_id(OrchLimitKind kind, int64 number, const void *name, Size length)
 
 	id ^= hash_bytes_extended((unsigned char *) &seed, sizeof(seed), length);
 	return id == 0 ? 1 : (int64) id;
+}
+
+/*
+ * It is held for a fraction of a microsecond: who would sleep for it loses more
+ * than who looks again.
+ */
+static void
+lock_table(void)
+{
+	for (int i = 0; i < LOCK_TRIES; i++)
+	{
+		if (LWLockConditionalAcquire(orch_shared->permit_lock, LW_EXCLUSIVE))
+			return;
+		SPIN_DELAY();
+	}
+	LWLockAcquire(orch_shared->permit_lock, LW_EXCLUSIVE);
 }
 
 /*
@@ -117,9 +138,12 @@ is_worthless(const OrchPermit *permit, int64 now)
 static void
 make_permit(int index, Oid dboid, int64 id)
 {
-	memset(&orch_shared->permits[index], 0, sizeof(OrchPermit));
-	orch_shared->permits[index].dboid = dboid;
-	orch_shared->permits[index].owner = -1; /* not known before it is taken */
+	OrchPermit *permit = &orch_shared->permits[index];
+
+	/* the pieces are set with the width (advance) */
+	memset(permit, 0, offsetof(OrchPermit, pieces));
+	permit->dboid = dboid;
+	permit->owner = -1; /* not known before it is taken */
 	orch_shared->permit_ids[index] = id;
 }
 
@@ -300,7 +324,7 @@ orch_permit_take(OrchExecutor *executor, int lane, OrchLimit *limits, int n)
 	int64 wait_until = 0;
 	int nfound;
 
-	LWLockAcquire(orch_shared->permit_lock, LW_EXCLUSIVE);
+	lock_table();
 	nfound = find_room(permits, limits, n, now);
 	if (nfound == n)
 		enter(executor, permits, limits, n);
@@ -315,6 +339,18 @@ orch_permit_take(OrchExecutor *executor, int lane, OrchLimit *limits, int n)
 }
 
 /*
+ * Keys are many: they would push what is asked for each time out of what was
+ * found lately.
+ */
+static OrchPermit *
+find_limit(const OrchLimit *limit, int64 now)
+{
+	return limit->kind == ORCH_LIMIT_KEY
+			   ? search_set(MyDatabaseId, limit->id, true, now)
+			   : find_permit(MyDatabaseId, limit->id, true, now);
+}
+
+/*
  * How many of the limits, from the first on, have room.  Their permits are
  * entered once, so that a new one does not make room for the next.
  */
@@ -325,7 +361,7 @@ find_room(OrchPermit **permits, const OrchLimit *limits, int n, int64 now)
 
 	for (i = 0; i < n; i++)
 	{
-		permits[i] = find_permit(MyDatabaseId, limits[i].id, true, now);
+		permits[i] = find_limit(&limits[i], now);
 		if (permits[i] == NULL || !has_room(permits[i], &limits[i], now))
 			break;
 		permits[i]->owner = limits[i].owner;
@@ -373,7 +409,7 @@ orch_permit_start(OrchLimit *limits, int n)
 	int64 now = orch_monotonic();
 	bool room = true;
 
-	LWLockAcquire(orch_shared->permit_lock, LW_EXCLUSIVE);
+	lock_table();
 	for (int i = 0; i < n; i++)
 	{
 		permits[i] = NULL;
@@ -404,7 +440,7 @@ orch_permit_return(const OrchLimit *limits, int n)
 
 	if (n == 0)
 		return;
-	LWLockAcquire(orch_shared->permit_lock, LW_EXCLUSIVE);
+	lock_table();
 	for (int i = 0; i < n; i++)
 	{
 		OrchPermit *permit =
@@ -426,7 +462,7 @@ orch_permit_release(OrchExecutor *executor, int keep)
 
 	if (executor->npermits <= keep)
 		return;
-	LWLockAcquire(orch_shared->permit_lock, LW_EXCLUSIVE);
+	lock_table();
 	while (executor->npermits > keep)
 	{
 		int index = executor->permits[--executor->npermits];
@@ -456,7 +492,7 @@ orch_permit_wake(Oid dboid, bool all)
 	int64 next = PG_INT64_MAX;
 	int woken = 0;
 
-	LWLockAcquire(orch_shared->permit_lock, LW_EXCLUSIVE);
+	lock_table();
 	for (int i = 0; i < n; i++)
 	{
 		int64 id = orch_lane_blocked_on(i, dboid);
@@ -486,7 +522,7 @@ orch_permit_restore(const OrchLimit *limit, int64 ago, int32 n)
 	int64 now = orch_monotonic();
 	OrchPermit *permit;
 
-	LWLockAcquire(orch_shared->permit_lock, LW_EXCLUSIVE);
+	lock_table();
 	permit = find_permit(MyDatabaseId, limit->id, true, now);
 	if (permit != NULL)
 	{
@@ -545,7 +581,7 @@ orch_permit_adapt(Oid dboid, int64 id, int32 limit)
 	OrchPermit *permit;
 	int woken = 0;
 
-	LWLockAcquire(orch_shared->permit_lock, LW_EXCLUSIVE);
+	lock_table();
 	permit = find_permit(dboid, id, limit > 0, orch_monotonic());
 	if (permit != NULL)
 	{
