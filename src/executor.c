@@ -118,6 +118,7 @@ static bool lost_some(const StepGroup *group);
 static int call_tasks(StepGroup *group, int first, int end);
 static bool start_called(OrchLeaf *live, int number);
 static bool group_is_full(const OrchTask *last, TimestampTz began);
+static void note_left_behind(int lane, int n);
 static void begin_transaction(void);
 static void commit_transaction(bool durable);
 static void finish_group(const StepGroup *group);
@@ -423,11 +424,7 @@ claim(int lane)
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
-	if (batch->left_behind)
-		recheck = n > 0 || recheck == 0 ? RECHECK_MS
-										: Min(recheck * 2, MAX_RECHECK_MS);
-	else
-		recheck = 0;
+	note_left_behind(lane, n);
 	orch_depth_starting(me->owner, orch_shared->lanes[lane].queue);
 	if (n == 0 || !batch->fast)
 	{
@@ -438,6 +435,25 @@ claim(int lane)
 	if (n > 0 && orch_shared->lanes[lane].ready)
 		orch_lane_call(me->owner_index);
 	return n;
+}
+
+/*
+ * Rows that somebody else has locked are looked at again, unless a later claim
+ * in their lane found them.
+ */
+static void
+note_left_behind(int lane, int n)
+{
+	static int where = -1;
+
+	if (batch->left_behind)
+	{
+		recheck = n > 0 || recheck == 0 ? RECHECK_MS
+										: Min(recheck * 2, MAX_RECHECK_MS);
+		where = lane;
+	}
+	else if (lane == where)
+		recheck = 0;
 }
 
 static void

@@ -15,6 +15,7 @@
 
 #include "access/heapam.h"
 #include "access/htup_details.h"
+#include "access/multixact.h"
 #include "access/relscan.h"
 #include "access/table.h"
 #include "access/transam.h"
@@ -563,11 +564,22 @@ orch_heap_ready_held(OrchReadyScan *scan)
 	HeapTupleHeader header =
 		ExecFetchSlotHeapTuple(scan->slot, false, NULL)->t_data;
 	TransactionId xmax = HeapTupleHeaderGetRawXmax(header);
+	bool locked_only = HEAP_XMAX_IS_LOCKED_ONLY(header->t_infomask);
 
 	if (header->t_infomask & HEAP_XMAX_INVALID)
 		return false;
-	return (header->t_infomask & HEAP_XMAX_IS_MULTI) != 0 ||
-		   TransactionIdIsInProgress(xmax) || TransactionIdDidCommit(xmax);
+	if (header->t_infomask & HEAP_XMAX_IS_MULTI)
+	{
+		if (MultiXactIdIsRunning(xmax, locked_only))
+			return true;
+		xmax =
+			locked_only ? InvalidTransactionId : HeapTupleGetUpdateXid(header);
+	}
+	else if (TransactionIdIsInProgress(xmax))
+		return true;
+
+	/* a lock ends with its transaction, a new version stays */
+	return !locked_only && TransactionIdDidCommit(xmax);
 }
 
 int32
