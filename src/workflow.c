@@ -279,7 +279,9 @@ sort_tasks(OrchBatch *batch, const int *numbers, int n)
 }
 
 /*
- * False: it cannot be had now.  A root that is gone leaves its steps to SQL.
+ * False: it cannot be had now.  A root that is gone leaves its steps to SQL,
+ * which waits for the lock of the finished one: not in the fast lane, where
+ * the rows of the steps are locked already.
  */
 static bool
 lock_root(OrchBatch *batch, OrchLeaf *live, OrchRun *run)
@@ -297,6 +299,8 @@ lock_root(OrchBatch *batch, OrchLeaf *live, OrchRun *run)
 			return false;
 		pg_usleep(LOCK_NAP);
 	}
+	if (lock == ORCH_LOCK_GONE && batch->fast)
+		return false;
 	run->locked = lock == ORCH_LOCK_OK;
 	if (run->locked)
 		orch_row_copy(&run->row, &row);
