@@ -63,6 +63,13 @@
 /* Tries of a step whose settle met a deadlock or a serialization failure. */
 #define SETTLE_TRIES 3
 
+/*
+ * Bytes a batch keeps between transactions, so that its memory is not given
+ * back to the kernel and faulted in again, page by page, by the next one:
+ * what a full batch of small tasks takes.
+ */
+#define BATCH_MEMORY (1024 * 1024)
+
 static OrchExecutor *me = NULL;
 static OrchBatch *batch = NULL;
 static int solo_left = 0; /* tasks to run one by one */
@@ -201,7 +208,8 @@ start_executor(void)
 	watch_timer = RegisterTimeout(USER_TIMEOUT, handle_watch);
 	batch = MemoryContextAllocZero(TopMemoryContext, sizeof(OrchBatch));
 	batch->context = AllocSetContextCreate(
-		TopMemoryContext, "orchestrator batch", ALLOCSET_DEFAULT_SIZES);
+		TopMemoryContext, "orchestrator batch", BATCH_MEMORY,
+		ALLOCSET_DEFAULT_INITSIZE, ALLOCSET_DEFAULT_MAXSIZE);
 	discover_lanes();
 	set_state(ORCH_EXECUTOR_BUSY);
 }

@@ -42,6 +42,10 @@
 /* Rows that are counted in some tenths of a millisecond. */
 #define ROWS_A_BREATH 2000
 
+/* Rows inserted in one go.  A row's slot and its formed tuple take about 1 kB,
+ * which the transaction's memory would fault in again at every commit. */
+#define ROWS_AT_ONCE 64
+
 /* When an index has an entry for a row. */
 typedef enum IndexRule
 {
@@ -120,6 +124,8 @@ static int64 count_entries(OrchLeaf *live, Relation index, int32 owner,
 						   int32 queue, int64 limit, TimestampTz *oldest,
 						   TupleTableSlot *slot);
 static TimestampTz ready_since(TupleTableSlot *slot);
+static void insert_some(OrchLeaf *leaf, OrchRow *const *rows,
+						TupleTableSlot **slots, int n, MemoryContext formed);
 static void store_row(TupleTableSlot *slot, const OrchRow *row);
 static bool find_live(OrchLeaf *live, int64 id, Snapshot snapshot);
 static bool read_leaf(Oid relid, Oid index, int64 task, OrchTaskView *view);
@@ -450,23 +456,42 @@ orch_heap_insert(OrchLeaf *leaf, const OrchRow *row)
 void
 orch_heap_insert_many(OrchLeaf *leaf, OrchRow *const *rows, int n)
 {
-	TupleTableSlot **slots = palloc(n * sizeof(TupleTableSlot *));
+	TupleTableSlot *slots[ROWS_AT_ONCE];
+	int nslots = Min(n, ROWS_AT_ONCE);
+	MemoryContext formed =
+		AllocSetContextCreate(CurrentMemoryContext, "orchestrator rows", 0,
+							  ROWS_AT_ONCE * 1024, ROWS_AT_ONCE * 1024);
+
+	for (int i = 0; i < nslots; i++)
+		slots[i] = MakeSingleTupleTableSlot(RelationGetDescr(leaf->rel),
+											&TTSOpsVirtual);
+	for (int i = 0; i < n; i += nslots)
+	{
+		insert_some(leaf, rows + i, slots, Min(n - i, nslots), formed);
+		MemoryContextReset(formed);
+	}
+	MemoryContextDelete(formed);
+	for (int i = 0; i < nslots; i++)
+		ExecDropSingleTupleTableSlot(slots[i]);
+}
+
+static void
+insert_some(OrchLeaf *leaf, OrchRow *const *rows, TupleTableSlot **slots,
+			int n, MemoryContext formed)
+{
+	MemoryContext old;
 
 	for (int i = 0; i < n; i++)
 	{
 		assert_row(leaf, rows[i]);
-		slots[i] = MakeSingleTupleTableSlot(RelationGetDescr(leaf->rel),
-											&TTSOpsVirtual);
 		store_row(slots[i], rows[i]);
 	}
+	old = MemoryContextSwitchTo(formed);
 	table_multi_insert(leaf->rel, slots, n, GetCurrentCommandId(true), 0,
 					   NULL);
+	MemoryContextSwitchTo(old);
 	for (int i = 0; i < n; i++)
-	{
 		insert_indexes(leaf, rows[i], &slots[i]->tts_tid, false);
-		ExecDropSingleTupleTableSlot(slots[i]);
-	}
-	pfree(slots);
 }
 
 OrchReadyScan *

@@ -15,6 +15,7 @@
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
 #include "utils/hsearch.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
@@ -298,9 +299,17 @@ push_value(JsonbParseState **state, Datum datum)
 Datum
 orch_plan_input(Datum input, const Datum *name, Datum output, bool has_output)
 {
+	static MemoryContext scratch = NULL;
+	MemoryContext old;
 	JsonbParseState *state = NULL;
 	JsonbValue null = {.type = jbvNull};
+	Datum document;
 
+	if (scratch == NULL)
+		scratch = AllocSetContextCreate(TopMemoryContext, "orchestrator input",
+										ALLOCSET_DEFAULT_SIZES);
+	MemoryContextReset(scratch);
+	old = MemoryContextSwitchTo(scratch);
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	push_key(&state, "input", 5);
 	push_value(&state, input);
@@ -317,8 +326,10 @@ orch_plan_input(Datum input, const Datum *name, Datum output, bool has_output)
 			pushJsonbValue(&state, WJB_VALUE, &null);
 	}
 	pushJsonbValue(&state, WJB_END_OBJECT, NULL);
-	return JsonbPGetDatum(
+	document = JsonbPGetDatum(
 		JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL)));
+	MemoryContextSwitchTo(old);
+	return datumCopy(document, false, -1);
 }
 
 bool

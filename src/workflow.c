@@ -57,6 +57,7 @@ static bool is_judged(const OrchRow *row);
 static bool is_large(Datum input, const OrchTask *before);
 static void become_running(OrchTask *task);
 static int compare_tasks(const void *left, const void *right);
+static bool same_run(const OrchTask *one, const OrchTask *other);
 static OrchRuns *sort_tasks(OrchBatch *batch, const int *numbers, int n);
 static bool went_on(const OrchRun *run);
 static bool lock_root(OrchBatch *batch, OrchLeaf *live, OrchRun *run);
@@ -198,6 +199,15 @@ compare_tasks(const void *left, const void *right)
 	return one < other ? -1 : one > other;
 }
 
+static bool
+same_run(const OrchTask *one, const OrchTask *other)
+{
+	return ORCH_INT64(&one->row, ORCH_TASK_ROOT_ID) ==
+			   ORCH_INT64(&other->row, ORCH_TASK_ROOT_ID) &&
+		   ORCH_INT64(&one->row, ORCH_TASK_PARENT_ID) ==
+			   ORCH_INT64(&other->row, ORCH_TASK_PARENT_ID);
+}
+
 OrchRuns *
 orch_workflow_lock(OrchBatch *batch, OrchLeaf *live, const int *numbers, int n)
 {
@@ -242,6 +252,7 @@ sort_tasks(OrchBatch *batch, const int *numbers, int n)
 {
 	OrchRuns *runs = palloc0(sizeof(OrchRuns));
 	int ntasks = 0;
+	int nruns = 0;
 
 	runs->tasks = palloc(Max(n, 1) * sizeof(OrchTask *));
 	for (int i = 0; i < n; i++)
@@ -257,19 +268,19 @@ sort_tasks(OrchBatch *batch, const int *numbers, int n)
 	if (ntasks == 0)
 		return runs;
 	qsort(runs->tasks, ntasks, sizeof(OrchTask *), compare_tasks);
-	runs->runs = palloc0(ntasks * sizeof(OrchRun));
+	for (int i = 0; i < ntasks; i++)
+		nruns += i == 0 || !same_run(runs->tasks[i - 1], runs->tasks[i]);
+	runs->runs = palloc0(nruns * sizeof(OrchRun));
 	for (int i = 0; i < ntasks; i++)
 	{
 		OrchTask *task = runs->tasks[i];
-		int64 root = ORCH_INT64(&task->row, ORCH_TASK_ROOT_ID);
-		int64 parent = ORCH_INT64(&task->row, ORCH_TASK_PARENT_ID);
-		OrchRun *run = runs->n == 0 ? NULL : &runs->runs[runs->n - 1];
+		OrchRun *run = &runs->runs[Max(runs->n, 1) - 1];
 
-		if (run == NULL || run->root != root || run->parent != parent)
+		if (i == 0 || !same_run(runs->tasks[i - 1], task))
 		{
 			run = &runs->runs[runs->n++];
-			run->root = root;
-			run->parent = parent;
+			run->root = ORCH_INT64(&task->row, ORCH_TASK_ROOT_ID);
+			run->parent = ORCH_INT64(&task->row, ORCH_TASK_PARENT_ID);
 			run->tasks = &runs->tasks[i];
 		}
 		run->ntasks++;
