@@ -16,9 +16,7 @@
 #include "access/xact.h"
 #include "fmgr.h"
 #include "miscadmin.h"
-#include "storage/ipc.h"
 #include "storage/lwlock.h"
-#include "storage/shmem.h"
 #include "storage/spin.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
@@ -29,8 +27,8 @@
 #include "guc.h"
 #include "shmem.h"
 
-#define TRANCHE_NAME "orchestrator depth"
-#define MAX_DEPTHS	 4096
+#define BLOCK_NAME "orchestrator depth"
+#define MAX_DEPTHS 4096
 
 /* Reservations to look through for one to join: of a role and a queue or two.
  */
@@ -109,11 +107,7 @@ static int nreservations = 0;
 static int room = 0;
 static int first_coming = INT_MAX; /* of those with rows not written yet */
 
-static shmem_request_hook_type previous_request_hook = NULL;
-static shmem_startup_hook_type previous_startup_hook = NULL;
-
-static void request_memory(void);
-static void start_memory(void);
+static void start_block(void *memory, LWLock *lock, bool anew);
 static void install_callbacks(void);
 static OrchDepth *look_for(const Key *key, uint32 from, uint32 n);
 static OrchDepth *make_depth(const Key *key);
@@ -133,39 +127,19 @@ PG_FUNCTION_INFO_V1(orchestrator_alert_soon);
 void
 orch_depth_install(void)
 {
-	previous_request_hook = shmem_request_hook;
-	shmem_request_hook = request_memory;
-	previous_startup_hook = shmem_startup_hook;
-	shmem_startup_hook = start_memory;
+	orch_shmem_add_block(BLOCK_NAME, sizeof(Depths), start_block);
 }
 
 static void
-request_memory(void)
+start_block(void *memory, LWLock *lock, bool anew)
 {
-	if (previous_request_hook)
-		previous_request_hook();
-	RequestAddinShmemSpace(sizeof(Depths));
-	RequestNamedLWLockTranche(TRANCHE_NAME, 1);
-}
-
-static void
-start_memory(void)
-{
-	bool found;
-
-	if (previous_startup_hook)
-		previous_startup_hook();
-	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	depths = ShmemInitStruct("orchestrator depths", sizeof(Depths), &found);
-	if (!found)
-	{
-		memset(depths, 0, sizeof(Depths));
-		depths->lock = &GetNamedLWLockTranche(TRANCHE_NAME)->lock;
-		pg_atomic_init_u32(&depths->n, 0);
-		for (int i = 0; i < MAX_DEPTHS; i++)
-			SpinLockInit(&depths->depths[i].mutex);
-	}
-	LWLockRelease(AddinShmemInitLock);
+	depths = memory;
+	if (!anew)
+		return;
+	depths->lock = lock;
+	pg_atomic_init_u32(&depths->n, 0);
+	for (int i = 0; i < MAX_DEPTHS; i++)
+		SpinLockInit(&depths->depths[i].mutex);
 }
 
 static void

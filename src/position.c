@@ -24,8 +24,6 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
-#include "storage/ipc.h"
-#include "storage/shmem.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -38,10 +36,10 @@
 #include "shmem.h"
 #include "stats.h"
 
-#define TRANCHE_NAME "orchestrator positions"
-#define LADDERS		 32 /* lanes that are asked for at the same time */
-#define OWN_LADDERS	 4	/* the same, of a session without shared memory */
-#define RUNGS		 2048
+#define BLOCK_NAME	"orchestrator positions"
+#define LADDERS		32 /* lanes that are asked for at the same time */
+#define OWN_LADDERS 4  /* the same, of a session without shared memory */
+#define RUNGS		2048
 
 /* So many rows are counted one by one. */
 #define NEAR 1000
@@ -96,11 +94,7 @@ typedef struct Asked
 static Ladders *ladders = NULL;
 static Ladder work; /* where one is made */
 
-static shmem_request_hook_type previous_request_hook = NULL;
-static shmem_startup_hook_type previous_startup_hook = NULL;
-
-static void request_memory(void);
-static void start_memory(void);
+static void start_block(void *memory, LWLock *lock, bool anew);
 static Size ladders_size(int n);
 static void need_ladders(void);
 static void lock_ladders(LWLockMode mode);
@@ -129,10 +123,7 @@ PG_FUNCTION_INFO_V1(orchestrator_estimated_start);
 void
 orch_position_install(void)
 {
-	previous_request_hook = shmem_request_hook;
-	shmem_request_hook = request_memory;
-	previous_startup_hook = shmem_startup_hook;
-	shmem_startup_hook = start_memory;
+	orch_shmem_add_block(BLOCK_NAME, ladders_size(LADDERS), start_block);
 }
 
 static Size
@@ -142,30 +133,13 @@ ladders_size(int n)
 }
 
 static void
-request_memory(void)
+start_block(void *memory, LWLock *lock, bool anew)
 {
-	if (previous_request_hook)
-		previous_request_hook();
-	RequestAddinShmemSpace(ladders_size(LADDERS));
-	RequestNamedLWLockTranche(TRANCHE_NAME, 1);
-}
-
-static void
-start_memory(void)
-{
-	bool found;
-
-	if (previous_startup_hook)
-		previous_startup_hook();
-	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	ladders = ShmemInitStruct(TRANCHE_NAME, ladders_size(LADDERS), &found);
-	if (!found)
-	{
-		memset(ladders, 0, ladders_size(LADDERS));
-		ladders->n = LADDERS;
-		ladders->lock = &GetNamedLWLockTranche(TRANCHE_NAME)->lock;
-	}
-	LWLockRelease(AddinShmemInitLock);
+	ladders = memory;
+	if (!anew)
+		return;
+	ladders->lock = lock;
+	ladders->n = LADDERS;
 }
 
 /*

@@ -25,8 +25,19 @@ static shmem_startup_hook_type previous_startup_hook = NULL;
 
 static void (*when_started)(void) = NULL;
 
+#define MAX_BLOCKS 4
+
+static struct
+{
+	const char *name;
+	Size size;
+	OrchBlockStart start;
+} blocks[MAX_BLOCKS];
+static int nblocks = 0;
+
 static void request_memory(void);
 static void start_memory(void);
+static void start_block(int number);
 static void initialize_memory(void);
 static Size executors_size(void);
 static void lower_time(Oid dboid, Size field, TimestampTz at, uint32 why);
@@ -39,6 +50,15 @@ orch_shmem_install(void (*started)(void))
 	shmem_request_hook = request_memory;
 	previous_startup_hook = shmem_startup_hook;
 	shmem_startup_hook = start_memory;
+}
+
+void
+orch_shmem_add_block(const char *name, Size size, OrchBlockStart start)
+{
+	Assert(nblocks < MAX_BLOCKS);
+	blocks[nblocks].name = name;
+	blocks[nblocks].size = size;
+	blocks[nblocks++].start = start;
 }
 
 static Size
@@ -57,6 +77,11 @@ request_memory(void)
 	RequestAddinShmemSpace(
 		add_size(executors_size(), mul_size(MaxBackends, sizeof(OrchWaiter))));
 	RequestNamedLWLockTranche(TRANCHE_NAME, 3);
+	for (int i = 0; i < nblocks; i++)
+	{
+		RequestAddinShmemSpace(blocks[i].size);
+		RequestNamedLWLockTranche(blocks[i].name, 1);
+	}
 }
 
 /*
@@ -84,7 +109,22 @@ start_memory(void)
 		initialize_memory();
 		when_started();
 	}
+	for (int i = 0; i < nblocks; i++)
+		start_block(i);
 	LWLockRelease(AddinShmemInitLock);
+}
+
+static void
+start_block(int number)
+{
+	bool found;
+	void *memory =
+		ShmemInitStruct(blocks[number].name, blocks[number].size, &found);
+
+	if (!found)
+		memset(memory, 0, blocks[number].size);
+	blocks[number].start(
+		memory, &GetNamedLWLockTranche(blocks[number].name)->lock, !found);
 }
 
 static void

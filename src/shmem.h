@@ -373,6 +373,16 @@ extern OrchShared *orch_shared;
 extern void orch_shmem_install(void (*started)(void));
 
 /*
+ * Ask for a block of memory of a module's own, with a lock of its own; both
+ * are seen under the name, which must last.  Called by _PG_init, while
+ * preloading.  start is called when the block is there, anew where it was just
+ * made: it is zeroed then.
+ */
+typedef void (*OrchBlockStart)(void *memory, LWLock *lock, bool anew);
+extern void orch_shmem_add_block(const char *name, Size size,
+								 OrchBlockStart start);
+
+/*
  * The slot of a database, or NULL.  Caller holds shared->lock; with create,
  * exclusively: then NULL means that ORCH_MAX_DATABASES are in use.
  */

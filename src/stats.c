@@ -26,9 +26,7 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
-#include "storage/ipc.h"
 #include "storage/procarray.h"
-#include "storage/shmem.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -42,9 +40,9 @@
 #include "sketch.h"
 #include "stats.h"
 
-#define TRANCHE_NAME "orchestrator statistics"
-#define MAX_CELLS	 2048
-#define CHAINS		 1024
+#define BLOCK_NAME "orchestrator statistics"
+#define MAX_CELLS  2048
+#define CHAINS	   1024
 
 /* A cell that was written stays so many minutes more; one that was not, of a
  * database that was dropped, is in the way no longer than this. */
@@ -157,11 +155,7 @@ static Oid samples_live = InvalidOid; /* task_live */
 static int nsamples = 0;
 static int samples_room = 0;
 
-static shmem_request_hook_type previous_request_hook = NULL;
-static shmem_startup_hook_type previous_startup_hook = NULL;
-
-static void request_memory(void);
-static void start_memory(void);
+static void start_block(void *memory, LWLock *lock, bool anew);
 static Sample *add_sample(void);
 static void end_transaction(XactEvent what, void *arg);
 static void end_subtransaction(SubXactEvent what, SubTransactionId mine,
@@ -194,43 +188,23 @@ PG_FUNCTION_INFO_V1(orchestrator_seal_stats);
 void
 orch_stats_install(void)
 {
-	previous_request_hook = shmem_request_hook;
-	shmem_request_hook = request_memory;
-	previous_startup_hook = shmem_startup_hook;
-	shmem_startup_hook = start_memory;
+	orch_shmem_add_block(BLOCK_NAME, sizeof(Cells), start_block);
 	RegisterXactCallback(end_transaction, NULL);
 	RegisterSubXactCallback(end_subtransaction, NULL);
 }
 
 static void
-request_memory(void)
+start_block(void *memory, LWLock *lock, bool anew)
 {
-	if (previous_request_hook)
-		previous_request_hook();
-	RequestAddinShmemSpace(sizeof(Cells));
-	RequestNamedLWLockTranche(TRANCHE_NAME, 1);
-}
-
-static void
-start_memory(void)
-{
-	bool found;
-
-	if (previous_startup_hook)
-		previous_startup_hook();
-	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	cells = ShmemInitStruct(TRANCHE_NAME, sizeof(Cells), &found);
-	if (!found)
-	{
-		memset(cells, 0, sizeof(Cells));
-		cells->lock = &GetNamedLWLockTranche(TRANCHE_NAME)->lock;
-		pg_atomic_init_u64(&cells->lost, 0);
-		for (int i = 0; i < CHAINS; i++)
-			cells->chains[i] = -1;
-		for (int i = 0; i < MAX_CELLS; i++)
-			SpinLockInit(&cells->cells[i].mutex);
-	}
-	LWLockRelease(AddinShmemInitLock);
+	cells = memory;
+	if (!anew)
+		return;
+	cells->lock = lock;
+	pg_atomic_init_u64(&cells->lost, 0);
+	for (int i = 0; i < CHAINS; i++)
+		cells->chains[i] = -1;
+	for (int i = 0; i < MAX_CELLS; i++)
+		SpinLockInit(&cells->cells[i].mutex);
 }
 
 static int32
