@@ -22,6 +22,30 @@ CREATE TYPE orchestrator.task_result AS (
 COMMENT ON TYPE orchestrator.task_result IS
   'What wait() and await() return: the state of the task, the output of a completed one, the error of a failed one as {sqlstate, message, detail, hint, context}';
 
+CREATE TYPE orchestrator.claimed_task AS (
+  task_id         bigint,
+  token           text,          -- for every report: the epoch, and 128 random bits
+  definition      text,
+  handler         text,          -- what to run, as the definition says; else its name
+  input           jsonb,
+  attempt         int,
+  max_attempts    int,
+  idempotency_key text,          -- the same in every attempt
+  queue           text,
+  owner           text,
+  name            text,
+  parent_id       bigint,
+  root_id         bigint,
+  key             text,
+  metadata        jsonb,
+  deadline        timestamptz,
+  timeout_at      timestamptz,   -- of this attempt
+  lease_until     timestamptz,
+  traceparent     text
+);
+COMMENT ON TYPE orchestrator.claimed_task IS
+  'A task that claim() gave to a remote worker: what to do, and the token that its reports need';
+
 CREATE DOMAIN orchestrator.step_spec AS jsonb
   CONSTRAINT step_spec_has_a_name
   CHECK (VALUE IS NULL OR jsonb_typeof(VALUE) = 'object' AND coalesce(jsonb_typeof(VALUE -> 'name') = 'string', false));

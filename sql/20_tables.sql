@@ -93,6 +93,7 @@ COMMENT ON TABLE orchestrator.alert IS
 CREATE TABLE orchestrator.queue_share (
   queue   int NOT NULL,
   grantee int NOT NULL,
+  may_claim boolean NOT NULL DEFAULT false,   -- as a remote worker, the tasks of everybody there
   PRIMARY KEY (queue, grantee)
 );
 COMMENT ON TABLE orchestrator.queue_share IS 'Queues that others may enqueue into, by share_queue()';
@@ -104,8 +105,8 @@ CREATE TABLE orchestrator.definition (
   name                text        NOT NULL CHECK (name <> '' AND length(name) <= 200),
   version             int         NOT NULL CHECK (version > 0),
   is_current          boolean     NOT NULL,
-  kind                text        NOT NULL CHECK (kind IN ('function', 'sql', 'procedure', 'utility', 'workflow', 'map', 'batch', 'wait')),
-  handler             text,       -- schema.name(jsonb), or the command; null: the task brings its own (run)
+  kind                text        NOT NULL CHECK (kind IN ('function', 'sql', 'procedure', 'utility', 'workflow', 'map', 'batch', 'wait', 'remote')),
+  handler             text,       -- schema.name(jsonb), the command, or what a remote worker is to run; null: the task brings its own (run)
   handler_owner       name,
   queue               int,
   priority            int         NOT NULL DEFAULT 0,
@@ -195,7 +196,7 @@ CREATE TABLE orchestrator.task (
   iteration    int,                  -- of a step that repeats: which round, from 1; of a map: items that were started, 2147483647 when all were
   remaining    int,                  -- of a task with steps: those that are not final; null: it has none
   held_by      bigint,               -- paused together with this task
-  parked_on    bigint,               -- a pending task that waits for this limit (src/permit.c)
+  parked_on    bigint,               -- a pending task that waits for this limit (src/permit.c); below 0: one for remote workers, less the number of its queue
   name         text,
   key          text,
   command      text,                 -- of a one-off task (run)
@@ -274,6 +275,31 @@ CREATE INDEX signal_task ON orchestrator.signal (task_id, name) WHERE consumed_b
 CREATE INDEX signal_undelivered ON orchestrator.signal (task_id) WHERE undelivered;
 CREATE INDEX signal_history ON orchestrator.signal (task_id);
 COMMENT ON TABLE orchestrator.signal IS 'Named events with a payload that were sent to tasks; each is consumed by one waiting step, also one that begins to wait later';
+
+-- One row for each task that a remote worker has claimed; it goes with the
+-- claim (chapter 58). The secret is shown to nobody.
+CREATE TABLE orchestrator.lease (
+  task_id      bigint      PRIMARY KEY,
+  epoch        int         NOT NULL,
+  secret       bytea       NOT NULL,   -- the token's other part
+  worker       text        NOT NULL,   -- what it calls itself
+  claimed_by   int         NOT NULL,   -- owner.id of its role
+  owner        int         NOT NULL,   -- of the task
+  queue        int         NOT NULL,
+  started_at   timestamptz NOT NULL,
+  heartbeat_at timestamptz NOT NULL,   -- or report of progress; the last
+  length       interval    NOT NULL,   -- that a heartbeat gives it again
+  ends_at      timestamptz NOT NULL,   -- then a report is too late
+  look_at      timestamptz NOT NULL,   -- then, or before: an alert is due
+  alerted      boolean     NOT NULL DEFAULT false,
+  progress     float8,
+  message      text,
+  stage        text,
+  permits      bigint[]    NOT NULL DEFAULT '{}',   -- numbers of limits (src/permit.c)
+  requests     jsonb                   -- steps and checkpoints, made when it completes
+) WITH (fillfactor = 50);
+CREATE INDEX lease_look ON orchestrator.lease (look_at);
+COMMENT ON TABLE orchestrator.lease IS 'Tasks that remote workers have claimed: by whom, and until when';
 
 CREATE SEQUENCE orchestrator.checkpoint_id_seq;
 CREATE TABLE orchestrator.checkpoint (

@@ -3,11 +3,14 @@
 -- Our own SQLSTATEs. They stand in the error of a task (and of its attempts):
 --   OR001  the task was cancelled
 --   OR002  the task expired: its deadline passed, or it was not started within queue_timeout
---   OR003  the worker process that ran the step died
+--   OR003  the worker process that ran the step died, or a remote worker's lease ended without a report
 --   OR004  the step ran longer than the timeout of its definition
 --   OR005  the task cannot run: its role is gone, was renamed, or may not log in
 --   OR006  the step was rejected
 --   OR007  a limit of the run was exceeded: max_steps, max_depth, max_repeats
+--   OR011  a remote worker reported that the step failed, without a code of its own
+-- This is given to a remote worker, whose report changes nothing:
+--   OR010  the task is no longer its own: the lease ended, or the task was cancelled, paused or taken over
 -- These are given to who enqueues, and nothing is enqueued:
 --   OR008  the queue is full: its max_depth
 --   OR009  the role has as much as it may: a quota of set_quota()
@@ -40,8 +43,19 @@ CREATE FUNCTION orchestrator._start_turns(owner int, queue int, at timestamptz) 
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_start_turns';
 CREATE FUNCTION orchestrator._forget_turns(queue int) RETURNS void
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_forget_turns';
-CREATE FUNCTION orchestrator._ready(owner int, queue int, sort_key bigint) RETURNS void
-  LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_ready';
+CREATE FUNCTION orchestrator._ready(owner int, queue int, sort_key bigint, parked_on bigint DEFAULT NULL) RETURNS void
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_ready';
+COMMENT ON FUNCTION orchestrator._ready(int, int, bigint, bigint) IS
+  'A task became ready: who claims from its queue is woken; of one for remote workers (parked_on below 0), they are. Does nothing without a sort_key';
+
+-- In the place of a limit that a row is parked on: it waits for remote workers,
+-- in their lane of its queue, where no executor looks. Null: it does not.
+CREATE FUNCTION orchestrator._remote_lane(definition int, queue int) RETURNS bigint
+  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN (SELECT -$2::bigint FROM orchestrator.definition d WHERE d.id = $1 AND d.kind = 'remote');
+END
+$$;
 -- What is taken of the limits that are in use; and the number of a limit, of
 -- kind queue (by id), definition (by id of the owner and name) or role (by id of
 -- the owner).

@@ -99,8 +99,8 @@ DECLARE
   v_what text;
   v_span interval;
 BEGIN
-  PERFORM orchestrator._require(d.kind IN ('function', 'sql', 'procedure', 'utility'), format('unknown kind "%s"', d.kind),
-                                'Kinds are function, sql, procedure and utility.');
+  PERFORM orchestrator._require(d.kind IN ('function', 'sql', 'procedure', 'utility', 'remote'), format('unknown kind "%s"', d.kind),
+                                'Kinds are function, sql, procedure, utility and remote.');
   PERFORM orchestrator._require(d.backoff IN ('exponential', 'fixed', 'linear'), format('unknown backoff "%s"', d.backoff),
                                 'Say exponential, fixed or linear.');
   PERFORM orchestrator._require(d.timeout_policy IN ('retry', 'fail', 'fail_workflow', 'alert'),
@@ -263,8 +263,8 @@ BEGIN
   d.batch_size := batch_size;
   d.batch_wait := nullif(batch_wait, '0');
   PERFORM orchestrator._check_definition(d);
-  PERFORM orchestrator._require(coalesce(btrim(handler, E' \t\r\n;'), '') <> '', format('definition "%s" has no handler', name),
-                                'Give the name of a function or procedure, or a command.');
+  PERFORM orchestrator._require(coalesce(btrim(handler, E' \t\r\n;'), '') <> '' OR d.kind = 'remote' AND handler IS NULL,
+                                format('definition "%s" has no handler', name), 'Give the name of a function or procedure, or a command.');
   IF d.kind IN ('function', 'procedure') THEN
     SELECT h.signature, h.handler_owner INTO d.handler, d.handler_owner
       FROM orchestrator._find_handler(v_role, d.kind, handler, d.batch_size IS NOT NULL) h;

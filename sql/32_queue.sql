@@ -29,10 +29,10 @@ CREATE FUNCTION orchestrator.unshare_definition(name text, role text, owner text
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
 COMMENT ON FUNCTION orchestrator.unshare_definition(text, text, text) IS 'Takes back share_definition()';
 
-CREATE FUNCTION orchestrator.share_queue(name text, role text, owner text DEFAULT NULL) RETURNS void
+CREATE FUNCTION orchestrator.share_queue(name text, role text, owner text DEFAULT NULL, claim boolean DEFAULT false) RETURNS void
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
-COMMENT ON FUNCTION orchestrator.share_queue(text, text, text) IS
-  'Lets a role and its members, or everybody (''public''), enqueue into a queue';
+COMMENT ON FUNCTION orchestrator.share_queue(text, text, text, boolean) IS
+  'Lets a role and its members, or everybody (''public''), enqueue into a queue; with claim also do, as remote workers, the tasks that anybody has there';
 
 CREATE FUNCTION orchestrator.unshare_queue(name text, role text, owner text DEFAULT NULL) RETURNS void
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
@@ -241,6 +241,11 @@ BEGIN
     CROSS JOIN LATERAL (SELECT l.sort_key FROM orchestrator.task_live l
                         WHERE l.owner = o.id AND l.queue = $1 AND l.state = 'pending' AND l.parked_on IS NULL
                         ORDER BY l.sort_key LIMIT 1) r;
+  PERFORM orchestrator._ready(o.id, $1, r.sort_key, r.parked_on)
+    FROM orchestrator.owner o
+    CROSS JOIN LATERAL (SELECT l.sort_key, l.parked_on FROM orchestrator.task_live l
+                        WHERE l.owner = o.id AND l.parked_on = -$1::bigint AND l.state = 'pending'
+                        ORDER BY l.sort_key LIMIT 1) r;
 END
 $$;
 
@@ -295,13 +300,13 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION orchestrator._share_queue(caller oid, name text, role text, owner text) RETURNS void
+CREATE FUNCTION orchestrator._share_queue(caller oid, name text, role text, owner text, claim boolean) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   PERFORM orchestrator._initialize();
-  INSERT INTO orchestrator.queue_share (queue, grantee)
-    VALUES (orchestrator._own_queue($1, $2, $4), orchestrator._grantee($3))
-    ON CONFLICT DO NOTHING;
+  INSERT INTO orchestrator.queue_share (queue, grantee, may_claim)
+    VALUES (orchestrator._own_queue($1, $2, $4), orchestrator._grantee($3), coalesce($5, false))
+    ON CONFLICT ON CONSTRAINT queue_share_pkey DO UPDATE SET may_claim = excluded.may_claim;
   PERFORM orchestrator._invalidate();
 END
 $$;

@@ -239,9 +239,9 @@ BEGIN
                                   'Give it to orchestrator.define(), or give the step a handler instead of a definition.');
   END IF;
   -- values
-  IF s ? 'kind' AND s ->> 'kind' NOT IN ('function', 'sql', 'procedure', 'utility') THEN
+  IF s ? 'kind' AND s ->> 'kind' NOT IN ('function', 'sql', 'procedure', 'utility', 'remote') THEN
     PERFORM orchestrator._require(false, format('%s, key "kind": unknown kind "%s"', v_what, s ->> 'kind'),
-                                  'Kinds are function, sql, procedure and utility; a workflow is named by definition.');
+                                  'Kinds are function, sql, procedure, utility and remote; a workflow is named by definition.');
   END IF;
   IF s ? 'on_failure' THEN
     PERFORM orchestrator._require(s ->> 'on_failure' IN ('fail', 'continue', 'skip_dependants'),

@@ -189,18 +189,18 @@ BEGIN
     UPDATE orchestrator.task_live l
       SET state = 'pending', sort_key = p.sort_key
       FROM placed p WHERE l.id = p.id
-      RETURNING l.owner, l.queue, l.sort_key
+      RETURNING l.owner, l.queue, l.sort_key, l.parked_on
   ), lane AS (
-    SELECT p.owner, p.queue, min(p.sort_key) AS sort_key, count(*) AS n FROM promoted p GROUP BY 1, 2
+    SELECT p.owner, p.queue, p.parked_on, min(p.sort_key) AS sort_key, count(*) AS n FROM promoted p GROUP BY 1, 2, 3
   )
-  SELECT sum(n) INTO v_count FROM (SELECT n, orchestrator._ready(owner, queue, sort_key) FROM lane OFFSET 0) told;
+  SELECT sum(n) INTO v_count FROM (SELECT n, orchestrator._ready(owner, queue, sort_key, parked_on) FROM lane OFFSET 0) told;
   RETURN coalesce(v_count, 0) + v_runs;
 END
 $$;
 
 -- End what waited long enough: fail what was not started or finished in time,
--- end sleeps and waits; returns how many. A step that runs is stopped at its
--- deadline by its executor.
+-- end sleeps and waits, and the leases of remote workers; returns how many. A
+-- step that an executor runs is stopped at its deadline by it.
 CREATE FUNCTION orchestrator._expire(max_rows int) RETURNS int
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
 DECLARE
@@ -211,6 +211,7 @@ DECLARE
   v_began timestamptz;
   t       orchestrator.task;
 BEGIN
+  v_count := orchestrator._end_leases($1);
   FOR v_task, v_root IN
     SELECT l.id, l.root_id FROM orchestrator.task_live l
     WHERE l.expire_at <= v_now AND l.state <> 'running'
@@ -272,6 +273,7 @@ CREATE FUNCTION orchestrator._next_due() RETURNS timestamptz
 BEGIN
   RETURN least((SELECT orchestrator._now() + interval '10 ms' FROM orchestrator.signal s WHERE s.undelivered LIMIT 1),
                (SELECT min(l.run_at) FROM orchestrator.task_live l WHERE l.state = 'scheduled'),
+               (SELECT min(z.look_at) FROM orchestrator.lease z),
                (SELECT min(l.expire_at) FROM orchestrator.task_live l WHERE l.expire_at IS NOT NULL AND l.state <> 'running'));
 END
 $$;

@@ -228,7 +228,7 @@ BEGIN
     PERFORM orchestrator._waits(t.owner, t.queue, 1);
   ELSIF t.state = 'pending' THEN
     t.sort_key := coalesce(t.sort_key, orchestrator._ready_key(t.owner, t.queue, t.input, orchestrator._now(), t.priority));
-    PERFORM orchestrator._ready(t.owner, t.queue, t.sort_key);
+    PERFORM orchestrator._ready(t.owner, t.queue, t.sort_key, t.parked_on);
   ELSE
     PERFORM orchestrator._due(t.run_at);
     PERFORM orchestrator._waits(t.owner, t.queue, 1);

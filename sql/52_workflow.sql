@@ -250,6 +250,7 @@ BEGIN
     t.expire_at := least(t.deadline, greatest(v_now, t.run_at) + (SELECT d.queue_timeout FROM orchestrator.definition d WHERE d.id = t.definition));
   END IF;
   t.sort_key := CASE t.state WHEN 'pending' THEN orchestrator._ready_key(t.owner, t.queue, t.input, v_now, t.priority) END;
+  t.parked_on := orchestrator._remote_lane(t.definition, t.queue);
   IF p.state = 'paused' THEN
     t.held_state := t.state;
     t.state := 'paused';
@@ -264,7 +265,7 @@ BEGIN
   INSERT INTO orchestrator.task_live SELECT t.*;
   PERFORM orchestrator._tell(t, 'created');
   IF t.state = 'pending' THEN
-    PERFORM orchestrator._ready(t.owner, t.queue, t.sort_key);
+    PERFORM orchestrator._ready(t.owner, t.queue, t.sort_key, t.parked_on);
   ELSIF t.state = 'scheduled' THEN
     PERFORM orchestrator._due(t.run_at);
     PERFORM orchestrator._waits(t.owner, t.queue, 1);
@@ -658,6 +659,7 @@ BEGIN
   t.held_by := CASE p.state WHEN 'paused' THEN coalesce(p.held_by, p.id) END;
   t.expire_at := least(t.deadline, v_now + d.queue_timeout);
   t.sort_key := CASE t.state WHEN 'pending' THEN orchestrator._sort_key(v_now, t.priority) + v_from END;
+  t.parked_on := orchestrator._remote_lane(t.definition, t.queue);
   PERFORM orchestrator._insert_items(t, ARRAY(
     SELECT CASE WHEN v_template IS NULL THEN v_document || jsonb_build_object('item', v_items -> i, 'index', i)
                 WHEN v_template = '"$.item"' THEN v_items -> i

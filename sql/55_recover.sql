@@ -55,7 +55,9 @@ DECLARE
   v_held   bigint[];
 BEGIN
   SELECT array_agg(l.id), array_agg(l.epoch) INTO v_tasks, v_epochs
-    FROM orchestrator.task_live l WHERE l.state = 'running';
+    FROM orchestrator.task_live l
+    WHERE l.state = 'running'
+      AND NOT (l.parked_on < 0 AND EXISTS (SELECT FROM orchestrator.lease z WHERE z.task_id = l.id AND z.epoch = l.epoch));   -- remote workers
   v_held := coalesce($2, orchestrator._held());
   SELECT array_agg(u.task ORDER BY u.task), array_agg(u.epoch ORDER BY u.task) INTO v_tasks, v_epochs
     FROM unnest(v_tasks, v_epochs) u(task, epoch) WHERE u.task <> ALL (v_held);
@@ -128,6 +130,7 @@ DECLARE
   v_blocks bigint;
   v_newest timestamptz;
 BEGIN
+  PERFORM orchestrator._take_permits_again(z.permits) FROM orchestrator.lease z WHERE z.permits <> '{}';
   IF NOT EXISTS (SELECT FROM orchestrator.database_identity i WHERE i.activated_at < $1) THEN
     RETURN false;
   END IF;

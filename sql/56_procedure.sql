@@ -127,7 +127,7 @@ BEGIN
   UPDATE orchestrator.task_live l
     SET state = 'pending', sort_key = t.sort_key, expire_at = l.deadline
     WHERE l.id = $1;
-  PERFORM orchestrator._ready(t.owner, t.queue, t.sort_key);
+  PERFORM orchestrator._ready(t.owner, t.queue, t.sort_key, t.parked_on);
   PERFORM orchestrator._due(t.deadline);
 END
 $$;

@@ -328,7 +328,7 @@ BEGIN
   GET DIAGNOSTICS v_count = ROW_COUNT;
   WITH freed AS (
     UPDATE orchestrator.task_live l
-      SET state = n.state, held_state = NULL, held_by = NULL, parked_on = NULL, run_at = CASE n.state WHEN 'waiting' THEN NULL ELSE l.run_at END, sort_key = CASE n.state WHEN 'pending' THEN orchestrator._ready_key(l.owner, l.queue, l.input, v_now, l.priority) END,
+      SET state = n.state, held_state = NULL, held_by = NULL, parked_on = CASE WHEN l.parked_on < 0 THEN l.parked_on END, run_at = CASE n.state WHEN 'waiting' THEN NULL ELSE l.run_at END, sort_key = CASE n.state WHEN 'pending' THEN orchestrator._ready_key(l.owner, l.queue, l.input, v_now, l.priority) END,
           expire_at = CASE n.state WHEN 'waiting' THEN least(l.deadline, l.run_at)
                         ELSE least(l.deadline, greatest(v_now, l.run_at) + d.queue_timeout) END
       FROM orchestrator.task_live o
@@ -344,7 +344,7 @@ BEGIN
     SELECT orchestrator._emit(f.id, f.root_id, f.parent_id, 'resumed', f.state, NULL, f.attempt, f.notify),
            orchestrator._due(f.expire_at), CASE f.state WHEN 'scheduled' THEN orchestrator._due(f.run_at) END,
            CASE f.state WHEN 'scheduled' THEN orchestrator._waits(f.owner, f.queue, 1) END,
-           CASE f.state WHEN 'pending' THEN orchestrator._ready(f.owner, f.queue, f.sort_key) END
+           CASE f.state WHEN 'pending' THEN orchestrator._ready(f.owner, f.queue, f.sort_key, f.parked_on) END
     FROM freed f
     OFFSET 0
   )
@@ -367,7 +367,7 @@ BEGIN
   t.expire_at := least(t.deadline, coalesce(t.run_at, $2) + (SELECT d.queue_timeout FROM orchestrator.definition d WHERE d.id = t.definition));
   t.finished_at := NULL;
   t.worker := NULL;
-  t.parked_on := NULL;
+  t.parked_on := orchestrator._remote_lane(t.definition, t.queue);
   t.sort_key := CASE WHEN t.run_at IS NULL THEN orchestrator._ready_key(t.owner, t.queue, t.input, $2, t.priority) END;
   RETURN t;
 END
@@ -429,7 +429,7 @@ BEGIN
       SELECT r.id, v_now, r.owner, r.attempt, r.epoch, 'retrying', $3 FROM revived r ORDER BY r.id
   ), told AS (
     SELECT orchestrator._emit(r.id, r.root_id, r.parent_id, 'retrying', r.state, NULL, r.attempt, d.notify <> 'off'),
-           orchestrator._ready(r.owner, r.queue, r.sort_key), orchestrator._due(r.expire_at), orchestrator._due(r.run_at),
+           orchestrator._ready(r.owner, r.queue, r.sort_key, r.parked_on), orchestrator._due(r.expire_at), orchestrator._due(r.run_at),
            CASE r.state WHEN 'scheduled' THEN orchestrator._waits(r.owner, r.queue, 1) END
     FROM revived r LEFT JOIN orchestrator.definition d ON d.id = r.definition
     OFFSET 0

@@ -36,23 +36,24 @@ CREATE FUNCTION orchestrator.reject(task bigint, step text, reason text DEFAULT 
 COMMENT ON FUNCTION orchestrator.reject(bigint, text, text) IS
   'Rejects a waiting step of a run, also before it begins to wait: it fails with SQLSTATE OR006';
 
-CREATE FUNCTION orchestrator.add_steps(task bigint, steps orchestrator.step_spec[], delay interval DEFAULT NULL) RETURNS void
+CREATE FUNCTION orchestrator.add_steps(task bigint, steps orchestrator.step_spec[], delay interval DEFAULT NULL, token text DEFAULT NULL) RETURNS void
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
-COMMENT ON FUNCTION orchestrator.add_steps(bigint, orchestrator.step_spec[], interval) IS
-  'Adds steps to a run that is not finished. Inside a step, leave the task out: they become its siblings, if it completes';
+COMMENT ON FUNCTION orchestrator.add_steps(bigint, orchestrator.step_spec[], interval, text) IS
+  'Adds steps to a run that is not finished. Inside a step, leave the task out: they become its siblings, if it completes. A remote worker gives its task and token for that';
 
 CREATE FUNCTION orchestrator.context(task bigint) RETURNS jsonb
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
 COMMENT ON FUNCTION orchestrator.context(bigint) IS 'The state that the steps of a run keep with set_context(); null: none. Any task of the run names it';
 
-CREATE FUNCTION orchestrator.set_context(task bigint, value jsonb) RETURNS void
+CREATE FUNCTION orchestrator.set_context(task bigint, value jsonb, token text DEFAULT NULL) RETURNS void
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
-COMMENT ON FUNCTION orchestrator.set_context(bigint, jsonb) IS 'Replaces the context of a run. Inside a step, leave the task out: it is kept if the step completes';
+COMMENT ON FUNCTION orchestrator.set_context(bigint, jsonb, text) IS
+  'Replaces the context of a run. Inside a step, leave the task out: it is kept if the step completes. A remote worker gives its task and token for that';
 
-CREATE FUNCTION orchestrator.checkpoint(task bigint, name text, context jsonb) RETURNS void
+CREATE FUNCTION orchestrator.checkpoint(task bigint, name text, context jsonb, token text DEFAULT NULL) RETURNS void
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
-COMMENT ON FUNCTION orchestrator.checkpoint(bigint, text, jsonb) IS
-  'Names the present point of a run, for restore(); with a context that is not null, sets it. A name that exists is moved. Inside a step, leave the task out';
+COMMENT ON FUNCTION orchestrator.checkpoint(bigint, text, jsonb, text) IS
+  'Names the present point of a run, for restore(); with a context that is not null, sets it. A name that exists is moved. Inside a step, leave the task out. A remote worker gives its task and token: then it is the point at which the step completes';
 
 CREATE FUNCTION orchestrator.on_completion(task bigint, definition text, input jsonb DEFAULT NULL) RETURNS void
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
@@ -240,7 +241,7 @@ BEGIN
   t.finished_at := NULL;
   t.run_at := NULL;
   t.sort_key := NULL;
-  t.parked_on := NULL;
+  t.parked_on := orchestrator._remote_lane(t.definition, t.queue);
   t.expire_at := NULL;
   t.iteration := NULL;
   t.remaining := NULL;
@@ -506,11 +507,16 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION orchestrator._add_steps(caller oid, task bigint, steps orchestrator.step_spec[], delay interval) RETURNS void
+CREATE FUNCTION orchestrator._add_steps(caller oid, task bigint, steps orchestrator.step_spec[], delay interval, token text) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  p orchestrator.task := orchestrator._lock_task($1, $2, true);
+  p orchestrator.task;
 BEGIN
+  IF $5 IS NOT NULL THEN
+    PERFORM orchestrator._request_steps($1, $2, $5, to_jsonb($3), $4);
+    RETURN;
+  END IF;
+  p := orchestrator._lock_task($1, $2, true);
   IF NOT p.live OR orchestrator._kind(p.definition) IN ('map', 'batch', 'wait') THEN
     PERFORM orchestrator._refuse(p, 'add steps to', 'Only a workflow or task that is not finished takes steps.');
   ELSIF p.remaining IS NULL THEN
@@ -545,21 +551,30 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION orchestrator._set_context(caller oid, task bigint, value jsonb) RETURNS void
+CREATE FUNCTION orchestrator._set_context(caller oid, task bigint, value jsonb, token text) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   PERFORM orchestrator._check_input($3);
+  IF $4 IS NOT NULL THEN
+    PERFORM orchestrator._request($1, $2, $4, jsonb_build_object('verb', 'set_context', 'value', coalesce($3, 'null')));
+    RETURN;
+  END IF;
   PERFORM orchestrator._keep_context(orchestrator._lock_task($1, $2, false), coalesce($3, 'null'));
 END
 $$;
 
-CREATE FUNCTION orchestrator._checkpoint(caller oid, task bigint, name text, context jsonb) RETURNS void
+CREATE FUNCTION orchestrator._checkpoint(caller oid, task bigint, name text, context jsonb, token text) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  p orchestrator.task := orchestrator._lock_run($1, $2, 'checkpoint');
+  p orchestrator.task;
 BEGIN
   PERFORM orchestrator._require_name('checkpoint', $3);
   PERFORM orchestrator._check_input($4);
+  IF $5 IS NOT NULL THEN
+    PERFORM orchestrator._request($1, $2, $5, jsonb_strip_nulls(jsonb_build_object('verb', 'checkpoint', 'name', $3)) || CASE WHEN $4 IS NULL THEN '{}' ELSE jsonb_build_object('context', $4) END);
+    RETURN;
+  END IF;
+  p := orchestrator._lock_run($1, $2, 'checkpoint');
   IF $4 IS NOT NULL THEN
     PERFORM orchestrator._keep_context(p, $4);
   END IF;
@@ -580,7 +595,7 @@ BEGIN
     UPDATE orchestrator.task_live l SET callbacks = coalesce(l.callbacks, '[]') || v_call WHERE l.id = t.id;
   
     IF t.state = 'pending' THEN
-      PERFORM orchestrator._ready(t.owner, t.queue, t.sort_key);
+      PERFORM orchestrator._ready(t.owner, t.queue, t.sort_key, t.parked_on);
     END IF;
   ELSE
     t.callbacks := jsonb_build_array(v_call);
@@ -691,6 +706,7 @@ BEGIN
     i.state := CASE WHEN v_later IS NULL THEN 'pending' ELSE 'scheduled' END;
     i.expire_at := least(b.deadline, coalesce(v_later, v_now) + r.queue_timeout);
     i.sort_key := CASE WHEN v_later IS NULL THEN orchestrator._sort_key(v_now, b.priority) END;
+    i.parked_on := orchestrator._remote_lane(i.definition, i.queue);
     PERFORM orchestrator._insert_items(i, ARRAY(SELECT coalesce(u.input, '{}') FROM unnest($3) WITH ORDINALITY u(input, place) ORDER BY u.place), 0);
     PERFORM orchestrator._due(i.expire_at), orchestrator._due(v_later);
   END IF;

@@ -114,12 +114,12 @@ CREATE VIEW orchestrator.task_status WITH (security_invoker = true) AS
               ELSE t.state END AS state,
          CASE WHEN t.state = 'completed' THEN 1
               WHEN t.remaining IS NOT NULL THEN orchestrator._run_progress(t.id)
-              ELSE coalesce(s.progress, 0) END AS progress,
-         s.message, s.stage,
+              ELSE coalesce(s.progress, z.progress, 0) END AS progress,
+         coalesce(s.message, z.message) AS message, coalesce(s.stage, z.stage) AS stage,
          coalesce(s.attempt, t.attempt) AS attempt, t.max_attempts, t.priority, t.key, t.run_at, t.created_at,
          coalesce(s.started_at, t.started_at, CASE WHEN t.remaining IS NOT NULL AND t.live THEN orchestrator._run_started(t.id) END) AS started_at,
          t.finished_at,
-         greatest(t.created_at, t.started_at, t.finished_at, s.since) AS updated_at,
+         greatest(t.created_at, t.started_at, t.finished_at, s.since, z.heartbeat_at) AS updated_at,
          coalesce(t.finished_at, CASE WHEN s.task_id IS NOT NULL OR t.state = 'running' OR t.remaining IS NOT NULL THEN orchestrator._now() END)
            - coalesce(s.started_at, t.started_at, CASE WHEN t.remaining IS NOT NULL AND t.live THEN orchestrator._run_started(t.id) END) AS duration,
          t.input, t.output, t.error, t.metadata,
@@ -130,12 +130,14 @@ CREATE VIEW orchestrator.task_status WITH (security_invoker = true) AS
          t.resources, t.deadline, t.expire_at, t.held_state, t.epoch, t.command, t.traceparent,
          coalesce(t.compensation, 'none') AS compensation, t.step, t.item, t.iteration,
          CASE WHEN t.state = 'pending' AND t.parked_on IS NULL AND s.task_id IS NULL THEN orchestrator._jobs_ahead(t.owner, t.queue, t.sort_key) END AS jobs_ahead,
-         CASE WHEN t.state = 'pending' AND t.parked_on IS NULL AND s.task_id IS NULL THEN orchestrator._estimated_start(t.owner, t.queue, t.sort_key) END AS estimated_start
+         CASE WHEN t.state = 'pending' AND t.parked_on IS NULL AND s.task_id IS NULL THEN orchestrator._estimated_start(t.owner, t.queue, t.sort_key) END AS estimated_start,
+         z.worker AS remote_worker, z.ends_at AS lease_until
   FROM orchestrator.task t
   LEFT JOIN orchestrator.definition d ON d.id = t.definition
   LEFT JOIN orchestrator.queue q ON q.id = t.queue
   LEFT JOIN orchestrator.owner o ON o.id = t.owner
-  LEFT JOIN orchestrator._slots() s ON s.task_id = t.id AND t.live AND t.state IN ('pending', 'running');
+  LEFT JOIN orchestrator._slots() s ON s.task_id = t.id AND t.live AND t.state IN ('pending', 'running')
+  LEFT JOIN orchestrator.lease z ON z.task_id = t.id AND t.live AND t.state = 'running';
 COMMENT ON VIEW orchestrator.task_status IS
   'Every task that the reader may see, with the progress its step reports right now';
 
@@ -155,8 +157,8 @@ CREATE VIEW orchestrator.step_status WITH (security_invoker = true) AS
          coalesce(s.attempt, t.attempt, 0) AS attempt, t.max_attempts,
          CASE WHEN t.state IN ('completed', 'skipped') THEN 1
               WHEN t.remaining IS NOT NULL THEN orchestrator._run_progress(t.id)
-              ELSE coalesce(s.progress, 0) END AS progress,
-         s.message, s.stage,
+              ELSE coalesce(s.progress, z.progress, 0) END AS progress,
+         coalesce(s.message, z.message) AS message, coalesce(s.stage, z.stage) AS stage,
          coalesce((c.spec ->> 'weight')::float8, 1) AS weight,
          CASE WHEN c.spec ? 'each' AND t.id IS NOT NULL THEN coalesce(jsonb_array_length(t.input -> 'items'), 0) END AS items_total,
          CASE WHEN c.spec ? 'each' AND t.id IS NOT NULL THEN coalesce(jsonb_array_length(t.input -> 'items'), 0) - coalesce(t.remaining, 0) END AS items_done,
@@ -180,6 +182,7 @@ CREATE VIEW orchestrator.step_status WITH (security_invoker = true) AS
   LEFT JOIN orchestrator.definition d ON d.id = (c.spec ->> 'definition')::int
   LEFT JOIN orchestrator.task t ON t.parent_id = p.id AND t.id > p.id AND t.step = c.number AND t.item IS NULL
   LEFT JOIN orchestrator._slots() s ON s.task_id = t.id AND t.live AND t.state IN ('pending', 'running')
+  LEFT JOIN orchestrator.lease z ON z.task_id = t.id AND t.live AND t.state = 'running'
   WHERE p.remaining IS NOT NULL;
 COMMENT ON VIEW orchestrator.step_status IS
   'Steps of every run that the reader may see, also those that have not begun. Filter by run_id, order by number';
@@ -293,7 +296,7 @@ CREATE VIEW orchestrator.queue_status WITH (security_invoker = true) AS
            count(*) FILTER (WHERE t.state = 'running' OR t.state = 'pending' AND s.task_id IS NOT NULL) AS running,
            count(*) FILTER (WHERE t.state = 'waiting') AS waiting,
            count(*) FILTER (WHERE t.state = 'paused') AS held,
-           count(*) FILTER (WHERE t.state = 'pending' AND t.parked_on IS NOT NULL) AS parked,
+           count(*) FILTER (WHERE t.state = 'pending' AND t.parked_on > 0) AS parked,
            min(t.created_at) FILTER (WHERE t.state = 'pending' AND s.task_id IS NULL) AS oldest,
            min(t.run_at) FILTER (WHERE t.state = 'scheduled') AS next_run_at
     FROM orchestrator.task t
@@ -333,11 +336,18 @@ COMMENT ON VIEW orchestrator.queue_decisions IS
 
 CREATE VIEW orchestrator.worker_status WITH (security_invoker = true) AS
   SELECT s.pid, s.kind, pg_get_userbyid(s.role) AS role, s.task_id, s.state, s.since, s.progress, s.message, s.stage,
-         s.attempt, s.started_at, s.claimed
+         s.attempt, s.started_at, s.claimed, NULL::text AS worker, NULL::timestamptz AS lease_until
   FROM orchestrator._slots() s
-  WHERE s.item = 0;   -- of a call for many tasks, the first
+  WHERE s.item = 0   -- of a call for many tasks, the first
+  UNION ALL
+  SELECT NULL, 'remote', o.name, z.task_id, 'busy', z.heartbeat_at, coalesce(z.progress, 0), z.message, z.stage,
+         NULL, z.started_at, z.claimed, z.worker, z.ends_at
+  FROM (SELECT l.*, count(*) OVER w::int AS claimed, row_number() OVER (w ORDER BY l.started_at, l.task_id) AS place
+        FROM orchestrator.lease l WINDOW w AS (PARTITION BY l.worker, l.claimed_by)) z
+  LEFT JOIN orchestrator.owner o ON o.id = z.claimed_by
+  WHERE z.place = 1;   -- the task it has had longest
 COMMENT ON VIEW orchestrator.worker_status IS
-  'Workers of this database and what they do now; empty unless the library is preloaded';
+  'Workers of this database and what they do now: processes of the server, if the library is preloaded, and remote workers that have claimed a task';
 
 CREATE VIEW orchestrator.definition_status WITH (security_invoker = true) AS
   SELECT d.name AS definition, d.version, o.name AS owner, d.is_current, d.kind, d.handler, q.name AS queue,
@@ -359,7 +369,7 @@ CREATE VIEW orchestrator.definition_status WITH (security_invoker = true) AS
            count(*) FILTER (WHERE t.state = 'running' OR t.state = 'pending' AND s.task_id IS NOT NULL) AS running,
            count(*) FILTER (WHERE t.state = 'waiting') AS waiting,
            count(*) FILTER (WHERE t.state = 'paused') AS held,
-           count(*) FILTER (WHERE t.state = 'pending' AND t.parked_on IS NOT NULL) AS parked
+           count(*) FILTER (WHERE t.state = 'pending' AND t.parked_on > 0) AS parked
     FROM orchestrator.task t
     LEFT JOIN orchestrator._slots() s ON s.task_id = t.id
     WHERE t.live
@@ -409,6 +419,10 @@ COMMENT ON COLUMN orchestrator.queue_status.effective_max_running IS 'What max_r
 COMMENT ON COLUMN orchestrator.queue_status.decided_at IS 'Of an adaptive queue, when that was; decision says why';
 COMMENT ON COLUMN orchestrator.queue_decisions.running IS 'Executors that may run steps of the queue at once from then on';
 COMMENT ON COLUMN orchestrator.queue_decisions.measured IS 'Since the decision before: steps, failed, timed_out, latency_ms, per_second; and of the database: replication_lag (bytes), lock_waits, active, free_connections';
+COMMENT ON COLUMN orchestrator.task_status.remote_worker IS 'The remote worker that has claimed it, as it calls itself';
+COMMENT ON COLUMN orchestrator.task_status.lease_until IS 'When it is taken back from the remote worker, unless that reports';
+COMMENT ON COLUMN orchestrator.worker_status.worker IS 'Of a remote worker, what it calls itself';
+COMMENT ON COLUMN orchestrator.worker_status.lease_until IS 'Of a remote worker, when its task is taken back unless it reports';
 COMMENT ON COLUMN orchestrator.worker_status.state IS 'Of an executor: starting, idle, busy or dead; of other workers: running';
 COMMENT ON COLUMN orchestrator.worker_status.since IS 'When it entered this state';
 COMMENT ON COLUMN orchestrator.worker_status.claimed IS 'Tasks that it has claimed and not finished';

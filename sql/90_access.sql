@@ -72,7 +72,7 @@ BEGIN
   LOCK TABLE ONLY orchestrator.task_finished, ONLY orchestrator.trace_log IN SHARE UPDATE EXCLUSIVE MODE;
   EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA orchestrator FROM %I', $1);
   EXECUTE format('REVOKE ALL ON ALL ROUTINES IN SCHEMA orchestrator FROM %I', $1);
-  EXECUTE format('REVOKE ALL ON TYPE orchestrator.task_state, orchestrator.task_result, orchestrator.step_spec FROM %I', $1);
+  EXECUTE format('REVOKE ALL ON TYPE orchestrator.task_state, orchestrator.task_result, orchestrator.claimed_task, orchestrator.step_spec FROM %I', $1);
   EXECUTE format('REVOKE ALL ON SCHEMA orchestrator FROM %I', $1);
 END
 $$;
@@ -83,10 +83,11 @@ CREATE FUNCTION orchestrator._grant_level(role text, level text) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_administrative constant text[] := '{grant_usage,revoke_usage,activate,set_quota,tick}';
+  v_workers        constant text[] := '{claim,await_work,heartbeat,heartbeat_many,complete,complete_many,fail,release,log}';
   v_routine regprocedure;
 BEGIN
   EXECUTE format('GRANT USAGE ON SCHEMA orchestrator TO %I', $1);
-  EXECUTE format('GRANT USAGE ON TYPE orchestrator.task_state, orchestrator.task_result, orchestrator.step_spec TO %I', $1);
+  EXECUTE format('GRANT USAGE ON TYPE orchestrator.task_state, orchestrator.task_result, orchestrator.claimed_task, orchestrator.step_spec TO %I', $1);
   EXECUTE format('GRANT SELECT ON orchestrator.task, orchestrator.trace_log, orchestrator.owner, orchestrator.queue,
                   orchestrator.queue_share, orchestrator.definition, orchestrator.definition_share, orchestrator.task_key,
                   orchestrator.usage_grant, orchestrator.added_step, orchestrator.signal, orchestrator.checkpoint,
@@ -98,6 +99,9 @@ BEGIN
                   orchestrator.stats_by_period, orchestrator.queue_stats, orchestrator.definition_stats,
                   orchestrator.role_quota, orchestrator.quota_status, orchestrator.alert, orchestrator.alert_status,
                   orchestrator.schedule, orchestrator.schedule_tick, orchestrator.schedule_status TO %I', $1);
+  -- but for the secret
+  EXECUTE format('GRANT SELECT (task_id, epoch, worker, claimed_by, owner, queue, started_at, heartbeat_at, length, ends_at, progress, message, stage)
+                  ON orchestrator.lease TO %I', $1);
   -- the policies and views call these as whoever reads
   EXECUTE format('GRANT EXECUTE ON FUNCTION orchestrator._visible_owners(), orchestrator._slots(), orchestrator._now(),
                   orchestrator._permits(), orchestrator._limit_id(text, int, text),
@@ -111,6 +115,7 @@ BEGIN
       JOIN pg_extension e ON m.refclassid = 'pg_catalog.pg_extension'::regclass AND m.refobjid = e.oid
     WHERE e.extname = 'orchestrator' AND p.pronamespace = 'orchestrator'::regnamespace AND p.proname NOT LIKE E'\\_%'
       AND $2 <> 'viewer' AND (p.proname <> ALL (v_administrative) OR $2 = 'admin')
+      AND (p.proname <> ALL (v_workers) OR $2 IN ('worker', 'admin'))
   LOOP
     EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', v_routine, $1);
   END LOOP;
@@ -160,7 +165,7 @@ $$;
 REVOKE ALL ON ALL TABLES IN SCHEMA orchestrator FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA orchestrator FROM PUBLIC;
 REVOKE ALL ON ALL ROUTINES IN SCHEMA orchestrator FROM PUBLIC;
-REVOKE ALL ON TYPE orchestrator.task_state, orchestrator.task_result, orchestrator.step_spec FROM PUBLIC;
+REVOKE ALL ON TYPE orchestrator.task_state, orchestrator.task_result, orchestrator.claimed_task, orchestrator.step_spec FROM PUBLIC;
 REVOKE ALL ON SCHEMA orchestrator FROM PUBLIC;
 
 -- Row-level security. What is shared is visible to whom it is shared with, and
@@ -184,6 +189,7 @@ ALTER TABLE orchestrator.added_step ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL S
 ALTER TABLE orchestrator.signal ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.checkpoint ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.run_context ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.lease ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.step_memo ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.partition_state ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.archive_hook ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
@@ -209,6 +215,9 @@ CREATE POLICY visible ON orchestrator.run_context FOR SELECT
   USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
 CREATE POLICY visible ON orchestrator.step_memo FOR SELECT
   USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
+CREATE POLICY visible ON orchestrator.lease FOR SELECT
+  USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[])
+         OR claimed_by = ANY ((SELECT orchestrator._visible_owners())::int[]));
 CREATE POLICY visible ON orchestrator.schedule FOR SELECT
   USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
 CREATE POLICY visible ON orchestrator.schedule_tick FOR SELECT

@@ -105,6 +105,8 @@ static const struct
 	{"_drop_expired", 1, {INT8OID}},
 	{"_load", 0, {0}},
 	{"_decide", 5, {INT4OID, INT4OID, INT4OID, TEXTOID, JSONBOID}},
+	{"_work_queues", 2, {OIDOID, TEXTARRAYOID}},
+	{"_has_work", 2, {OIDOID, INT4ARRAYOID}},
 };
 
 /* A name as a role knows it; a role that was renamed is another owner. */
@@ -387,7 +389,8 @@ orchestrator_as_owner(PG_FUNCTION_ARGS)
 	if (twin == NULL)
 		twin = fcinfo->flinfo->fn_extra = lookup_twin(fcinfo);
 	InitFunctionCallInfoData(*inner, twin, PG_NARGS() + 1, PG_GET_COLLATION(),
-							 NULL, NULL);
+							 NULL,
+							 twin->fn_retset ? fcinfo->resultinfo : NULL);
 	inner->args[0].value = ObjectIdGetDatum(GetUserId());
 	inner->args[0].isnull = false;
 	for (int i = 0; i < PG_NARGS(); i++)
@@ -549,7 +552,7 @@ read_plan(HeapTupleHeader row, OrchPlan *plan)
 	plan->max_attempts =
 		DatumGetInt32(GetAttributeByName(row, "max_attempts", &isnull));
 	plan->notify = DatumGetBool(GetAttributeByName(row, "notify", &isnull));
-	plan->is_workflow = false;
+	plan->is_workflow = plan->is_remote = false;
 	plan->run_timeout = 0;
 	timeout = GetAttributeByName(row, "queue_timeout", &isnull);
 	plan->has_queue_timeout = !isnull;
@@ -611,6 +614,7 @@ orch_catalog_plan(const char *definition)
 			  &plan);
 	known = orch_catalog_definition(plan.definition);
 	plan.is_workflow = known != NULL && known->kind == ORCH_KIND_WORKFLOW;
+	plan.is_remote = known != NULL && known->kind == ORCH_KIND_REMOTE;
 	plan.run_timeout = plan.is_workflow ? known->timeout : 0;
 
 	/* resolving may have invalidated: then the answer serves once */
@@ -844,7 +848,7 @@ fill_definition(OrchDefinition *definition, HeapTuple row, TupleDesc desc)
 {
 	static const char *const kinds[] = {"function", "sql",		"procedure",
 										"utility",	"workflow", "map",
-										"batch",	"wait"};
+										"batch",	"wait",		"remote"};
 	char *kind = column_text(row, desc, "kind");
 	char *policy = column_text(row, desc, "timeout_policy");
 	char *notify = column_text(row, desc, "notify");

@@ -88,6 +88,8 @@ typedef enum OrchFunction
 	ORCH_FN_DROP_EXPIRED,
 	ORCH_FN_LOAD,
 	ORCH_FN_DECIDE,
+	ORCH_FN_WORK_QUEUES,
+	ORCH_FN_HAS_WORK,
 	ORCH_FN_COUNT
 } OrchFunction;
 
@@ -102,6 +104,7 @@ typedef struct OrchPlan
 	int32 priority;
 	int32 max_attempts;
 	bool notify;
+	bool is_remote;	   /* its tasks are for remote workers */
 	bool is_workflow;  /* its tasks are runs ... */
 	int64 run_timeout; /* ... that may take so many milliseconds; 0: any */
 	bool has_queue_timeout;
@@ -115,11 +118,13 @@ typedef enum OrchKind
 	ORCH_KIND_PROCEDURE,
 	ORCH_KIND_UTILITY,
 
-	/* never claimed: their tasks wait for others */
+	/* never claimed by an executor: their tasks wait for others */
 	ORCH_KIND_WORKFLOW,
 	ORCH_KIND_MAP,
 	ORCH_KIND_BATCH,
-	ORCH_KIND_WAIT
+	ORCH_KIND_WAIT,
+
+	ORCH_KIND_REMOTE /* claimed by remote workers only */
 } OrchKind;
 
 /* What an executor needs of a definition. */

@@ -89,10 +89,11 @@ typedef enum OrchWaitEvent
 	ORCH_WAIT_SUPERVISOR,
 	ORCH_WAIT_EXECUTOR,
 	ORCH_WAIT_TASK,
-	ORCH_WAIT_YIELD
+	ORCH_WAIT_YIELD,
+	ORCH_WAIT_WORK
 } OrchWaitEvent;
 
-#define ORCH_WAIT_EVENTS (ORCH_WAIT_YIELD + 1)
+#define ORCH_WAIT_EVENTS (ORCH_WAIT_WORK + 1)
 
 /* 17 lets extensions name their wait events. */
 static inline uint32
@@ -101,7 +102,8 @@ orch_wait_event(OrchWaitEvent which)
 #if PG_VERSION_NUM >= 170000
 	static const char *const names[ORCH_WAIT_EVENTS] = {
 		"OrchestratorLauncherMain", "OrchestratorSupervisorMain",
-		"OrchestratorExecutorMain", "OrchestratorTask", "OrchestratorYield"};
+		"OrchestratorExecutorMain", "OrchestratorTask",
+		"OrchestratorYield",		"OrchestratorWork"};
 	static uint32 events[ORCH_WAIT_EVENTS];
 
 	if (events[which] == 0)

@@ -365,6 +365,9 @@ prepare_row(OrchRow *row, OrchPlan *plan, const Options *options,
 	orch_row_set(row, ORCH_TASK_OWNER, Int32GetDatum(plan->owner));
 	orch_row_set(row, ORCH_TASK_DEFINITION, Int32GetDatum(plan->definition));
 	orch_row_set(row, ORCH_TASK_QUEUE, Int32GetDatum(plan->queue));
+	if (plan->is_remote)
+		orch_row_set(row, ORCH_TASK_PARKED_ON,
+					 Int64GetDatum(ORCH_REMOTE_LANE(plan->queue)));
 	orch_row_set(row, ORCH_TASK_PRIORITY, Int32GetDatum(priority));
 	orch_row_set(row, ORCH_TASK_ATTEMPT, Int32GetDatum(0));
 	orch_row_set(row, ORCH_TASK_MAX_ATTEMPTS,
@@ -694,6 +697,9 @@ announce(const OrchRow *row, const OrchPlan *plan)
 {
 	if (!row->nulls[ORCH_TASK_RUN_AT])
 		orch_event_due(DatumGetTimestampTz(row->values[ORCH_TASK_RUN_AT]));
+	else if (plan->is_remote)
+		orch_event_parked(plan->owner, ORCH_REMOTE_LANE(plan->queue),
+						  ORCH_INT64(row, ORCH_TASK_SORT_KEY));
 	else if (!plan->is_workflow)
 		orch_event_ready(plan->owner, GetUserId(), plan->queue,
 						 ORCH_INT64(row, ORCH_TASK_SORT_KEY));

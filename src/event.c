@@ -27,6 +27,7 @@
 #include "guc.h"
 #include "lane.h"
 #include "shmem.h"
+#include "waiter.h"
 
 /* A yield that takes longer than this is a bug or a step that cannot stop. */
 #define YIELD_TIMEOUT_MS   10000
@@ -475,8 +476,11 @@ deliver_all(void)
 	{
 		PendingReady *entry = &pending.ready[i];
 
-		orch_lane_ready(MyDatabaseId, entry->owner, entry->roleoid,
-						entry->queue, entry->limit, entry->sort_key);
+		if (ORCH_IS_REMOTE(entry->limit))
+			orch_waiter_wake(MyDatabaseId, (int32) -entry->limit);
+		else
+			orch_lane_ready(MyDatabaseId, entry->owner, entry->roleoid,
+							entry->queue, entry->limit, entry->sort_key);
 	}
 	if (pending.limits_changed)
 		tell_limits_changed();
@@ -782,12 +786,21 @@ orch_event_payload(const OrchEvent *event)
 					orch_state_name(event->state), progress, event->attempt);
 }
 
+/*
+ * _ready(owner, queue, sort_key, parked_on), not strict.
+ */
 Datum
 orchestrator_ready(PG_FUNCTION_ARGS)
 {
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1) || PG_ARGISNULL(2))
+		PG_RETURN_VOID(); /* it is not ready yet */
 	orch_depth_add(PG_GETARG_INT32(0), PG_GETARG_INT32(1), 1);
-	orch_event_ready(PG_GETARG_INT32(0), InvalidOid, PG_GETARG_INT32(1),
-					 PG_GETARG_INT64(2));
+	if (!PG_ARGISNULL(3) && ORCH_IS_REMOTE(PG_GETARG_INT64(3)))
+		orch_event_parked(PG_GETARG_INT32(0), PG_GETARG_INT64(3),
+						  PG_GETARG_INT64(2));
+	else
+		orch_event_ready(PG_GETARG_INT32(0), InvalidOid, PG_GETARG_INT32(1),
+						 PG_GETARG_INT64(2));
 	PG_RETURN_VOID();
 }
 

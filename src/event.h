@@ -58,7 +58,7 @@ extern void orch_event_install(void);
 extern void orch_event_ready(int32 owner, Oid roleoid, int32 queue,
 							 int64 sort_key);
 
-/* A pending row was parked on a limit. */
+/* A pending row was parked on a limit, or is for remote workers. */
 extern void orch_event_parked(int32 owner, int64 limit, int64 sort_key);
 
 /* A row waits for this time. */

@@ -304,7 +304,7 @@ discover_lanes(void)
 static void
 discover_parked(OrchLeaf *live, const OrchOwner *owner)
 {
-	int64 limit = PG_INT64_MIN;
+	int64 limit = 0;
 
 	while (!owner->discovered &&
 		   (limit = orch_heap_next_parked(live, me->owner, limit)) != 0)

@@ -32,6 +32,7 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "utils/typcache.h"
 
 #include "catalog.h"
 #include "compat.h"
@@ -144,6 +145,21 @@ orch_row_set_null(OrchRow *row, OrchColumn column)
 {
 	row->values[column] = (Datum) 0;
 	row->nulls[column] = true;
+}
+
+void
+orch_row_deform(HeapTupleHeader header, OrchRow *row)
+{
+	TupleDesc desc = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(header),
+											HeapTupleHeaderGetTypMod(header));
+	HeapTupleData tuple = {.t_len = HeapTupleHeaderGetDatumLength(header),
+						   .t_data = header};
+
+	if (desc->natts != ORCH_TASK_COLUMNS)
+		elog(ERROR, "a task has %d columns, not %d", ORCH_TASK_COLUMNS,
+			 desc->natts);
+	heap_deform_tuple(&tuple, desc, row->values, row->nulls);
+	ReleaseTupleDesc(desc);
 }
 
 void
@@ -638,12 +654,17 @@ orch_heap_next_parked(OrchLeaf *live, int32 owner, int64 after)
 int32
 orch_heap_next_parked_owner(OrchLeaf *live, int32 after)
 {
+	int32 owner = after;
 	ScanKeyData key;
 
-	ScanKeyInit(&key, 1, BTGreaterStrategyNumber, F_INT4GT,
-				Int32GetDatum(after));
-	return DatumGetInt32(first_row(live, orch_catalog(false)->live_parked,
-								   &key, 1, ORCH_TASK_OWNER));
+	do
+	{
+		ScanKeyInit(&key, 1, BTGreaterStrategyNumber, F_INT4GT,
+					Int32GetDatum(owner));
+		owner = DatumGetInt32(first_row(live, orch_catalog(false)->live_parked,
+										&key, 1, ORCH_TASK_OWNER));
+	} while (owner != 0 && orch_heap_next_parked(live, owner, 0) == 0);
+	return owner;
 }
 
 int32

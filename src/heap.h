@@ -138,7 +138,8 @@ extern bool orch_heap_ready_held(OrchReadyScan *scan);
 extern int32 orch_heap_next_queue(OrchLeaf *live, int32 owner, int32 after,
 								  int32 before);
 
-/* The next limit after one (PG_INT64_MIN: from the first on) on which rows of an owner are parked, or 0. */
+/* The next limit after one (0: from the first on) on which rows of an owner are
+ * parked, or 0. */
 extern int64 orch_heap_next_parked(OrchLeaf *live, int32 owner, int64 after);
 
 /* The first owner after one that has parked rows, or 0. */
@@ -235,6 +236,9 @@ typedef struct OrchGroup
 } OrchGroup;
 
 extern HTAB *orch_heap_count_finished(Oid relid, void (*breathe)(void));
+
+/* The values of a row that SQL passes: a value of type orchestrator.task. */
+extern void orch_row_deform(HeapTupleHeader header, OrchRow *row);
 
 /* Copy the values of a row into the current memory context. */
 extern void orch_row_copy(OrchRow *to, const OrchRow *from);

@@ -15,9 +15,11 @@
 #include "launcher.h"
 #include "note.h"
 #include "position.h"
+#include "remote.h"
 #include "retention.h"
 #include "shmem.h"
 #include "stats.h"
+#include "waiter.h"
 
 #ifdef PG_MODULE_MAGIC_EXT
 PG_MODULE_MAGIC_EXT(.name = "orchestrator", .version = ORCHESTRATOR_VERSION);
@@ -34,6 +36,7 @@ _PG_init(void)
 	orch_catalog_install();
 	orch_event_install();
 	orch_retention_install();
+	orch_remote_install();
 
 	if (!process_shared_preload_libraries_in_progress)
 		return;
@@ -42,6 +45,7 @@ _PG_init(void)
 	orch_depth_install();
 	orch_stats_install();
 	orch_position_install();
+	orch_waiter_install();
 	orch_database_install();
 	orch_launcher_register();
 }

@@ -64,6 +64,7 @@ orch_permit_id(OrchLimitKind kind, int64 number, const void *name, Size length)
 	uint64 id = hash_bytes_extended(name, (int) length, seed);
 
 	id ^= hash_bytes_extended((unsigned char *) &seed, sizeof(seed), length);
+	id &= PG_INT64_MAX; /* others stand for lanes (ORCH_REMOTE_LANE) */
 	return id == 0 ? 1 : (int64) id;
 }
 
@@ -482,6 +483,75 @@ orch_permit_release(OrchExecutor *executor, int keep)
 		if (freed[i] > 0)
 			orch_lane_call_ready(executor->dboid);
 	}
+}
+
+/*
+ * Before the supervisor has counted what was held before a restart there is no
+ * room.
+ */
+const OrchLimit *
+orch_permit_take_remote(OrchLimit *limits, int n)
+{
+	OrchPermit *permits[ORCH_MAX_LIMITS] = {0};
+	int64 now = orch_monotonic();
+	int nfound;
+
+	if (my_database() == NULL || !my_database()->rates_known)
+		return limits;
+	lock_table();
+	nfound = find_room(permits, limits, n, now);
+	for (int i = 0; i < nfound; i++)
+	{
+		/* as found: entered once */
+		if (nfound < n || limits[i].max_running == 0)
+			permits[i]->running--;
+		if (nfound == n && limits[i].rate_limit > 0)
+			count_start(permits[i], &limits[i]);
+	}
+	if (nfound < n && permits[nfound] != NULL)
+		permits[nfound]->scarce = true;
+	LWLockRelease(orch_shared->permit_lock);
+	return nfound == n ? NULL : &limits[nfound];
+}
+
+void
+orch_permit_give_back(const int64 *ids, int n)
+{
+	int64 now = orch_monotonic();
+	int woken = 0;
+
+	lock_table();
+	for (int i = 0; i < n; i++)
+	{
+		OrchPermit *permit = search_set(MyDatabaseId, ids[i], false, now);
+
+		if (permit == NULL || permit->running == 0)
+			continue; /* of before an extension that was dropped */
+		permit->running--;
+		if (!permit->waiting)
+			continue;
+		permit->waiting = false;
+		woken += orch_lane_unblock(MyDatabaseId, ids[i]);
+	}
+	LWLockRelease(orch_shared->permit_lock);
+	if (woken > 0)
+		orch_lane_call_ready(MyDatabaseId);
+}
+
+void
+orch_permit_take_again(const int64 *ids, int n)
+{
+	int64 now = orch_monotonic();
+
+	lock_table();
+	for (int i = 0; i < n; i++)
+	{
+		OrchPermit *permit = search_set(MyDatabaseId, ids[i], true, now);
+
+		if (permit != NULL)
+			permit->running++;
+	}
+	LWLockRelease(orch_shared->permit_lock);
 }
 
 TimestampTz

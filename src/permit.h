@@ -48,7 +48,7 @@ typedef struct OrchLimit
 /*
  * The number of a limit: of a queue by its id, of a definition by the id of
  * its owner and its name, of a key by its definition's number and its value.
- * Never 0.
+ * Always positive.
  */
 extern int64 orch_permit_id(OrchLimitKind kind, int64 number, const void *name,
 							Size length);
@@ -76,6 +76,18 @@ extern void orch_permit_return(const OrchLimit *limits, int n);
 /* The batch of an executor is over: give back all that it holds; or all but
  * the first few, when a row that it took permits for was somebody else's. */
 extern void orch_permit_release(OrchExecutor *executor, int keep);
+
+/*
+ * Take what a row needs that a remote worker claims: a permit of each limit
+ * with max_running, for this row alone, and a start of each with a rate.
+ * Returns NULL, or the first limit that refused: then nothing was taken.
+ */
+extern const OrchLimit *orch_permit_take_remote(OrchLimit *limits, int n);
+
+/* Give back permits of limits by their numbers; and, after a restart, take
+ * those of the leases that go on, whatever the limits say. */
+extern void orch_permit_give_back(const int64 *ids, int n);
+extern void orch_permit_take_again(const int64 *ids, int n);
 
 /*
  * Wake the lanes of a database whose period goes on; all: every lane that

@@ -43,7 +43,6 @@ static void fill_row(OrchRow *row, const OrchWorkflow *workflow, int32 step,
 					 const OrchRow *like, Datum input);
 static void push_key(JsonbParseState **state, char *key, int length);
 static void push_value(JsonbParseState **state, Datum value);
-static void deform_model(HeapTupleHeader header, OrchRow *row);
 
 PG_FUNCTION_INFO_V1(orchestrator_insert_items);
 
@@ -363,7 +362,12 @@ orch_plan_insert(OrchLeaf *live, OrchRow *const *rows, int n)
 
 		orch_depth_add(ORCH_INT32(row, ORCH_TASK_OWNER),
 					   ORCH_INT32(row, ORCH_TASK_QUEUE), 1);
-		if (!row->nulls[ORCH_TASK_SORT_KEY])
+		if (!row->nulls[ORCH_TASK_SORT_KEY] &&
+			!row->nulls[ORCH_TASK_PARKED_ON])
+			orch_event_parked(ORCH_INT32(row, ORCH_TASK_OWNER),
+							  ORCH_INT64(row, ORCH_TASK_PARKED_ON),
+							  ORCH_INT64(row, ORCH_TASK_SORT_KEY));
+		else if (!row->nulls[ORCH_TASK_SORT_KEY])
 			orch_event_ready(ORCH_INT32(row, ORCH_TASK_OWNER), InvalidOid,
 							 ORCH_INT32(row, ORCH_TASK_QUEUE),
 							 ORCH_INT64(row, ORCH_TASK_SORT_KEY));
@@ -395,7 +399,7 @@ orchestrator_insert_items(PG_FUNCTION_ARGS)
 	int n;
 	int nrows = 0;
 
-	deform_model(PG_GETARG_HEAPTUPLEHEADER(0), &model);
+	orch_row_deform(PG_GETARG_HEAPTUPLEHEADER(0), &model);
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(1), JSONBOID, -1, false,
 					  TYPALIGN_INT, &inputs, NULL, &n);
 	live = orch_heap_open_live();
@@ -419,19 +423,4 @@ orchestrator_insert_items(PG_FUNCTION_ARGS)
 	}
 	orch_heap_close(live);
 	PG_RETURN_VOID();
-}
-
-static void
-deform_model(HeapTupleHeader header, OrchRow *row)
-{
-	TupleDesc desc = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(header),
-											HeapTupleHeaderGetTypMod(header));
-	HeapTupleData tuple = {.t_len = HeapTupleHeaderGetDatumLength(header),
-						   .t_data = header};
-
-	if (desc->natts != ORCH_TASK_COLUMNS)
-		elog(ERROR, "a task has %d columns, not %d", ORCH_TASK_COLUMNS,
-			 desc->natts);
-	heap_deform_tuple(&tuple, desc, row->values, row->nulls);
-	ReleaseTupleDesc(desc);
 }

@@ -121,6 +121,13 @@ typedef struct OrchOwner
 #define ORCH_PARKED (-1)
 
 /*
+ * In the place of the limit that a row is parked on: it is for remote workers,
+ * and stands in their lane of its queue.  No executor sees it.
+ */
+#define ORCH_REMOTE_LANE(queue) (-(int64) (queue))
+#define ORCH_IS_REMOTE(limit)	((limit) < 0)
+
+/*
  * One queue of one owner, or what was parked on one limit: where its ready rows begin.  No pending row that a
  * new snapshot sees has a smaller sort key than mark (lane.c).
  */

@@ -182,6 +182,7 @@ static int compare_owners(const void *left, const void *right);
 static OrchCount parse_count(const char *name);
 
 PG_FUNCTION_INFO_V1(orchestrator_count);
+PG_FUNCTION_INFO_V1(orchestrator_count_attempt);
 PG_FUNCTION_INFO_V1(orchestrator_live_stats);
 PG_FUNCTION_INFO_V1(orchestrator_seal_stats);
 
@@ -758,7 +759,8 @@ orchestrator_count(PG_FUNCTION_ARGS)
 	}
 	queue = PG_GETARG_INT32(1);
 	definition = orch_catalog_definition(PG_GETARG_INT32(2));
-	if (definition != NULL && definition->kind > ORCH_KIND_UTILITY)
+	if (definition != NULL && definition->kind > ORCH_KIND_UTILITY &&
+		definition->kind != ORCH_KIND_REMOTE)
 		queue = 0;
 	if (!PG_ARGISNULL(4))
 	{
@@ -770,6 +772,24 @@ orchestrator_count(PG_FUNCTION_ARGS)
 	orch_stats_count(PG_GETARG_INT32(0), queue, PG_GETARG_INT32(2),
 					 parse_count(name), took);
 	pfree(name);
+	PG_RETURN_VOID();
+}
+
+/*
+ * _count_attempt(task): an attempt of it that a remote worker made ends now.
+ */
+Datum
+orchestrator_count_attempt(PG_FUNCTION_ARGS)
+{
+	OrchRow row;
+
+	if (cells == NULL)
+		PG_RETURN_VOID();
+	orch_row_deform(PG_GETARG_HEAPTUPLEHEADER(0), &row);
+	if (!row.nulls[ORCH_TASK_STARTED_AT])
+		orch_stats_attempt(
+			&row, DatumGetTimestampTz(row.values[ORCH_TASK_STARTED_AT]),
+			orch_clock(), false);
 	PG_RETURN_VOID();
 }
 

@@ -464,7 +464,7 @@ look_for_parked(OrchLeaf *live)
 	while ((owner = orch_heap_next_parked_owner(live, owner)) != 0)
 	{
 		int index = orch_lane_owner(MyDatabaseId, owner, InvalidOid);
-		int64 limit = PG_INT64_MIN;
+		int64 limit = 0;
 
 		while (index >= 0 &&
 			   (limit = orch_heap_next_parked(live, owner, limit)) != 0)

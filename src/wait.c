@@ -27,6 +27,7 @@
 #include "heap.h"
 #include "progress.h"
 #include "shmem.h"
+#include "wait.h"
 
 /*
  * COMMIT PREPARED of a cancel, and promotion of a standby, wake nobody.
@@ -49,7 +50,6 @@ PG_FUNCTION_INFO_V1(orchestrator_await);
 
 static void check_arguments(FunctionCallInfo fcinfo, const char *name);
 static void begin_wait(FunctionCallInfo fcinfo, Wait *wait);
-static TimestampTz add_timeout(const Interval *timeout);
 static void register_waiter(int64 task);
 static void deregister_waiter(void);
 static void exit_waiter(int code, Datum arg);
@@ -198,8 +198,8 @@ static void
 begin_wait(FunctionCallInfo fcinfo, Wait *wait)
 {
 	wait->task = PG_GETARG_INT64(0);
-	wait->until =
-		PG_ARGISNULL(1) ? PG_INT64_MAX : add_timeout(PG_GETARG_INTERVAL_P(1));
+	wait->until = PG_ARGISNULL(1) ? PG_INT64_MAX
+								  : orch_wait_until(PG_GETARG_INTERVAL_P(1));
 	wait->seen = false;
 	wait->result = CurrentMemoryContext;
 	wait->look = AllocSetContextCreate(
@@ -210,8 +210,8 @@ begin_wait(FunctionCallInfo fcinfo, Wait *wait)
  * In floating point, since the parts of an interval may overflow (an infinite
  * one does); what ends after more than a century never ends.
  */
-static TimestampTz
-add_timeout(const Interval *timeout)
+TimestampTz
+orch_wait_until(const Interval *timeout)
 {
 	double days = timeout->month * (double) DAYS_PER_MONTH + timeout->day;
 	double span = days * USECS_PER_DAY + (double) timeout->time;

@@ -13,6 +13,7 @@ note
 lane
 depth
 permit
+waiter
 event
 notify
 catalog
@@ -29,6 +30,7 @@ position
 enqueue
 notice
 limit
+remote
 gather
 claim
 item

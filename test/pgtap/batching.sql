@@ -89,7 +89,7 @@ SELECT is(error_of($$SELECT orchestrator.item_error('no')$$, 'batch_app'), 'no e
 -- Outside of a call
 SELECT is((SELECT count(*) FROM orchestrator.current_batch()), 0::bigint, 'no call: no batch');
 SELECT is(error_of('SELECT orchestrator.current_batch()', 'batch_app'), 'no error', 'which a role may ask');
-SELECT columns_are('orchestrator', 'worker_status', '{pid,kind,role,task_id,state,since,progress,message,stage,attempt,started_at,claimed}', 'workers are shown as before');
+SELECT columns_are('orchestrator', 'worker_status', '{pid,kind,role,task_id,state,since,progress,message,stage,attempt,started_at,claimed,worker,lease_until}', 'workers are shown as before');
 
 -- How an error of an item ends an attempt
 CREATE FUNCTION lib.many(jsonb[]) RETURNS jsonb[] LANGUAGE sql AS 'SELECT $1';

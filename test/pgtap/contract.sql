@@ -43,7 +43,7 @@ SELECT is((SELECT array_agg(attname || ' ' || format_type(atttypid, NULL) ORDER 
   array['state orchestrator.task_state', 'output jsonb', 'error jsonb'], 'task_result');
 SELECT is(enum_range(NULL::orchestrator.task_state)::text, '{scheduled,pending,running,waiting,paused,completed,failed,cancelled,skipped}', 'task_state');
 SELECT is((SELECT array_agg(DISTINCT proname::text ORDER BY proname::text) FROM pg_proc WHERE pronamespace = 'orchestrator'::regnamespace AND proname NOT LIKE '\_%' AND proname NOT IN (SELECT name FROM contract)),
-  '{add_steps,approve,archive_with,checkpoint,context,current_batch,current_task,define_workflow,definition_graph,definition_json,drop_definition,enqueue_batch,enqueue_workflow,fork,graph,item_error,on_completion,pause_schedule,purge,purge_definition,queue_position,reject,rerun_from,restore,resume_schedule,run_now,schedule,schedule_times,set_context,set_quota,signal,skip_step,sleep_until,step,step_once,tick,unschedule,unshare_definition,unshare_queue,wait_batch,wait_signal}', 'what there is beyond the contract');
+  '{add_steps,approve,archive_with,await_work,checkpoint,claim,complete,complete_many,context,current_batch,current_task,define_workflow,definition_graph,definition_json,drop_definition,enqueue_batch,enqueue_workflow,fail,fork,graph,heartbeat,heartbeat_many,item_error,log,on_completion,pause_schedule,purge,purge_definition,queue_position,reject,release,rerun_from,restore,resume_schedule,run_now,schedule,schedule_times,set_context,set_quota,signal,skip_step,sleep_until,step,step_once,tick,unschedule,unshare_definition,unshare_queue,wait_batch,wait_signal}', 'what there is beyond the contract');
 
 -- Called by name, as an application will
 SELECT lives_ok(call, call)
