@@ -397,9 +397,7 @@ undo(const Held *entry)
 static void
 end_transaction(XactEvent what, void *arg)
 {
-	if (nheld == 0)
-		return;
-	if (what == XACT_EVENT_PRE_PREPARE)
+	if (what == XACT_EVENT_PRE_PREPARE && nheld > 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("cannot PREPARE a transaction that has claimed or "
