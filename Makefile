@@ -2,8 +2,8 @@
 #
 # What a person types:
 #
-#   make                 build the extension
-#   make install         install it into the PostgreSQL of PG_CONFIG (as root)
+#   make                 build the extension and the client, src/cli/orchestrator
+#   make install         install them into the PostgreSQL of PG_CONFIG (as root)
 #   make test            everything: lint, build, regress, isolation, TAP, pgTAP
 #   make test T=claim    only the tests whose file name matches
 #   make demo            a throw-away server that indexes the PostgreSQL manual
@@ -51,6 +51,12 @@ endif
 # No bitcode: it would need the very clang the server was built with.
 override with_llvm = no
 
+# The command-line client, with its man page and its completion for bash.
+CLI         = src/cli/orchestrator
+CLI_OBJS    = $(patsubst %.c,%.o,$(sort $(wildcard src/cli/*.c)))
+CLI_MAN     = src/cli/orchestrator.1
+CLI_WORDS   = src/cli/orchestrator.bash
+
 # The install script is the sources of sql/, in the order of their numbers.
 SQL_SOURCES = $(sort $(wildcard sql/[0-9]*.sql))
 SQL_INSTALL = sql/$(EXTENSION)--$(EXTVERSION).sql
@@ -71,7 +77,7 @@ TAP_TESTS      = 1
 PROVE_TESTS    = test/t/*.pl
 export ORCHESTRATOR_CONF = $(CURDIR)/tmp_install/server.conf
 endif
-EXTRA_CLEAN    = tmp_check tmp_check_regress tmp_check_iso tmp_failed tmp_install log results
+EXTRA_CLEAN    = $(CLI) $(CLI_OBJS) tmp_check tmp_check_regress tmp_check_iso tmp_failed tmp_install log results
 
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 ifeq ($(PGXS),)
@@ -82,6 +88,30 @@ PROVE_FLAGS += -I test/lib
 
 # PGXS tracks headers only where the server was built to; most were not.
 $(OBJS): $(wildcard src/*.h) $(EXTENSION).control
+
+all: $(CLI)
+install: install-cli
+uninstall: uninstall-cli
+
+$(CLI_OBJS): $(wildcard src/cli/*.h) $(EXTENSION).control
+$(CLI_OBJS): override CPPFLAGS += -I$(libpq_srcdir)
+
+$(CLI): $(CLI_OBJS)
+	$(CC) $(CFLAGS) $(CLI_OBJS) $(LDFLAGS) $(LDFLAGS_EX) $(libpq_pgport) -lm -o $@
+
+# bash looks for completions beside the folder of PostgreSQL's own data.
+completiondir = $(firstword $(subst /postgresql, ,$(datadir)))/bash-completion/completions
+
+.PHONY: install-cli uninstall-cli
+install-cli: $(CLI)
+	$(MKDIR_P) '$(DESTDIR)$(bindir)' '$(DESTDIR)$(mandir)/man1' '$(DESTDIR)$(completiondir)'
+	$(INSTALL_PROGRAM) $(CLI) '$(DESTDIR)$(bindir)/$(notdir $(CLI))'
+	$(INSTALL_DATA) $(CLI_MAN) '$(DESTDIR)$(mandir)/man1/$(notdir $(CLI_MAN))'
+	$(INSTALL_DATA) $(CLI_WORDS) '$(DESTDIR)$(completiondir)/$(notdir $(CLI))'
+
+uninstall-cli:
+	rm -f '$(DESTDIR)$(bindir)/$(notdir $(CLI))' '$(DESTDIR)$(mandir)/man1/$(notdir $(CLI_MAN))' \
+		'$(DESTDIR)$(completiondir)/$(notdir $(CLI))'
 
 $(SQL_INSTALL): $(SQL_SOURCES) $(EXTENSION).control
 	cat $(SQL_SOURCES) > $@.tmp
@@ -114,7 +144,7 @@ lint:
 	@test/lint/run.sh
 
 format:
-	@$(or $(shell command -v clang-format-14),clang-format) -i src/*.[ch]
+	@$(or $(shell command -v clang-format-14),clang-format) -i src/*.[ch] src/cli/*.[ch]
 
 matrix:
 	@test/matrix.sh

@@ -96,14 +96,14 @@ if ! command -v dpkg-query >/dev/null; then
 fi
 
 if [ -n "${PG_CONFIG:-}" ] && [[ $PG_CONFIG != /usr/lib/postgresql/* ]]; then
-	need perl libipc-run-perl
+	need perl libipc-run-perl libio-pty-perl
 else
 	case ${PG_CONFIG:-} in
 		/usr/lib/postgresql/*) wanted=$(echo "$PG_CONFIG" | cut -d/ -f5) ;;
 		*) choose_version ;;
 	esac
 	need_server "postgresql-$wanted"
-	need "postgresql-server-dev-$wanted" "postgresql-$wanted-pgtap" "postgresql-$wanted-cron" perl libipc-run-perl
+	need "postgresql-server-dev-$wanted" "postgresql-$wanted-pgtap" "postgresql-$wanted-cron" libpq-dev perl libipc-run-perl libio-pty-perl
 	PG_CONFIG=/usr/lib/postgresql/$wanted/bin/pg_config
 fi
 like clang-format-14 cppcheck

@@ -68,4 +68,16 @@ for file in src/*.[ch]; do
 		fi
 	done
 done
+
+# The client stands apart: neither includes anything of the other.
+for file in src/cli/*.[ch]; do
+	[ -e "$file" ] || continue
+	for dep in $(sed -n 's/^#include "\([a-z_]*\)\.h"$/\1/p' "$file"); do
+		if [ -f "src/$dep.h" ]; then
+			echo "$file: includes $dep.h of the module"
+			bad=1
+		fi
+	done
+done
+if grep -n '^#include "cli/' src/*.[ch]; then bad=1; fi
 exit $bad
