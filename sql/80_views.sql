@@ -97,7 +97,8 @@ END
 $$;
 
 -- About how many ready tasks of its owner stand before a place in a queue, and
--- when what is there may start (src/position.c). Cheap enough for a million rows.
+-- when what is there may start (src/position.c); queue below 0: of those for
+-- remote workers. Cheap enough for a million rows.
 CREATE FUNCTION orchestrator._jobs_ahead(owner int, queue int, sort_key bigint) RETURNS bigint
   LANGUAGE C STABLE STRICT AS 'MODULE_PATHNAME', 'orchestrator_jobs_ahead';
 CREATE FUNCTION orchestrator._estimated_start(owner int, queue int, sort_key bigint) RETURNS timestamptz
@@ -129,8 +130,8 @@ CREATE VIEW orchestrator.task_status WITH (security_invoker = true) AS
          make_interval(secs => (t.resources ->> 'cpu_time')::float8) AS cpu_time,
          t.resources, t.deadline, t.expire_at, t.held_state, t.epoch, t.command, t.traceparent,
          coalesce(t.compensation, 'none') AS compensation, t.step, t.item, t.iteration,
-         CASE WHEN t.state = 'pending' AND t.parked_on IS NULL AND s.task_id IS NULL THEN orchestrator._jobs_ahead(t.owner, t.queue, t.sort_key) END AS jobs_ahead,
-         CASE WHEN t.state = 'pending' AND t.parked_on IS NULL AND s.task_id IS NULL THEN orchestrator._estimated_start(t.owner, t.queue, t.sort_key) END AS estimated_start,
+         CASE WHEN t.state = 'pending' AND coalesce(t.parked_on, 0) <= 0 AND s.task_id IS NULL THEN orchestrator._jobs_ahead(t.owner, coalesce(t.parked_on::int, t.queue), t.sort_key) END AS jobs_ahead,
+         CASE WHEN t.state = 'pending' AND coalesce(t.parked_on, 0) <= 0 AND s.task_id IS NULL THEN orchestrator._estimated_start(t.owner, coalesce(t.parked_on::int, t.queue), t.sort_key) END AS estimated_start,
          z.worker AS remote_worker, z.ends_at AS lease_until
   FROM orchestrator.task t
   LEFT JOIN orchestrator.definition d ON d.id = t.definition

@@ -934,7 +934,10 @@ orch_heap_place(int64 task, OrchPlace *place)
 			DatumGetObjectId(slot->tts_values[ORCH_TASK_STATE]));
 		place->owner = DatumGetInt32(slot->tts_values[ORCH_TASK_OWNER]);
 		place->queue = DatumGetInt32(slot->tts_values[ORCH_TASK_QUEUE]);
-		place->parked = !slot->tts_isnull[ORCH_TASK_PARKED_ON];
+		place->parked_on =
+			slot->tts_isnull[ORCH_TASK_PARKED_ON]
+				? 0
+				: DatumGetInt64(slot->tts_values[ORCH_TASK_PARKED_ON]);
 		place->sort_key =
 			slot->tts_isnull[ORCH_TASK_SORT_KEY]
 				? 0

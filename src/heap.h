@@ -189,8 +189,8 @@ typedef struct OrchPlace
 	OrchState state;
 	int32 owner;
 	int32 queue;
-	bool parked;
-	int64 sort_key; /* of a pending one */
+	int64 parked_on; /* 0: not parked */
+	int64 sort_key;	 /* of a pending one */
 } OrchPlace;
 
 extern bool orch_heap_place(int64 task, OrchPlace *place);

@@ -52,6 +52,8 @@
 #define ASKED	  16
 #define ASKED_FOR USECS_PER_SEC
 
+/* The ready rows of an owner in a queue; those for remote workers: in the one
+ * with the number less than 0. */
 typedef struct Lane
 {
 	int32 owner;
@@ -112,6 +114,7 @@ static int64 count_rows(const Lane *lane, int64 from, int64 key, int64 id,
 						int64 limit);
 static int64 first_key(const Lane *lane, int64 from);
 static int64 exact_position(const Lane *lane, int64 key, int64 id);
+static OrchReadyScan *begin_scan(OrchLeaf *live, const Lane *lane, int64 from);
 static Asked *ask(int32 owner, int32 queue);
 static int64 jobs_ahead(Asked *asked, int64 key);
 static TimestampTz estimated_start(double rate, int64 ahead);
@@ -246,8 +249,7 @@ static void
 extend_ladder(int64 from)
 {
 	OrchLeaf *live = orch_heap_open_live();
-	OrchReadyScan *scan =
-		orch_heap_ready_begin(live, work.lane.owner, work.lane.queue, from);
+	OrchReadyScan *scan = begin_scan(live, &work.lane, from);
 	int64 key;
 	int64 id;
 
@@ -374,8 +376,7 @@ static int64
 count_rows(const Lane *lane, int64 from, int64 key, int64 id, int64 limit)
 {
 	OrchLeaf *live = orch_heap_open_live();
-	OrchReadyScan *scan =
-		orch_heap_ready_begin(live, lane->owner, lane->queue, from);
+	OrchReadyScan *scan = begin_scan(live, lane, from);
 	int64 n = 0;
 	int64 row_key;
 	int64 row_id;
@@ -395,8 +396,7 @@ static int64
 first_key(const Lane *lane, int64 from)
 {
 	OrchLeaf *live = orch_heap_open_live();
-	OrchReadyScan *scan =
-		orch_heap_ready_begin(live, lane->owner, lane->queue, from);
+	OrchReadyScan *scan = begin_scan(live, lane, from);
 	int64 key = PG_INT64_MAX;
 	int64 id;
 
@@ -406,10 +406,19 @@ first_key(const Lane *lane, int64 from)
 	return key;
 }
 
+static OrchReadyScan *
+begin_scan(OrchLeaf *live, const Lane *lane, int64 from)
+{
+	return lane->queue > 0
+			   ? orch_heap_ready_begin(live, lane->owner, lane->queue, from)
+			   : orch_heap_parked_begin(live, lane->owner,
+										ORCH_REMOTE_LANE(-lane->queue), from);
+}
+
 static int64
 lane_mark(const Lane *lane)
 {
-	return orch_preloaded
+	return orch_preloaded && lane->queue > 0
 			   ? orch_lane_mark(MyDatabaseId, lane->owner, lane->queue)
 			   : ORCH_MARK_LOWEST;
 }
@@ -477,15 +486,16 @@ orchestrator_queue_position(PG_FUNCTION_ARGS)
 		!orch_catalog_may_see(live ? place.owner : view.owner))
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
 						errmsg("task %lld does not exist", (long long) task)));
-	if (live && place.state == ORCH_STATE_PENDING && !place.parked)
+	if (live && place.state == ORCH_STATE_PENDING && place.parked_on <= 0)
 	{
-		Lane lane = {place.owner, place.queue};
+		Lane lane = {place.owner,
+					 place.parked_on < 0 ? -place.queue : place.queue};
 		int64 ahead = exact_position(&lane, place.sort_key, task);
-		double rate = orch_stats_rate(lane.owner, lane.queue);
+		double rate = orch_stats_rate(place.owner, place.queue);
 
 		values[0] = Int64GetDatum(ahead);
 		nulls[0] = false;
-		nulls[1] = rate <= 0 || orch_catalog_queue_paused(lane.queue);
+		nulls[1] = rate <= 0 || orch_catalog_queue_paused(place.queue);
 		if (!nulls[1])
 			values[1] = TimestampTzGetDatum(estimated_start(rate, ahead));
 	}
@@ -526,8 +536,8 @@ ask(int32 owner, int32 queue)
 	asked->userid = GetUserId();
 	asked->lane = lane;
 	asked->seen = orch_catalog_may_see(owner);
-	asked->paused = orch_catalog_queue_paused(queue);
-	asked->rate = orch_stats_rate(owner, queue);
+	asked->paused = orch_catalog_queue_paused(abs(queue));
+	asked->rate = orch_stats_rate(owner, abs(queue));
 	asked->front = first_key(&lane, lane_mark(&lane));
 	asked->at = now;
 	return asked;

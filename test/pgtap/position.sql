@@ -1,6 +1,6 @@
 -- The position of a task in its queue, against a count of the rows before it.
 \ir lib/setup.psql
-SELECT plan(27);
+SELECT plan(29);
 
 CREATE ROLE position_app LOGIN;
 CREATE ROLE position_other LOGIN;
@@ -60,6 +60,13 @@ SELECT is(value_of(format('SELECT orchestrator._jobs_ahead(%s, 1, 92233720368547
 SELECT is(value_of(format('SELECT orchestrator._estimated_start(%s, 1, 9223372036854775807)', owner_id('position_app')), 'position_other'), NULL, 'nor of their rates');
 SELECT is(orchestrator.queue_position(NULL)::text, NULL, 'null is nowhere');
 SELECT is((SELECT p.estimated_start FROM orchestrator.queue_position(:patient) p), NULL, 'without a rate there is no estimate');
+
+-- Tasks for remote workers have places of their own
+SELECT orchestrator.define('far', NULL, 'remote');
+SELECT orchestrator.enqueue('far') AS far1 \gset
+SELECT orchestrator.enqueue('far') AS far2 \gset
+SELECT is((SELECT array_agg((orchestrator.queue_position(i)).position ORDER BY n) FROM unnest(ARRAY[:far1, :far2]) WITH ORDINALITY u(i, n)), '{0,1}', 'queue_position() among those for remote workers');
+SELECT is((SELECT array_agg(jobs_ahead ORDER BY task_id) FROM orchestrator.task_status WHERE task_id IN (:far1, :far2)), '{0,1}', 'so does task_status');
 
 -- A large queue: counted once in a while. The steps of 100,000 rows are 64 apart.
 SELECT count(orchestrator.enqueue_many('job', array_fill('{}'::jsonb, array[20000]), queue => 'many')) FROM generate_series(1, 5);
