@@ -343,7 +343,8 @@ CREATE VIEW orchestrator.worker_status WITH (security_invoker = true) AS
   UNION ALL
   SELECT NULL, 'remote', o.name, z.task_id, 'busy', z.heartbeat_at, coalesce(z.progress, 0), z.message, z.stage,
          NULL, z.started_at, z.claimed, z.worker, z.ends_at
-  FROM (SELECT l.*, count(*) OVER w::int AS claimed, row_number() OVER (w ORDER BY l.started_at, l.task_id) AS place
+  FROM (SELECT l.task_id, l.worker, l.claimed_by, l.started_at, l.heartbeat_at, l.ends_at, l.progress, l.message, l.stage,
+               (count(*) OVER w)::int AS claimed, row_number() OVER (w ORDER BY l.started_at, l.task_id) AS place
         FROM orchestrator.lease l WINDOW w AS (PARTITION BY l.worker, l.claimed_by)) z
   LEFT JOIN orchestrator.owner o ON o.id = z.claimed_by
   WHERE z.place = 1;   -- the task it has had longest
