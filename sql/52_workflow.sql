@@ -649,11 +649,11 @@ BEGIN
   v_template := v_spec -> 'input';
   t := orchestrator._new_step(p, p.step, v_spec, (v_spec ->> 'definition')::int);
   SELECT x.* INTO d FROM orchestrator.definition x WHERE x.id = t.definition;
-  UPDATE orchestrator.task_live l SET iteration = CASE v_upto WHEN v_total THEN 2147483647 ELSE v_upto END WHERE l.id = p.id;
   IF d.kind = 'workflow' THEN
-    PERFORM orchestrator._start_run_items(p, t, v_spec, v_from, v_upto);
+    PERFORM orchestrator._start_run_items(p, t, v_spec, v_from, $2);
     RETURN;
   END IF;
+  UPDATE orchestrator.task_live l SET iteration = CASE v_upto WHEN v_total THEN 2147483647 ELSE v_upto END WHERE l.id = p.id;
   t.state := CASE p.state WHEN 'paused' THEN 'paused' ELSE 'pending' END;
   t.held_state := CASE p.state WHEN 'paused' THEN 'pending' END;
   t.held_by := CASE p.state WHEN 'paused' THEN coalesce(p.held_by, p.id) END;
@@ -669,19 +669,31 @@ BEGIN
 END
 $$;
 
--- The same for items that are workflows.
-CREATE FUNCTION orchestrator._start_run_items(p orchestrator.task, t orchestrator.task, spec jsonb, from_item int, upto int) RETURNS void
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+-- The same for items that are workflows. One may end as it begins: then it
+-- takes none of the n places, or fails the map. Meanwhile all pass for started,
+-- lest each that ends starts the next from within.
+CREATE FUNCTION orchestrator._start_run_items(p orchestrator.task, t orchestrator.task, spec jsonb, from_item int, n int) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
+  v_total    int := jsonb_array_length(p.input -> 'items');
+  v_next     int := $4;
+  v_left     int := $5;
   v_document jsonb;
 BEGIN
-  FOR i IN $4 .. $5 - 1 LOOP
-    v_document := (p.input -> 'document') || jsonb_build_object('item', p.input -> 'items' -> i, 'index', i);
+  UPDATE orchestrator.task_live l SET iteration = 2147483647 WHERE l.id = p.id;
+  WHILE v_next < v_total AND v_left > 0 LOOP
+    v_document := (p.input -> 'document') || jsonb_build_object('item', p.input -> 'items' -> v_next, 'index', v_next);
     t.id := orchestrator._next_id();
-    t.item := i;
+    t.item := v_next;
     t.input := CASE WHEN $3 ? 'input' THEN orchestrator._render($3 -> 'input', v_document) ELSE v_document END;
     PERFORM orchestrator._begin_run(p, t);
+    EXIT WHEN NOT EXISTS (SELECT FROM orchestrator.task_live l WHERE l.id = p.id);
+    v_next := v_next + 1;
+    v_left := v_left - (EXISTS (SELECT FROM orchestrator.task_live l WHERE l.id = t.id))::int;
   END LOOP;
+  IF v_next < v_total THEN
+    UPDATE orchestrator.task_live l SET iteration = v_next WHERE l.id = p.id;
+  END IF;
 END
 $$;
 

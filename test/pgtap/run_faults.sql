@@ -1,7 +1,7 @@
 -- Runs in which something goes wrong outside of the steps: a path that fails, a
 -- run that ends as it begins, a batch that is undone. Each stays by itself.
 \ir lib/setup.psql
-SELECT plan(34);
+SELECT plan(41);
 
 CREATE FUNCTION ok_step(input jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT '1'::jsonb$$;
 CREATE FUNCTION flow(name text, VARIADIC steps text[]) RETURNS void LANGUAGE sql AS $$
@@ -74,6 +74,25 @@ SELECT count(orchestrator.signal(:t, 'go', to_jsonb(i))) FROM generate_series(1,
 SELECT later(6), orchestrator._promote_due(100);
 SELECT is(state_of(:t), 'completed', 'all find their signals');
 SELECT is((task(:t)).output, '150', 'in their order');
+
+-- Maps of runs that end as they begin
+SELECT flow('odd', '{"name": "a", "handler": "public.ok_step", "when": "$.input.item.double() ? (@ > 5)"}', '{"name": "b", "wait_for": "go"}');
+SELECT flow('odds', '{"name": "m", "definition": "odd", "each": "$.input.items"}');
+SELECT orchestrator.enqueue('odds', '{"items": [7, "x", 8, 9]}') AS t \gset
+SELECT is(state_of(:t) || ', ' || step_state(:t, 'm'), 'failed, failed 22036', 'an item fails as it begins: the map and the run do');
+SELECT is((SELECT count(*) FROM orchestrator.task_live WHERE root_id = :t), 0::bigint, 'no further item begins');
+SELECT is((SELECT string_agg(state::text, ' ' ORDER BY item) FROM orchestrator.task WHERE root_id = :t AND item IS NOT NULL), 'cancelled failed', 'those before it are cancelled');
+SELECT flow('nones', '{"name": "m", "definition": "none", "each": "$.input.items", "max_parallel": 1}');
+SELECT orchestrator.enqueue('nones', jsonb_build_object('items', jsonb_agg(i))) AS t FROM generate_series(1, 150) i \gset
+SELECT is(state_of(:t), 'completed', 'many of which one at a time may run');
+SELECT flow('some', '{"name": "a", "handler": "public.ok_step", "when": "$.input.item.run"}');
+SELECT flow('somes', '{"name": "m", "definition": "some", "each": "$.input.items", "max_parallel": 2}');
+SELECT orchestrator.enqueue('somes', (SELECT jsonb_build_object('items', jsonb_agg(CASE WHEN i % 5 IN (0, 1) THEN '{"run": true}' ELSE '{}'::jsonb END ORDER BY i)) FROM generate_series(0, 22) i)) AS t \gset
+SELECT is((SELECT array_agg(item ORDER BY item) FROM orchestrator.task_live WHERE root_id = :t AND item IS NOT NULL), '{0,1}', 'those that end at once take no place');
+SELECT count(settle_completed(i)) FROM unnest(claim(1)) i \gset
+SELECT is((SELECT array_agg(item ORDER BY item) FROM orchestrator.task_live WHERE root_id = :t AND item IS NOT NULL), '{1,5}', 'the next that runs takes that of one that ended');
+SELECT run_all();
+SELECT is((SELECT state || ' ' || jsonb_array_length(output) FROM task(:t)), 'completed 23', 'all are joined');
 
 -- What the supervisor cannot do is given up when it takes long, else tried again
 SET LOCAL client_min_messages = error;
