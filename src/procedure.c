@@ -21,7 +21,6 @@
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "utils/builtins.h"
@@ -41,11 +40,6 @@
 #include "request.h"
 #include "shmem.h"
 
-#define MAX_NAME_LENGTH 200
-
-/* Waits longer than this never end. */
-#define LONGEST_WAIT (36525.0 * USECS_PER_DAY)
-
 /* How often this run waited for a signal. */
 typedef struct SignalCount
 {
@@ -64,7 +58,6 @@ PG_FUNCTION_INFO_V1(orchestrator_wait_signal);
 
 static void require_procedure(const char *caller);
 static void require_nonatomic(FunctionCallInfo fcinfo, const char *caller);
-static char *name_argument(FunctionCallInfo fcinfo, int n, const char *what);
 static Datum run_once(const char *command, NullableDatum input, bool *isnull);
 static Datum rows_to_jsonb(bool *isnull);
 static Datum row_to_jsonb(HeapTuple row, TupleDesc desc);
@@ -75,7 +68,6 @@ static bool take_signal(const char *name, NullableDatum *payload);
 static NullableDatum call_as_owner(OrchFunction function, int nargs,
 								   const NullableDatum *args);
 static TimestampTz remembered_time(const char *name, TimestampTz at);
-static TimestampTz add_timeout(const Interval *timeout);
 static int count_signal(const char *name);
 orch_noreturn static void suspend(const OrchSuspension *why);
 static void commit(void);
@@ -123,7 +115,7 @@ orchestrator_step_once(PG_FUNCTION_ARGS)
 	NullableDatum result;
 
 	require_procedure("step_once");
-	name = name_argument(fcinfo, 0, "step");
+	name = orch_request_name(fcinfo, 0, "step");
 	if (PG_ARGISNULL(1))
 		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 						errmsg("sql must not be null")));
@@ -176,7 +168,7 @@ orchestrator_sleep_until(PG_FUNCTION_ARGS)
 	require_nonatomic(fcinfo, "sleep_until");
 	if (!PG_ARGISNULL(1))
 		why.until = remembered_time(
-			psprintf("sleep:%s", name_argument(fcinfo, 1, "sleep")),
+			psprintf("sleep:%s", orch_request_name(fcinfo, 1, "sleep")),
 			why.until);
 	if (why.until > orch_clock())
 		suspend(&why);
@@ -197,9 +189,10 @@ orchestrator_wait_signal(PG_FUNCTION_ARGS)
 	int n;
 
 	require_procedure("wait_signal");
-	why.signal = name_argument(fcinfo, 0, "signal");
+	why.signal = orch_request_name(fcinfo, 0, "signal");
 	if (!PG_ARGISNULL(2))
-		why.timeout_at = add_timeout(PG_GETARG_INTERVAL_P(2));
+		why.timeout_at =
+			orch_add_timeout(orch_clock(), PG_GETARG_INTERVAL_P(2));
 	require_nonatomic(fcinfo, "wait_signal");
 	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE ||
 		tupdesc->natts != 1)
@@ -258,22 +251,6 @@ require_nonatomic(FunctionCallInfo fcinfo, const char *caller)
 			 errhint("CALL it from the procedure itself: not from a function, "
 					 "not in a block with EXCEPTION, not in a procedure with "
 					 "SET or SECURITY DEFINER.")));
-}
-
-static char *
-name_argument(FunctionCallInfo fcinfo, int n, const char *what)
-{
-	char *name;
-
-	if (PG_ARGISNULL(n))
-		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-						errmsg("the name of a %s must not be null", what)));
-	name = text_to_cstring(PG_GETARG_TEXT_PP(n));
-	if (*name == '\0' || pg_mbstrlen(name) > MAX_NAME_LENGTH)
-		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						errmsg("the name of a %s must have 1 to %d characters",
-							   what, MAX_NAME_LENGTH)));
-	return name;
 }
 
 /*
@@ -482,23 +459,6 @@ remembered_time(const char *name, TimestampTz at)
 							CStringGetDatum(pnstrdup(value->val.string.val,
 													 value->val.string.len)),
 							ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
-}
-
-/*
- * As in wait.c.
- */
-static TimestampTz
-add_timeout(const Interval *timeout)
-{
-	double days = timeout->month * (double) DAYS_PER_MONTH + timeout->day;
-	double span = days * USECS_PER_DAY + (double) timeout->time;
-
-	if (span < 0)
-		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						errmsg("timeout must not be negative")));
-	if (span > LONGEST_WAIT)
-		return PG_INT64_MAX;
-	return orch_clock() + (TimestampTz) span;
 }
 
 static int

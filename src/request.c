@@ -29,7 +29,7 @@
 #include "progress.h"
 #include "request.h"
 
-/* Of names of checkpoints, as of everything else. */
+/* Of names of checkpoints, steps and signals, as of everything else. */
 #define MAX_NAME_LENGTH 200
 
 typedef struct Request
@@ -202,12 +202,7 @@ orchestrator_checkpoint(PG_FUNCTION_ARGS)
 							   "pass it: orchestrator.checkpoint(task, "
 							   "name).");
 	require_argument(fcinfo, 0, "name");
-	name = text_to_cstring(PG_GETARG_TEXT_PP(0));
-	if (*name == '\0' || pg_mbstrlen(name) > MAX_NAME_LENGTH)
-		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						errmsg("the name of a checkpoint must have 1 to %d "
-							   "characters",
-							   MAX_NAME_LENGTH)));
+	name = orch_request_name(fcinfo, 0, "checkpoint");
 	orch_json_begin(&state);
 	orch_json_text(&state, "verb", "checkpoint");
 	orch_json_text(&state, "name", name);
@@ -240,6 +235,22 @@ require_step(const char *verb, const char *hint)
 						   "ends, perhaps in a later run that does not repeat "
 						   "this statement."),
 				 errhint("Call %s() in the procedure itself.", verb)));
+}
+
+char *
+orch_request_name(FunctionCallInfo fcinfo, int n, const char *what)
+{
+	char *name;
+
+	if (PG_ARGISNULL(n))
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+						errmsg("the name of a %s must not be null", what)));
+	name = text_to_cstring(PG_GETARG_TEXT_PP(n));
+	if (*name == '\0' || pg_mbstrlen(name) > MAX_NAME_LENGTH)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("the name of a %s must have 1 to %d characters",
+							   what, MAX_NAME_LENGTH)));
+	return name;
 }
 
 static void
@@ -330,12 +341,11 @@ check_steps(Datum steps)
 static char *
 delay_text(const Interval *delay)
 {
-	double days = delay->month * (double) DAYS_PER_MONTH + delay->day;
-	double span = days * USECS_PER_DAY + (double) delay->time;
+	double span = orch_span(delay);
 	struct pg_itm parts;
 	char text[MAXDATELEN + 1];
 
-	if (span < 0 || span > 36525.0 * USECS_PER_DAY)
+	if (span < 0 || span > ORCH_LONGEST_SPAN)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("delay must be between 0 and 100 years")));
 	interval2itm(*delay, &parts);

@@ -5,6 +5,8 @@
 #ifndef ORCHESTRATOR_REQUEST_H
 #define ORCHESTRATOR_REQUEST_H
 
+#include "fmgr.h"
+
 /* Register the callbacks.  Called once, by the executor. */
 extern void orch_request_install(void);
 
@@ -22,5 +24,9 @@ extern Datum orch_request_take(void);
  * remembered and not repeated must not ask.  Returns what it was before.
  */
 extern const char *orch_request_close(const char *caller);
+
+/* The argument that names a checkpoint, step or signal; raises if it cannot. */
+extern char *orch_request_name(FunctionCallInfo fcinfo, int n,
+							   const char *what);
 
 #endif

@@ -338,6 +338,25 @@ orch_clock(void)
 		   (TimestampTz) orch_test_clock_offset * USECS_PER_SEC;
 }
 
+double
+orch_span(const Interval *interval)
+{
+	double days = interval->month * (double) DAYS_PER_MONTH + interval->day;
+
+	return days * USECS_PER_DAY + (double) interval->time;
+}
+
+TimestampTz
+orch_add_timeout(TimestampTz now, const Interval *timeout)
+{
+	double span = orch_span(timeout);
+
+	if (span < 0)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("timeout must not be negative")));
+	return span > ORCH_LONGEST_SPAN ? PG_INT64_MAX : now + (TimestampTz) span;
+}
+
 int64
 orch_monotonic(void)
 {

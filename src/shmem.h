@@ -414,13 +414,24 @@ extern void orch_shmem_lower_due(Oid dboid, TimestampTz at);
 /* The same of the time at which a rate goes on. */
 extern void orch_shmem_lower_permit(Oid dboid, TimestampTz at);
 
-/* Microseconds on a clock that never jumps, the same in all processes. */
-extern int64 orch_monotonic(void);
 /* Tell it to look at the alerts then. */
 extern void orch_shmem_lower_alert(Oid dboid, TimestampTz at);
+
+/* Microseconds on a clock that never jumps, the same in all processes. */
+extern int64 orch_monotonic(void);
 
 /* The clock of the engine: the server's, plus
  * orchestrator.test_clock_offset. */
 extern TimestampTz orch_clock(void);
+
+/* What lasts longer, a century, lasts for ever. */
+#define ORCH_LONGEST_SPAN (36525.0 * USECS_PER_DAY)
+
+/* An interval in microseconds; in floating point, since its parts may overflow
+ * (an infinite one does). */
+extern double orch_span(const Interval *interval);
+
+/* When a time-out is up that begins now; PG_INT64_MAX: never. */
+extern TimestampTz orch_add_timeout(TimestampTz now, const Interval *timeout);
 
 #endif

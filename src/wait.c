@@ -27,7 +27,6 @@
 #include "heap.h"
 #include "progress.h"
 #include "shmem.h"
-#include "wait.h"
 
 /*
  * COMMIT PREPARED of a cancel, and promotion of a standby, wake nobody.
@@ -199,29 +198,12 @@ begin_wait(FunctionCallInfo fcinfo, Wait *wait)
 {
 	wait->task = PG_GETARG_INT64(0);
 	wait->until = PG_ARGISNULL(1) ? PG_INT64_MAX
-								  : orch_wait_until(PG_GETARG_INTERVAL_P(1));
+								  : orch_add_timeout(GetCurrentTimestamp(),
+													 PG_GETARG_INTERVAL_P(1));
 	wait->seen = false;
 	wait->result = CurrentMemoryContext;
 	wait->look = AllocSetContextCreate(
 		CurrentMemoryContext, "orchestrator wait", ALLOCSET_SMALL_SIZES);
-}
-
-/*
- * In floating point, since the parts of an interval may overflow (an infinite
- * one does); what ends after more than a century never ends.
- */
-TimestampTz
-orch_wait_until(const Interval *timeout)
-{
-	double days = timeout->month * (double) DAYS_PER_MONTH + timeout->day;
-	double span = days * USECS_PER_DAY + (double) timeout->time;
-
-	if (span < 0)
-		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						errmsg("timeout must not be negative")));
-	if (span > 36525.0 * USECS_PER_DAY)
-		return PG_INT64_MAX;
-	return GetCurrentTimestamp() + (TimestampTz) span;
 }
 
 /*
