@@ -121,17 +121,9 @@ orch_launcher_register(void)
 
 	if (IsBinaryUpgrade)
 		return;
+	orch_shmem_describe_worker(&worker, "launcher");
 	snprintf(worker.bgw_name, sizeof(worker.bgw_name),
 			 "orchestrator launcher");
-	snprintf(worker.bgw_type, sizeof(worker.bgw_type),
-			 "orchestrator launcher");
-	snprintf(worker.bgw_library_name, sizeof(worker.bgw_library_name),
-			 "orchestrator");
-	snprintf(worker.bgw_function_name, sizeof(worker.bgw_function_name),
-			 "orchestrator_launcher_main");
-	worker.bgw_flags =
-		BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
 	worker.bgw_restart_time = 1;
 	RegisterBackgroundWorker(&worker);
 }
@@ -648,17 +640,9 @@ start_supervisor(OrchDatabase *database, Watch *watch)
 	MemoryContext context;
 	bool registered;
 
+	orch_shmem_describe_worker(&worker, "supervisor");
 	snprintf(worker.bgw_name, sizeof(worker.bgw_name),
 			 "orchestrator supervisor %s", NameStr(watch->name));
-	snprintf(worker.bgw_type, sizeof(worker.bgw_type),
-			 "orchestrator supervisor");
-	snprintf(worker.bgw_library_name, sizeof(worker.bgw_library_name),
-			 "orchestrator");
-	snprintf(worker.bgw_function_name, sizeof(worker.bgw_function_name),
-			 "orchestrator_supervisor_main");
-	worker.bgw_flags =
-		BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
 	worker.bgw_main_arg = ObjectIdGetDatum(database->dboid);
 	worker.bgw_notify_pid = MyProcPid;

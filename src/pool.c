@@ -301,18 +301,10 @@ start_executor(OrchExecutor *executor)
 	args.owner = executor->owner;
 	args.slot = slot;
 	args.generation = executor->generation;
+	orch_shmem_describe_worker(&worker, "executor");
 	memcpy(worker.bgw_extra, &args, sizeof(args));
 	snprintf(worker.bgw_name, sizeof(worker.bgw_name),
 			 "orchestrator executor %d", slot);
-	snprintf(worker.bgw_type, sizeof(worker.bgw_type),
-			 "orchestrator executor");
-	snprintf(worker.bgw_library_name, sizeof(worker.bgw_library_name),
-			 "orchestrator");
-	snprintf(worker.bgw_function_name, sizeof(worker.bgw_function_name),
-			 "orchestrator_executor_main");
-	worker.bgw_flags =
-		BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
 	worker.bgw_notify_pid = MyProcPid;
 

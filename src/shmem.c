@@ -217,6 +217,20 @@ orch_shmem_database(Oid dboid, bool create)
 }
 
 void
+orch_shmem_describe_worker(BackgroundWorker *worker, const char *kind)
+{
+	snprintf(worker->bgw_type, sizeof(worker->bgw_type), "orchestrator %s",
+			 kind);
+	snprintf(worker->bgw_library_name, sizeof(worker->bgw_library_name),
+			 "orchestrator");
+	snprintf(worker->bgw_function_name, sizeof(worker->bgw_function_name),
+			 "orchestrator_%s_main", kind);
+	worker->bgw_flags =
+		BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker->bgw_start_time = BgWorkerStart_RecoveryFinished;
+}
+
+void
 orch_shmem_set_latch(int procno)
 {
 	if (procno >= 0)

@@ -15,6 +15,7 @@
 
 #include "datatype/timestamp.h"
 #include "port/atomics.h"
+#include "postmaster/bgworker.h"
 #include "storage/lwlock.h"
 #include "storage/s_lock.h"
 #include "storage/spin.h"
@@ -394,6 +395,13 @@ extern void orch_shmem_add_block(const char *name, Size size,
  * exclusively: then NULL means that ORCH_MAX_DATABASES are in use.
  */
 extern OrchDatabase *orch_shmem_database(Oid dboid, bool create);
+
+/*
+ * What all processes of ours have in common: a kind's type is "orchestrator
+ * <kind>", and its entry orchestrator_<kind>_main.
+ */
+extern void orch_shmem_describe_worker(BackgroundWorker *worker,
+									   const char *kind);
 
 /* Set the latch of a process; its number may be -1 (none) or outdated. */
 extern void orch_shmem_set_latch(int procno);
