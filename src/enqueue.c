@@ -67,6 +67,7 @@ typedef struct Spacing
 #define FIRST_SPACING 12
 
 static void read_options(FunctionCallInfo fcinfo, Options *options);
+static void set_input(FunctionCallInfo fcinfo, OrchRow *row);
 static void check_caller(const char *function);
 static void check_size(Datum value, const char *what);
 static void check_length(NullableDatum value, int limit, const char *what);
@@ -135,11 +136,7 @@ orchestrator_enqueue(PG_FUNCTION_ARGS)
 	live = orch_heap_open_live();
 	plan = *orch_catalog_plan(definition);
 	prepare_row(&row, &plan, &options, 0);
-	if (!PG_ARGISNULL(1))
-	{
-		check_size(PG_GETARG_DATUM(1), "input");
-		orch_row_set(&row, ORCH_TASK_INPUT, PG_GETARG_DATUM(1));
-	}
+	set_input(fcinfo, &row);
 	id = insert_task(live, &row, &plan, &options, &spacing);
 	orch_heap_close(live);
 	PG_RETURN_INT64(id);
@@ -171,11 +168,7 @@ orchestrator_run(PG_FUNCTION_ARGS)
 	orch_catalog_run_plan(kind, fcinfo->args[13], fcinfo->args[14], &plan);
 	prepare_row(&row, &plan, &options, 0);
 	orch_row_set(&row, ORCH_TASK_COMMAND, command);
-	if (!PG_ARGISNULL(1))
-	{
-		check_size(PG_GETARG_DATUM(1), "input");
-		orch_row_set(&row, ORCH_TASK_INPUT, PG_GETARG_DATUM(1));
-	}
+	set_input(fcinfo, &row);
 	id = insert_task(live, &row, &plan, &options, NULL);
 	orch_heap_close(live);
 	PG_RETURN_INT64(id);
@@ -254,6 +247,18 @@ read_options(FunctionCallInfo fcinfo, Options *options)
 	check_length(options->traceparent, MAX_TRACEPARENT_LENGTH, "traceparent");
 	if (!options->metadata.isnull)
 		check_size(options->metadata.value, "metadata");
+}
+
+/*
+ * Of one task; without it the row has an empty object.
+ */
+static void
+set_input(FunctionCallInfo fcinfo, OrchRow *row)
+{
+	if (PG_ARGISNULL(1))
+		return;
+	check_size(PG_GETARG_DATUM(1), "input");
+	orch_row_set(row, ORCH_TASK_INPUT, PG_GETARG_DATUM(1));
 }
 
 /*
