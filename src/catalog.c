@@ -36,7 +36,6 @@
 #include "compat.h"
 #include "guc.h"
 
-#define IDS_PER_PARTITION INT64CONST(1000000)
 #define MAX_FUNCTION_ARGS 9
 #define NODE_SHIFT		  42
 
@@ -681,7 +680,7 @@ Datum
 orchestrator_has_partitions(PG_FUNCTION_ARGS)
 {
 	static const char *const kinds[] = {"task_finished", "trace_log"};
-	int64 range = PG_GETARG_INT64(0) / IDS_PER_PARTITION;
+	int64 range = PG_GETARG_INT64(0) / ORCH_IDS_PER_PARTITION;
 	Oid schema = orch_catalog(false)->schema;
 
 	for (int i = 0; i < lengthof(kinds); i++)
@@ -698,7 +697,7 @@ orchestrator_has_partitions(PG_FUNCTION_ARGS)
 Oid
 orch_catalog_finished(int64 id)
 {
-	int64 range = id / IDS_PER_PARTITION;
+	int64 range = id / ORCH_IDS_PER_PARTITION;
 	char name[NAMEDATALEN];
 	LeafEntry *entry;
 	Oid leaf;

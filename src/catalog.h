@@ -205,6 +205,9 @@ extern void orch_catalog_end_owner(const OrchIdentity *saved);
 extern Datum orch_catalog_call(OrchFunction function, int nargs,
 							   const NullableDatum *args, bool *isnull);
 
+/* As in SQL (_ensure_partition). */
+#define ORCH_IDS_PER_PARTITION INT64CONST(1000000)
+
 /*
  * The partition that holds the finished rows of an id's range; made when
  * missing.  Retention may detach it at any moment: ask again when it is

@@ -1127,7 +1127,7 @@ orch_heap_read_result(int64 task, OrchTaskView *view)
 	if (read_leaf(known->task_live, known->live_id, task, view))
 		return true;
 	snprintf(name, sizeof(name), "task_finished_" INT64_FORMAT,
-			 task / INT64CONST(1000000));
+			 task / ORCH_IDS_PER_PARTITION);
 	finished = get_relname_relid(name, known->schema);
 	index = OidIsValid(finished) ? unique_index_on_id(finished) : InvalidOid;
 	if (OidIsValid(index) && read_leaf(finished, index, task, view))

@@ -24,8 +24,6 @@
 #include "stats.h"
 #include "workflow.h"
 
-#define IDS_PER_PARTITION INT64CONST(1000000)
-
 static void write_notes(const OrchTask *task);
 static void write_note(const OrchTask *task, TimestampTz at, const char *event,
 					   Datum detail);
@@ -355,12 +353,12 @@ write_finished(OrchRow **rows, int nrows)
 	while (first < nrows)
 	{
 		int64 range =
-			ORCH_INT64(rows[first], ORCH_TASK_ID) / IDS_PER_PARTITION;
+			ORCH_INT64(rows[first], ORCH_TASK_ID) / ORCH_IDS_PER_PARTITION;
 		int next = first + 1;
 		OrchLeaf *leaf;
 
 		while (next < nrows &&
-			   ORCH_INT64(rows[next], ORCH_TASK_ID) / IDS_PER_PARTITION ==
+			   ORCH_INT64(rows[next], ORCH_TASK_ID) / ORCH_IDS_PER_PARTITION ==
 				   range)
 			next++;
 		leaf = orch_heap_open_finished(ORCH_INT64(rows[first], ORCH_TASK_ID));
