@@ -32,7 +32,6 @@
 #include "permit.h"
 #include "progress.h"
 #include "remote.h"
-#include "wait.h"
 #include "waiter.h"
 
 #define SECRET_SIZE 16
@@ -103,9 +102,10 @@ Datum
 orchestrator_await_work(PG_FUNCTION_ARGS)
 {
 	TupleDesc tupdesc;
-	TimestampTz until = PG_ARGISNULL(1)
-							? PG_INT64_MAX
-							: orch_wait_until(PG_GETARG_INTERVAL_P(1));
+	TimestampTz until =
+		PG_ARGISNULL(1)
+			? PG_INT64_MAX
+			: orch_add_timeout(GetCurrentTimestamp(), PG_GETARG_INTERVAL_P(1));
 	Datum values[1];
 	bool nulls[1] = {false};
 
