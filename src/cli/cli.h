@@ -186,6 +186,13 @@ extern PGconn *db_reconnect(const char **reason);
 extern PGconn *db_open(void);
 extern void db_close(void);
 /*
+ * Connect again until it succeeds, at longer and longer intervals; before
+ * each try, say is told what was wrong and how long it waits.  False: Ctrl-C,
+ * or it was in vain until then (of term_now()).
+ */
+typedef void (*DbSay)(const char *reason, double pause);
+extern bool db_come_back(double until, DbSay say);
+/*
  * Run one statement with parameters (text; NULL is null).  db_query() reports
  * an error and exits; db_try() leaves the status to the caller.  Ctrl-C
  * cancels the statement and exits.
@@ -271,6 +278,9 @@ extern void cli_confirm(const char *format, ...) pg_attribute_printf(1, 2);
 
 extern const CliCommand cmd_list, cmd_show, cmd_trace, cmd_graph; /* task.c */
 extern const CliCommand cmd_queues, cmd_schedules, cmd_definitions,
-	cmd_workers; /* views.c */
+	cmd_workers;							  /* views.c */
+extern const CliCommand cmd_enqueue, cmd_run; /* enqueue.c */
+extern const CliCommand cmd_cancel, cmd_pause, cmd_resume, cmd_retry,
+	cmd_purge, cmd_signal, cmd_approve, cmd_reject; /* control.c */
 
 #endif

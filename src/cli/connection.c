@@ -11,6 +11,10 @@
 
 #include "cli.h"
 
+/* Between two tries to connect again, in seconds. */
+#define FIRST_PAUSE	  0.25
+#define LONGEST_PAUSE 8
+
 static PGconn *connection = NULL;
 static char *password = NULL;
 
@@ -169,6 +173,31 @@ db_reconnect(const char **reason)
 	connection = connect_once(&last);
 	*reason = last;
 	return connection;
+}
+
+bool
+db_come_back(double until, DbSay say)
+{
+	const char *reason = "the connection to the server was lost";
+	double pause = FIRST_PAUSE;
+
+	for (;;)
+	{
+		double wake = term_now() + pause;
+
+		if (wake > until)
+			return false;
+		say(reason, pause);
+		while (term_now() < wake)
+		{
+			term_poll(NULL, 0, wake - term_now());
+			if (term_interrupted())
+				return false;
+		}
+		if (db_reconnect(&reason))
+			return true;
+		pause = Min(pause * 2, LONGEST_PAUSE);
+	}
 }
 
 PGconn *

@@ -4,6 +4,7 @@ package OrchestratorClient;
 #
 #   my $cli = client($node, 'app');                   # connects as that role
 #   my ($code, $out, $err) = $cli->run('list', '--state', 'failed');
+#   my ($out, $err) = $cli->exits(4, 'watch', 7);     # a test of the exit code
 #   my $rows = $cli->json('queues');                  # dies unless it exits with 0
 #
 #   my $t = $cli->terminal(100, 30, 'watch', 7);      # on a terminal of that size
@@ -67,6 +68,15 @@ sub run
 	IPC::Run::run([ $self->command(@arguments) ],
 		'<', \$input, '>', \$out, '2>', \$err, IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
 	return ($? & 127 ? -($? & 127) : $? >> 8, $out, $err);
+}
+
+# The same, with its exit code tested; returns output and errors.
+sub exits
+{
+	my ($self, $expected, @arguments) = @_;
+	my ($code, $out, $err) = $self->run(@arguments);
+	is($code, $expected, 'exit code of ' . join ' ', map { ref $_ ? () : $_ } @arguments) or diag($out, $err);
+	return ($out, $err);
 }
 
 # The JSON that a command writes; fails loudly.

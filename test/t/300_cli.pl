@@ -43,13 +43,7 @@ SQL
 
 my $cli = client($node, 'app');
 
-sub exits
-{
-	my ($expected, @arguments) = @_;
-	my ($code, $out, $err) = $cli->run(@arguments);
-	is($code, $expected, 'exit code of ' . join ' ', map { ref $_ ? () : $_ } @arguments) or diag($out, $err);
-	return ($out, $err);
-}
+sub exits { return $cli->exits(@_) }
 
 subtest 'help and usage' => sub {
 	my ($out, $err) = exits(0, '--help');
