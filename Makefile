@@ -97,7 +97,7 @@ $(CLI_OBJS): $(wildcard src/cli/*.h) $(EXTENSION).control
 $(CLI_OBJS): override CPPFLAGS += -I$(libpq_srcdir)
 
 $(CLI): $(CLI_OBJS)
-	$(CC) $(CFLAGS) $(CLI_OBJS) $(LDFLAGS) $(LDFLAGS_EX) $(libpq_pgport) -lm -o $@
+	$(CC) $(CFLAGS) $(CLI_OBJS) $(LDFLAGS) $(LDFLAGS_EX) $(libpq_pgport) $(filter -lcrypto,$(LIBS)) -lm -o $@
 
 # bash looks for completions beside the folder of PostgreSQL's own data.
 completiondir = $(firstword $(subst /postgresql, ,$(datadir)))/bash-completion/completions

@@ -282,5 +282,6 @@ extern const CliCommand cmd_queues, cmd_schedules, cmd_definitions,
 extern const CliCommand cmd_enqueue, cmd_run; /* enqueue.c */
 extern const CliCommand cmd_cancel, cmd_pause, cmd_resume, cmd_retry,
 	cmd_purge, cmd_signal, cmd_approve, cmd_reject; /* control.c */
+extern const CliCommand cmd_tasks;					/* tasks.c */
 
 #endif

@@ -1,0 +1,23 @@
+/*
+ * tasks.h
+ *	  What the commands of "tasks" have in common.
+ */
+#ifndef ORCHESTRATOR_TASKS_H
+#define ORCHESTRATOR_TASKS_H
+
+#include "cli.h"
+#include "taskfile.h"
+
+/* clang-format off */
+#define TASKS_FOLDER_OPTION {"tasks", 0, "DIR", "folder of tasks (tasks)"}
+/* clang-format on */
+
+/* The folder of --tasks. */
+extern const char *tasks_folder(const CliCall *call);
+/* Those that are named as arguments, or all. */
+extern TaskFile **tasks_read(const CliCall *call, int *count,
+							 Problems *problems);
+/* Tell what is wrong, and exit. */
+extern void tasks_fail(const Problems *problems) pg_attribute_noreturn();
+
+#endif
