@@ -344,7 +344,23 @@ CREATE FUNCTION orchestrator._close_partition(partition text) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   EXECUTE format('ALTER TABLE orchestrator.%I ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY', $1);
+  PERFORM orchestrator._close_relation($1);
+END
+$$;
+
+-- Take away what default privileges gave of a table or view that was just made.
+CREATE FUNCTION orchestrator._close_relation(name text) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_grantee text;
+BEGIN
   EXECUTE format('REVOKE ALL ON orchestrator.%I FROM PUBLIC', $1);
+  FOR v_grantee IN
+    SELECT DISTINCT a.rolname FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) x JOIN pg_authid a ON a.oid = x.grantee
+    WHERE c.oid = format('orchestrator.%I', $1)::regclass AND x.grantee <> c.relowner
+  LOOP
+    EXECUTE format('REVOKE ALL ON orchestrator.%I FROM %I', $1, v_grantee);
+  END LOOP;
 END
 $$;
 

@@ -465,7 +465,7 @@ BEGIN
   END IF;
   EXECUTE format('CREATE VIEW orchestrator.%I WITH (security_barrier = true) AS SELECT x.* FROM orchestrator.%I x WHERE x.owner = %s %s',
     $1, $2, $5, CASE WHEN orchestrator._attached($3) THEN format('AND NOT EXISTS (SELECT FROM orchestrator.%I r WHERE r.id = x.%I)', $3, $4) END);
-  EXECUTE format('REVOKE ALL ON orchestrator.%I FROM PUBLIC', $1);
+  PERFORM orchestrator._close_relation($1);
   EXECUTE format('GRANT SELECT ON orchestrator.%I TO %I', $1, $6);
   PERFORM orchestrator._goes_along(format('orchestrator.%I', $1)::regclass);
 END

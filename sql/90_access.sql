@@ -71,9 +71,30 @@ BEGIN
   -- the catalog rows of the same tables
   LOCK TABLE ONLY orchestrator.task_finished, ONLY orchestrator.trace_log IN SHARE UPDATE EXCLUSIVE MODE;
   EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA orchestrator FROM %I', $1);
+  EXECUTE format('REVOKE ALL ON ALL SEQUENCES IN SCHEMA orchestrator FROM %I', $1);
   EXECUTE format('REVOKE ALL ON ALL ROUTINES IN SCHEMA orchestrator FROM %I', $1);
   EXECUTE format('REVOKE ALL ON TYPE orchestrator.task_state, orchestrator.task_result, orchestrator.claimed_task, orchestrator.step_spec FROM %I', $1);
   EXECUTE format('REVOKE ALL ON SCHEMA orchestrator FROM %I', $1);
+END
+$$;
+
+-- Take away what default privileges of who installs gave to roles. For the
+-- end of the install script, and of an upgrade that adds anything.
+CREATE FUNCTION orchestrator._revoke_defaults() RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM orchestrator._revoke_all(a.rolname)
+    FROM (SELECT c.relacl AS acl, c.relowner AS owner FROM pg_class c WHERE c.relnamespace = 'orchestrator'::regnamespace
+          UNION ALL
+          SELECT p.proacl, p.proowner FROM pg_proc p WHERE p.pronamespace = 'orchestrator'::regnamespace
+          UNION ALL
+          SELECT t.typacl, t.typowner FROM pg_type t WHERE t.typnamespace = 'orchestrator'::regnamespace
+          UNION ALL
+          SELECT n.nspacl, n.nspowner FROM pg_namespace n WHERE n.nspname = 'orchestrator') o
+    CROSS JOIN LATERAL aclexplode(o.acl) x
+    JOIN pg_authid a ON a.oid = x.grantee
+    WHERE x.grantee <> o.owner
+    GROUP BY a.rolname;
 END
 $$;
 
@@ -167,6 +188,7 @@ REVOKE ALL ON ALL SEQUENCES IN SCHEMA orchestrator FROM PUBLIC;
 REVOKE ALL ON ALL ROUTINES IN SCHEMA orchestrator FROM PUBLIC;
 REVOKE ALL ON TYPE orchestrator.task_state, orchestrator.task_result, orchestrator.claimed_task, orchestrator.step_spec FROM PUBLIC;
 REVOKE ALL ON SCHEMA orchestrator FROM PUBLIC;
+SELECT orchestrator._revoke_defaults();
 
 -- Row-level security. What is shared is visible to whom it is shared with, and
 -- owner 0 is everybody. There is no policy but for reading: only the engine

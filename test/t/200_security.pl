@@ -206,6 +206,33 @@ WHERE p.pronamespace = 'orchestrator'::regnamespace AND l.lanname <> 'c' AND p.p
 SQL
 };
 
+# What is made for everybody by default is made for nobody here, also what the
+# workers make later: TRUNCATE and TRIGGER on a partition are no matter of policies.
+subtest 'default privileges' => sub {
+	$node->safe_psql('postgres', 'CREATE DATABASE generous');
+	foreach my $to (qw(PUBLIC app))
+	{
+		$node->safe_psql('generous', "ALTER DEFAULT PRIVILEGES GRANT ALL ON $_ TO $to") foreach qw(FUNCTIONS TABLES SEQUENCES SCHEMAS TYPES);
+	}
+	$node->safe_psql('generous', 'CREATE EXTENSION orchestrator');
+	is(outcome($node, 'postgres', q{orchestrator.run('SELECT 1')}, database => 'generous')->{state}, 'completed', 'a task runs, partitions are made');
+	is($node->safe_psql('generous', <<'SQL'), '', 'nobody has a right to anything of it');
+SELECT string_agg(format('%s %s', what, x), E'\n') FROM (
+  SELECT c.oid::regclass::text, c.relacl, c.relowner FROM pg_class c WHERE c.relnamespace = 'orchestrator'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'S')
+  UNION ALL
+  SELECT p.oid::regprocedure::text, p.proacl, p.proowner FROM pg_proc p WHERE p.pronamespace = 'orchestrator'::regnamespace
+  UNION ALL
+  SELECT t.oid::regtype::text, t.typacl, t.typowner FROM pg_type t WHERE t.typnamespace = 'orchestrator'::regnamespace
+  UNION ALL
+  SELECT 'schema', n.nspacl, n.nspowner FROM pg_namespace n WHERE n.nspname = 'orchestrator') o(what, acl, owner), aclexplode(acl) x
+WHERE x.grantee <> owner
+SQL
+	like(refused($node, 'app', 'TRUNCATE orchestrator.task_finished_0', database => 'generous'), qr/permission denied/, 'as a role finds');
+	$node->safe_psql('generous', q{SELECT orchestrator.grant_usage('app')});
+	is(outcome($node, 'app', q{orchestrator.run('SELECT 1')}, database => 'generous')->{state}, 'completed', 'but for what grant_usage() gives');
+	$node->safe_psql('postgres', 'DROP DATABASE generous');
+};
+
 subtest 'definitions and queues of somebody else' => sub {
 	$node->psql_as('stranger', q{SELECT orchestrator.define('who', 'SELECT app.witness(''shadow'')', 'sql')});
 	who_is('app', 'a definition of the same name does not shadow the own one');
