@@ -172,7 +172,7 @@ start_executor(void)
 	memcpy(&args, MyBgworkerEntry->bgw_extra, sizeof(args));
 	me = &orch_shared->executors[args.slot];
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	pqsignal(SIGTERM, die);
+	pqsignal(SIGTERM, orch_shmem_terminate);
 	pqsignal(SIGINT, SIG_IGN); /* until there is a step to cancel */
 	pqsignal(SIGQUIT, handle_quit);
 
@@ -252,8 +252,9 @@ leave_slot(int code, Datum arg)
 {
 	orch_note_innocent(me - orch_shared->executors);
 	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
-	me->failed_start = me->state == ORCH_EXECUTOR_STARTING ||
-					   (code != 0 && !ProcDiePending && tasks_done == 0);
+	me->failed_start =
+		!orch_shmem_terminated() && (me->state == ORCH_EXECUTOR_STARTING ||
+									 (code != 0 && tasks_done == 0));
 	me->state = ORCH_EXECUTOR_DEAD;
 	me->since = GetCurrentTimestamp();
 	me->lane = -1;

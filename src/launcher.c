@@ -436,14 +436,16 @@ check_supervisor(OrchDatabase *database, Watch *watch)
 }
 
 /*
- * When it may start again.  One that ended soon is started at once the first
- * time, then later and later.
+ * When it may start again.  One that failed soon is started at once the first
+ * time, then later and later; one that was told to leave, at once.
  */
 static void
 end_supervisor(OrchDatabase *database, Watch *watch)
 {
+	bool terminated = database->terminated;
 	TimestampTz delay;
 
+	database->terminated = false;
 	if (database->absent)
 	{
 		MemoryContext context = MemoryContextSwitchTo(TopMemoryContext);
@@ -462,7 +464,7 @@ end_supervisor(OrchDatabase *database, Watch *watch)
 		return;
 
 	database->retry_at = 0;
-	if (turn_at - watch->started >= HEALTHY_AFTER)
+	if (terminated || turn_at - watch->started >= HEALTHY_AFTER)
 		database->failures = 0;
 	else if (++database->failures > 1)
 	{

@@ -4,12 +4,15 @@
  */
 #include "postgres.h"
 
+#include <signal.h>
+
 #include "miscadmin.h"
 #include "portability/instr_time.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
 #include "storage/shmem.h"
+#include "tcop/tcopprot.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
@@ -24,6 +27,8 @@ static shmem_request_hook_type previous_request_hook = NULL;
 static shmem_startup_hook_type previous_startup_hook = NULL;
 
 static void (*when_started)(void) = NULL;
+
+static volatile sig_atomic_t terminated = false; /* by SIGTERM */
 
 #define MAX_BLOCKS 4
 
@@ -200,6 +205,7 @@ orch_shmem_database(Oid dboid, bool create)
 	unused->wanted = false;
 	unused->absent = false;
 	unused->blocked_by = 0;
+	unused->terminated = false;
 	unused->failures = 0;
 	unused->retry_at = 0;
 	pg_atomic_write_u32(&unused->wake, 0);
@@ -228,6 +234,23 @@ orch_shmem_describe_worker(BackgroundWorker *worker, const char *kind)
 	worker->bgw_flags =
 		BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
 	worker->bgw_start_time = BgWorkerStart_RecoveryFinished;
+}
+
+/*
+ * The SIGTERM handler of workers.  Who was told to leave did not fail, and may
+ * be started again at once.
+ */
+void
+orch_shmem_terminate(SIGNAL_ARGS)
+{
+	terminated = true;
+	die(postgres_signal_arg);
+}
+
+bool
+orch_shmem_terminated(void)
+{
+	return terminated;
 }
 
 void

@@ -75,6 +75,7 @@ typedef struct OrchDatabase
 	bool wanted;			   /* a supervisor should run */
 	bool absent;			   /* the last one found no extension */
 	pid_t blocked_by;		   /* backend that drops, renames or copies it */
+	bool terminated;		   /* the last one was told to leave */
 	int failures;			   /* starts in a row that ended in an error */
 	TimestampTz retry_at;	   /* not started again before */
 	pg_atomic_uint32 wake;	   /* ORCH_WAKE_* */
@@ -400,6 +401,8 @@ extern OrchDatabase *orch_shmem_database(Oid dboid, bool create);
  * What all processes of ours have in common: a kind's type is "orchestrator
  * <kind>", and its entry orchestrator_<kind>_main.
  */
+extern void orch_shmem_terminate(SIGNAL_ARGS);
+extern bool orch_shmem_terminated(void);
 extern void orch_shmem_describe_worker(BackgroundWorker *worker,
 									   const char *kind);
 

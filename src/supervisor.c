@@ -168,7 +168,7 @@ static void
 start_supervisor(Oid dboid)
 {
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	pqsignal(SIGTERM, die);
+	pqsignal(SIGTERM, orch_shmem_terminate);
 	BackgroundWorkerUnblockSignals();
 	watchdog = RegisterTimeout(USER_TIMEOUT, handle_watchdog);
 	BackgroundWorkerInitializeConnectionByOid(dboid, InvalidOid, 0);
@@ -211,6 +211,7 @@ leave_slot(int code, Datum arg)
 	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
 	if (database->supervisor_pid == MyProcPid)
 	{
+		database->terminated = orch_shmem_terminated();
 		database->supervisor_pid = 0;
 		database->supervisor_procno = -1;
 	}

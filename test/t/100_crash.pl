@@ -25,6 +25,7 @@ foreach my $lane ('on', 'off')
 		{
 			subtest "$kind terminated and killed" => sub { leader_ended($kind) };
 		}
+		subtest 'supervisor terminated again and again' => \&ended_again;
 		subtest 'supervisor and executor ended together' => \&both_terminated;
 		subtest 'postmaster killed' => \&postmaster_killed;
 		foreach my $mode ('immediate', 'fast', 'smart')
@@ -270,6 +271,22 @@ sub leader_ended
 		# Due tasks and the events of others need a supervisor.
 		($id) = split /\n/, $node->psql_as('app', q(SELECT orchestrator.enqueue('pass', delay => '0.1 second')));
 		ok(run_ids($id), 'a delayed task is run');
+	}
+	return;
+}
+
+# Whoever ends it again and again does not keep it away: that it was told to
+# leave is no failure.
+sub ended_again
+{
+	my ($old) = workers($node, 'supervisor');
+	foreach my $round (1 .. 6)
+	{
+		my ($new, $from) = (undef, time);
+		kill 'TERM', $old;
+		within(30, sub { ($new) = grep { $_ != $old } workers($node, 'supervisor') });
+		at_most(time - $from, 5, "ended $round times in a row, another one runs");
+		$old = $new;
 	}
 	return;
 }
