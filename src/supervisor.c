@@ -984,13 +984,15 @@ save_statistics(void)
 }
 
 /*
- * When the server stops, the minute under way is written, too.
+ * When the server stops, the minute under way is written, too.  No standby is
+ * waited for: it may be gone, and nobody could interrupt us.
  */
 static void
 save_at_exit(int code, Datum arg)
 {
 	if (!server_is_stopping())
 		return;
+	synchronous_commit = SYNCHRONOUS_COMMIT_LOCAL_FLUSH;
 	AbortOutOfAnyTransaction();
 	if (!orch_stats_prepare_save(live_now, true))
 		return;
