@@ -213,6 +213,8 @@ ALTER SEQUENCE orchestrator.task_id_seq OWNED BY orchestrator.task.id;
 
 CREATE TABLE orchestrator.task_live PARTITION OF orchestrator.task FOR VALUES IN (true);
 CREATE UNIQUE INDEX task_live_id ON orchestrator.task_live (id);
+-- A publication of all tables would else forbid every change but the direct ones.
+ALTER TABLE orchestrator.task_live REPLICA IDENTITY USING INDEX task_live_id;
 CREATE INDEX task_live_ready ON orchestrator.task_live (owner, queue, sort_key, id) WHERE state = 'pending' AND parked_on IS NULL;
 CREATE INDEX task_live_parked ON orchestrator.task_live (owner, parked_on, sort_key, id) WHERE state = 'pending' AND parked_on IS NOT NULL;
 CREATE INDEX task_live_due ON orchestrator.task_live (run_at) WHERE state = 'scheduled';

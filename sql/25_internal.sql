@@ -324,9 +324,11 @@ CREATE FUNCTION orchestrator._index_partition(prefix text, kind text, range bigi
 BEGIN
   IF $2 = 'trace_log' THEN
     EXECUTE format('CREATE INDEX %1$s_%2$s_task ON orchestrator.%1$s_%2$s USING brin (task_id) WITH (autosummarize = on)', $1, $3);
+    EXECUTE format('ALTER TABLE orchestrator.%1$s_%2$s REPLICA IDENTITY FULL', $1, $3);
     RETURN;
   END IF;
   EXECUTE format('CREATE UNIQUE INDEX %1$s_%2$s_id ON orchestrator.%1$s_%2$s (id)', $1, $3);
+  EXECUTE format('ALTER TABLE orchestrator.%1$s_%2$s REPLICA IDENTITY USING INDEX %1$s_%2$s_id', $1, $3);
   EXECUTE format('CREATE INDEX %1$s_%2$s_parent ON orchestrator.%1$s_%2$s (parent_id, step, item) WHERE parent_id IS NOT NULL', $1, $3);
 END
 $$;

@@ -59,6 +59,7 @@ CREATE TABLE orchestrator.schedule_tick (
   last_by name
 );
 INSERT INTO orchestrator.schedule_tick VALUES (NULL, NULL);
+ALTER TABLE orchestrator.schedule_tick REPLICA IDENTITY FULL;
 COMMENT ON TABLE orchestrator.schedule_tick IS 'When tick() was last called in this database, by the clock of the server';
 
 -- src/cron.c

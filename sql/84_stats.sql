@@ -21,6 +21,7 @@ CREATE TABLE orchestrator.stats (
   wait      bytea       NOT NULL,   -- sketches (src/sketch.c)
   run       bytea       NOT NULL
 );
+ALTER TABLE orchestrator.stats REPLICA IDENTITY FULL;
 CREATE INDEX stats_at ON orchestrator.stats (hourly, at);
 CREATE INDEX stats_of ON orchestrator.stats (kind, id, at);
 COMMENT ON TABLE orchestrator.stats IS

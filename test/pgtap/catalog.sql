@@ -1,6 +1,6 @@
 -- The catalog against rules R1 to R4 and R9 of the security chapter, and what is documented.
 \ir lib/setup.psql
-SELECT plan(53);
+SELECT plan(54);
 
 -- Every member of the extension, by kind.
 CREATE VIEW member AS
@@ -74,5 +74,9 @@ SELECT is((SELECT array_agg(c::regclass::text ORDER BY c::regclass::text) FROM p
 SELECT is_empty($$SELECT c::regclass FROM pg_extension, unnest(extconfig, extcondition) u(c, condition) WHERE extname = 'orchestrator' AND condition <> ''$$, 'with all rows');
 SELECT is_empty($$SELECT i.indexrelid::regclass FROM pg_index i JOIN relation r ON r.oid = i.indrelid WHERE r.relkind = 'p'$$, 'no partitioned table has an index: a restore would make it twice');
 
+SELECT is((SELECT string_agg(c.relname, ', ') FROM pg_class c
+           WHERE c.relnamespace = 'orchestrator'::regnamespace AND c.relkind = 'r' AND c.relreplident <> 'f'
+             AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END)),
+          NULL, 'every table has a replica identity, partitions, too: publications do not forbid changes');
 SELECT * FROM finish();
 ROLLBACK;
