@@ -8,6 +8,7 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "access/xact.h"
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_authid.h"
@@ -315,6 +316,14 @@ orch_catalog_end_owner(const OrchIdentity *saved)
 	SetUserIdAndSecContext(saved->userid, saved->context);
 }
 
+void
+orch_catalog_require_flush(void)
+{
+	if (synchronous_commit == SYNCHRONOUS_COMMIT_OFF && !IsInParallelMode())
+		set_config_option("synchronous_commit", "local", PGC_USERSET,
+						  PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+}
+
 static Oid
 find_function(Oid schema, const char *name, int nargs, const Oid *args)
 {
@@ -395,6 +404,7 @@ orchestrator_as_owner(PG_FUNCTION_ARGS)
 	for (int i = 0; i < PG_NARGS(); i++)
 		inner->args[i + 1] = fcinfo->args[i];
 
+	orch_catalog_require_flush();
 	orch_catalog_begin_owner(&saved);
 	result = FunctionCallInvoke(inner);
 	orch_catalog_end_owner(&saved);

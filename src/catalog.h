@@ -199,6 +199,12 @@ extern void orch_catalog_begin_owner(OrchIdentity *saved);
 extern void orch_catalog_end_owner(const OrchIdentity *saved);
 
 /*
+ * The commit of this transaction, once acknowledged, must not be lost, whatever
+ * the role's settings say.
+ */
+extern void orch_catalog_require_flush(void);
+
+/*
  * Call an internal SQL function as the owner.  An active snapshot must be
  * set.  isnull may be NULL when the function never returns null.
  */

@@ -262,8 +262,7 @@ set_input(FunctionCallInfo fcinfo, OrchRow *row)
 }
 
 /*
- * What must hold in this session before anything is written.  A commit that
- * was acknowledged must not lose the task, whatever the role's settings say.
+ * What must hold in this session before anything is written.
  */
 static void
 check_caller(const char *function)
@@ -278,9 +277,7 @@ check_caller(const char *function)
 			 errmsg("tasks of superusers are not allowed in this server"),
 			 errhint(
 				 "Enqueue as an ordinary role, or set orchestrator.superuser_tasks = on.")));
-	if (synchronous_commit == SYNCHRONOUS_COMMIT_OFF)
-		set_config_option("synchronous_commit", "local", PGC_USERSET,
-						  PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+	orch_catalog_require_flush();
 }
 
 static void

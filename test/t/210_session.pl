@@ -285,5 +285,29 @@ measure_ok(5, 'a step of a role with statement_timeout ends', sub {
 		is(outcome_of($node, 'postgres', $slow)->{state}, 'failed', 'statement_timeout of the role holds for its steps');
 	});
 
+# What must not follow a role's settings: what a call of the engine, or the end of
+# a step, has told is there after a crash (F08).
+$node->set(wal_writer_delay => '10s');
+$node->reload;
+$node->plain_role('careless');
+$node->safe_psql('postgres', 'ALTER ROLE careless SET synchronous_commit = off');
+my $done = outcome($node, 'careless', q{orchestrator.run('INSERT INTO public.effect VALUES (current_user, ''kept'')')});
+my %kept = (enqueue => 'run(\'SELECT 1\', delay => \'1 hour\')',
+	enqueue_workflow => 'enqueue_workflow(ARRAY[orchestrator.step(\'a\', \'SELECT 1\', \'sql\')], delay => \'1 hour\')');
+my %id;
+foreach my $call (sort keys %kept)
+{
+	is($node->psql_as('careless', "BEGIN; SELECT orchestrator.$kept{$call} > 0; SHOW synchronous_commit; ROLLBACK"), "t\nlocal", "$call makes its transaction durable");
+	$id{$call} = $node->psql_as('careless', "SELECT orchestrator.$kept{$call}");
+}
+is($node->psql_as('careless', "BEGIN; SELECT orchestrator.cancel($id{enqueue}); SHOW synchronous_commit; ROLLBACK"), "cancelled\nlocal", 'so does cancel()');
+is($node->psql_as('careless', 'SHOW synchronous_commit'), 'off', 'and no other');
+$node->psql_as('careless', "SELECT orchestrator.cancel($id{enqueue})");
+$node->stop('immediate');
+$node->start;
+is($node->safe_psql('postgres', "SELECT string_agg(state::text, ',' ORDER BY id) FROM orchestrator.task WHERE id IN ($done->{id}, $id{enqueue}, $id{enqueue_workflow})"),
+	'completed,cancelled,scheduled', 'what was told is there after a crash');
+is($node->safe_psql('postgres', q{SELECT count(*) FROM effect WHERE what = 'kept'}), 1, 'the effect, too');
+
 $node->stop;
 done_testing();
