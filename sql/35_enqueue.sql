@@ -35,6 +35,10 @@ DECLARE
   v_role pg_authid;
 BEGIN
   SELECT a.* INTO v_role FROM pg_authid a WHERE a.oid = $1;
+  IF v_role.rolsuper AND current_setting('orchestrator.superuser_tasks', true) = 'off' THEN
+    RAISE EXCEPTION 'tasks of superusers are not allowed in this server'
+      USING ERRCODE = 'insufficient_privilege', HINT = 'Enqueue as an ordinary role, or set orchestrator.superuser_tasks = on.';
+  END IF;
   IF NOT v_role.rolcanlogin AND current_setting('server_version_num')::int < 170000 THEN
     RAISE EXCEPTION 'role "%" cannot run tasks: it may not log in', v_role.rolname
       USING ERRCODE = 'object_not_in_prerequisite_state',

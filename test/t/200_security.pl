@@ -608,6 +608,8 @@ subtest 'superuser_tasks = off' => sub {
 	$node->set('orchestrator.superuser_tasks' => 'off');
 	$node->restart;
 	like(refused($node, 'postgres', q{SELECT orchestrator.run('SELECT 1')}), qr/tasks of superusers are not allowed/, 'refused when enqueued');
+	like(refused($node, 'postgres', q{SELECT orchestrator.enqueue_workflow(ARRAY[orchestrator.step('a', 'SELECT 1', 'sql')])}),
+		qr/tasks of superusers are not allowed/, 'a workflow, too');
 	$node->safe_psql('postgres', 'ALTER ROLE rising SUPERUSER');
 	$node->safe_psql('postgres', q{SELECT orchestrator.resume_queue('default')});
 	foreach my $id ($of_superuser, $of_rising)
