@@ -197,6 +197,7 @@ CREATE TABLE orchestrator.task (
   remaining    int,                  -- of a task with steps: those that are not final; null: it has none
   held_by      bigint,               -- paused together with this task
   parked_on    bigint,               -- a pending task that waits for this limit (src/permit.c); below 0: one for remote workers, less the number of its queue
+  changed_at   timestamptz,          -- when it was last paused, resumed, put off or given back
   name         text,
   key          text,
   command      text,                 -- of a one-off task (run)

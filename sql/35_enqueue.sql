@@ -274,7 +274,7 @@ BEGIN
   PERFORM orchestrator._check_input($3);
   t.run_at := $2;
   t.expire_at := least(t.deadline, t.run_at + CASE WHEN t.remaining IS NULL THEN d.queue_timeout ELSE d.timeout END);
-  UPDATE orchestrator.task_live l SET input = $3, run_at = t.run_at, expire_at = t.expire_at WHERE l.id = t.id;
+  UPDATE orchestrator.task_live l SET input = $3, run_at = t.run_at, expire_at = t.expire_at, changed_at = orchestrator._now() WHERE l.id = t.id;
   UPDATE orchestrator.task_key k SET expires_at = t.run_at WHERE k.owner = t.owner AND k.queue = t.queue AND k.key = t.key;
   PERFORM orchestrator._due(t.run_at), orchestrator._due(t.expire_at);
   RETURN t.id;

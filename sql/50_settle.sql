@@ -238,7 +238,7 @@ BEGIN
     SET sort_key = CASE t.state WHEN 'pending' THEN t.sort_key END,
         started_at = t.started_at, run_at = t.run_at, expire_at = t.expire_at, state = t.state,
         held_state = t.held_state, priority = t.priority, attempt = t.attempt, epoch = t.epoch,
-        worker = t.worker, error = t.error, resources = t.resources
+        worker = t.worker, error = t.error, resources = t.resources, changed_at = orchestrator._now()
     WHERE l.id = t.id;
   RETURN t.state;
 END

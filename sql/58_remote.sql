@@ -563,7 +563,7 @@ BEGIN
     INSERT INTO orchestrator.task_finished
       SELECT g.id, NULL, g.created_at, g.started_at, v_now, g.run_at, NULL, g.deadline, g.parent_id, g.root_id, 'completed', NULL, g.owner,
              g.definition, g.queue, g.priority, g.attempt, g.max_attempts, g.epoch, g.worker, false, g.plan, g.step, g.item, g.iteration,
-             g.remaining, NULL, g.parked_on, g.name, g.key, g.command, g.traceparent, g.input, g.result, NULL, g.metadata, g.resources,
+             g.remaining, NULL, g.parked_on, g.changed_at, g.name, g.key, g.command, g.traceparent, g.input, g.result, NULL, g.metadata, g.resources,
              g.compensation, g.callbacks
       FROM gone g
   )

@@ -256,7 +256,7 @@ DECLARE
   v_count bigint;
 BEGIN
   PERFORM orchestrator._ensure_partition(r.n * 1000000) FROM (SELECT DISTINCT i / 1000000 AS n FROM unnest($1) i) r;
-  UPDATE orchestrator.task_live l SET held_state = 'paused', held_by = $4
+  UPDATE orchestrator.task_live l SET held_state = 'paused', held_by = $4, changed_at = v_now
     WHERE l.id = ANY ($1) AND l.state = 'running' AND NOT $2 AND l.held_state IS DISTINCT FROM 'paused';
   GET DIAGNOSTICS v_count = ROW_COUNT;
   WITH old AS MATERIALIZED (
@@ -274,7 +274,7 @@ BEGIN
       SET state = 'paused', held_state = CASE o.state WHEN 'running' THEN 'pending' ELSE o.state END,
           attempt = o.attempt - (o.state = 'running')::int, epoch = o.epoch + (o.state = 'running')::int,
           started_at = CASE o.state WHEN 'running' THEN NULL ELSE o.started_at END,
-          worker = NULL, sort_key = NULL, expire_at = o.deadline, held_by = $4,
+          worker = NULL, sort_key = NULL, expire_at = o.deadline, held_by = $4, changed_at = v_now,
           -- when its wait ends, for resume()
           run_at = CASE o.state WHEN 'waiting' THEN o.expire_at ELSE o.run_at END
       FROM old o WHERE l.id = o.id
@@ -324,11 +324,11 @@ DECLARE
   v_count bigint;
 BEGIN
   PERFORM orchestrator._ensure_partition(r.n * 1000000) FROM (SELECT DISTINCT i / 1000000 AS n FROM unnest($1) i) r;
-  UPDATE orchestrator.task_live l SET held_state = NULL, held_by = NULL WHERE l.id = ANY ($1) AND l.state = 'running';
+  UPDATE orchestrator.task_live l SET held_state = NULL, held_by = NULL, changed_at = v_now WHERE l.id = ANY ($1) AND l.state = 'running';
   GET DIAGNOSTICS v_count = ROW_COUNT;
   WITH freed AS (
     UPDATE orchestrator.task_live l
-      SET state = n.state, held_state = NULL, held_by = NULL, parked_on = CASE WHEN l.parked_on < 0 THEN l.parked_on END, run_at = CASE n.state WHEN 'waiting' THEN NULL ELSE l.run_at END, sort_key = CASE n.state WHEN 'pending' THEN orchestrator._ready_key(l.owner, l.queue, l.input, v_now, l.priority) END,
+      SET state = n.state, held_state = NULL, held_by = NULL, changed_at = v_now, parked_on = CASE WHEN l.parked_on < 0 THEN l.parked_on END, run_at = CASE n.state WHEN 'waiting' THEN NULL ELSE l.run_at END, sort_key = CASE n.state WHEN 'pending' THEN orchestrator._ready_key(l.owner, l.queue, l.input, v_now, l.priority) END,
           expire_at = CASE n.state WHEN 'waiting' THEN least(l.deadline, l.run_at)
                         ELSE least(l.deadline, greatest(v_now, l.run_at) + d.queue_timeout) END
       FROM orchestrator.task_live o
@@ -366,6 +366,7 @@ BEGIN
   t.deadline := CASE WHEN t.deadline > $2 THEN t.deadline END;
   t.expire_at := least(t.deadline, coalesce(t.run_at, $2) + (SELECT d.queue_timeout FROM orchestrator.definition d WHERE d.id = t.definition));
   t.finished_at := NULL;
+  t.changed_at := $2;
   t.worker := NULL;
   t.parked_on := orchestrator._remote_lane(t.definition, t.queue);
   t.sort_key := CASE WHEN t.run_at IS NULL THEN orchestrator._ready_key(t.owner, t.queue, t.input, $2, t.priority) END;

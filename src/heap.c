@@ -96,14 +96,14 @@ struct OrchReadyScan
 };
 
 static const char *const column_names[ORCH_TASK_COLUMNS] = {
-	"id",		 "sort_key",	"created_at",	"started_at", "finished_at",
-	"run_at",	 "expire_at",	"deadline",		"parent_id",  "root_id",
-	"state",	 "held_state",	"owner",		"definition", "queue",
-	"priority",	 "attempt",		"max_attempts", "epoch",	  "worker",
-	"live",		 "plan",		"step",			"item",		  "iteration",
-	"remaining", "held_by",		"parked_on",	"name",		  "key",
-	"command",	 "traceparent", "input",		"output",	  "error",
-	"metadata",	 "resources",	"compensation", "callbacks"};
+	"id",		 "sort_key",   "created_at",   "started_at",   "finished_at",
+	"run_at",	 "expire_at",  "deadline",	   "parent_id",	   "root_id",
+	"state",	 "held_state", "owner",		   "definition",   "queue",
+	"priority",	 "attempt",	   "max_attempts", "epoch",		   "worker",
+	"live",		 "plan",	   "step",		   "item",		   "iteration",
+	"remaining", "held_by",	   "parked_on",	   "changed_at",   "name",
+	"key",		 "command",	   "traceparent",  "input",		   "output",
+	"error",	 "metadata",   "resources",	   "compensation", "callbacks"};
 
 static OrchLeaf *open_leaf(Oid relid, bool live);
 static IndexRule rule_of(Oid index, bool live);

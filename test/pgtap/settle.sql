@@ -22,7 +22,7 @@ CREATE FUNCTION final(id bigint) RETURNS text LANGUAGE sql AS $$SELECT state_of(
 SELECT define('job', ', retry_jitter => 0, retry_delay => ''10 s''');
 SELECT running('job') AS task \gset
 SELECT is(orchestrator._settle_completed(:task, 1, '{"x": 1}', NULL, NULL), true, 'a step succeeded');
-SELECT is(jsonb_strip_nulls(to_jsonb(t) - '{id,created_at,started_at,finished_at,definition,owner}'::text[]),
+SELECT is(jsonb_strip_nulls(to_jsonb(t) - '{id,created_at,changed_at,started_at,finished_at,definition,owner}'::text[]),
           '{"state": "completed", "live": false, "attempt": 1, "epoch": 1, "worker": 4711, "queue": 1, "priority": 0, "max_attempts": 3, "input": {}, "output": {"x": 1}}', 'its finished row')
 FROM task(:task) t;
 SELECT is(t.finished_at BETWEEN t.started_at AND orchestrator._now(), true, 'finished now') FROM task(:task) t;
@@ -38,7 +38,7 @@ SELECT is(t.started_at || t.resources::text || coalesce(t.output::text, '-'), '2
 -- An error, and the retry
 SELECT running('job') AS task \gset
 SELECT is(orchestrator._settle_failed(:task, 1, 'error', '{"sqlstate": "22012", "message": "division by zero", "hint": "h"}', NULL, '{"rows": 1}'), 'scheduled', 'an error: the task is scheduled again');
-SELECT is(jsonb_strip_nulls(to_jsonb(t) - '{id,created_at,started_at,run_at,definition,owner}'::text[]),
+SELECT is(jsonb_strip_nulls(to_jsonb(t) - '{id,created_at,changed_at,started_at,run_at,definition,owner}'::text[]),
           '{"state": "scheduled", "live": true, "attempt": 1, "epoch": 2, "queue": 1, "priority": -1, "max_attempts": 3, "input": {}, "resources": {"rows": 1},
             "error": {"sqlstate": "22012", "message": "division by zero", "hint": "h"}}', 'its row: no worker, the error, the next epoch')
 FROM task(:task) t;
@@ -65,7 +65,7 @@ SELECT settle_failed(:task), again(11);
 SELECT settle_failed(:task), again(21);
 SELECT is(settle_failed(:task), 'failed', 'the last attempt');
 SELECT is(final(:task), 'failed max_attempts', 'says why it was the last');
-SELECT is(jsonb_strip_nulls(to_jsonb(t) - '{id,created_at,started_at,finished_at,run_at,definition,owner}'::text[]),
+SELECT is(jsonb_strip_nulls(to_jsonb(t) - '{id,created_at,changed_at,started_at,finished_at,run_at,definition,owner}'::text[]),
           '{"state": "failed", "live": false, "attempt": 3, "epoch": 5, "worker": 4711, "queue": 1, "priority": -2, "max_attempts": 3, "input": {}, "error": {"sqlstate": "22012", "message": "no"}}', 'its finished row')
 FROM task(:task) t;
 SELECT is(story(:task), 'created 0, started 1, retrying 1, started 2, retrying 2, started 3, failed 3', 'its story');
@@ -173,7 +173,7 @@ SELECT orchestrator.enqueue('job') AS next \gset
 SELECT to_jsonb(task(:task)) AS before \gset
 SELECT claim(1);
 SELECT is(settle_failed(:task, 'released', NULL), 'pending', 'released: ready again');
-SELECT is(to_jsonb(task(:task)) - 'epoch', :'before'::jsonb - 'epoch', 'as if it had not been claimed');
+SELECT is(to_jsonb(task(:task)) - '{epoch,changed_at}'::text[], :'before'::jsonb - '{epoch,changed_at}'::text[], 'as if it had not been claimed');
 SELECT is((task(:task)).epoch, 2, 'but for the epoch');
 SELECT is(story(:task), 'created 0, released 1', 'its story: it was not started');
 SELECT is(claim(1), array[:task]::bigint[], 'it keeps its place');

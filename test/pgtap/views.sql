@@ -1,6 +1,6 @@
 -- The views: their columns, and what they show.
 \ir lib/setup.psql
-SELECT plan(34);
+SELECT plan(38);
 
 -- Columns that the contract names, in its order; others may follow or stand between.
 CREATE FUNCTION contract(view text, columns text) RETURNS text LANGUAGE sql AS $$
@@ -47,7 +47,20 @@ SELECT orchestrator._settle_completed(:task, 1, '{"o": 1}', NULL, '{"rows": 3, "
 SELECT is(s.state || ' ' || s.progress || ' ' || s.output::text || ' ' || s.rows || ' ' || s.wal_bytes || ' ' || s.cpu_time || ' ' || (s.resources ->> 'buffers'), 'completed 1 {"o": 1} 3 400 00:00:00.25 5', 'completed') FROM status(:task) s;
 SELECT is(s.duration = s.finished_at - s.started_at AND s.updated_at = s.finished_at, true, 'and its duration') FROM status(:task) s;
 SELECT orchestrator.enqueue('job') AS task \gset
-SELECT claim(1, 'q'), settle_failed(:task);
+SELECT (status(:task)).updated_at AS before \gset
+SELECT later(1), orchestrator.pause(:task);
+SELECT is((status(:task)).updated_at > :'before' AND (status(:task)).updated_at <= orchestrator._now(), true, 'pause() is a change');
+SELECT (status(:task)).updated_at AS before \gset
+SELECT later(1), orchestrator.resume(:task);
+SELECT is((status(:task)).updated_at > :'before', true, 'so is resume()');
+SELECT claim(1, 'q');
+SELECT (status(:task)).updated_at AS before \gset
+SELECT later(1), orchestrator.pause(:task);
+SELECT is((status(:task)).updated_at > :'before', true, 'also while it runs');
+SELECT orchestrator.resume(:task);
+SELECT (status(:task)).updated_at AS before \gset
+SELECT later(1), settle_failed(:task);
+SELECT is((status(:task)).updated_at > :'before', true, 'so is the end of an attempt');
 SELECT is(s.state || ' ' || s.attempt || ' ' || (s.error ->> 'sqlstate') || coalesce(s.worker_pid, 0) || coalesce(s.duration::text, '-'), 'scheduled 1 220120-', 'between attempts: an error, no worker, no duration') FROM status(:task) s;
 SELECT orchestrator.pause(:task);
 SELECT is(s.state || ' ' || s.held_state, 'paused scheduled', 'paused') FROM status(:task) s;
