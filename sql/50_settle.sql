@@ -167,7 +167,7 @@ BEGIN
     WHEN $2 = 'timeout' AND d.timeout_policy IN ('fail', 'fail_workflow') THEN 'timeout_policy'
     WHEN $2 = 'error' AND t.error -> 'retry' = 'false' THEN 'item_error'
     WHEN $2 = 'error' AND (t.error ->> 'sqlstate' = ANY (d.never_retry) OR left(t.error ->> 'sqlstate', 2) = ANY (d.never_retry)) THEN 'never_retry'
-    WHEN v_now + v_delay > t.created_at + d.retry_budget THEN 'retry_budget'
+    WHEN v_now + v_delay > t.created_at + d.retry_budget AND v_now + v_delay > orchestrator._budget_from(t) + d.retry_budget THEN 'retry_budget'
     WHEN v_now + v_delay >= t.deadline THEN 'deadline'
   END;
   IF v_reason IS NOT NULL THEN
@@ -190,6 +190,16 @@ BEGIN
   PERFORM orchestrator._tell(t, 'retrying');
   PERFORM orchestrator._count(t.owner, t.queue, t.definition, 'retried');
   RETURN orchestrator._requeue(t);
+END
+$$;
+
+-- Since when the retry_budget of a task counts: it was enqueued, or given more
+-- attempts by hand.
+CREATE FUNCTION orchestrator._budget_from(t orchestrator.task) RETURNS timestamptz
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN coalesce((SELECT max(w.at) FROM orchestrator.trace_log w
+                   WHERE w.task_id = t.id AND w.event = 'retrying' AND NOT w.detail ? 'outcome'), t.created_at);
 END
 $$;
 

@@ -1,6 +1,6 @@
 -- _settle_completed(), _settle_failed(): every way an attempt can end.
 \ir lib/setup.psql
-SELECT plan(114);
+SELECT plan(117);
 
 CREATE FUNCTION define(name text, more text DEFAULT '') RETURNS void LANGUAGE plpgsql AS $$
 BEGIN EXECUTE format('SELECT orchestrator.define(%L, ''SELECT 1'', ''sql'' %s)', $1, $2); END $$;
@@ -123,6 +123,12 @@ SELECT is(settle_failed(:task), 'scheduled', 'within the budget of time');
 SELECT again(16);
 SELECT is(settle_failed(:task), 'failed', 'the next attempt would begin after it');
 SELECT is(final(:task), 'failed retry_budget', 'which is the reason');
+SELECT later(3600);
+SELECT is(orchestrator.retry(:task, 5), 'pending', 'with more attempts, given by hand,');
+SELECT claim(1);
+SELECT is(settle_failed(:task), 'scheduled', 'the budget begins anew');
+SELECT again(16);
+SELECT is(settle_failed(:task), 'failed', 'and ends, too');
 SELECT running('job', ', deadline => orchestrator._now() + interval ''60 s''') AS inside \gset
 SELECT running('job', ', deadline => orchestrator._now() + interval ''9 s''') AS outside \gset
 SELECT is(settle_failed(:inside), 'scheduled', 'before the deadline');
