@@ -92,6 +92,7 @@ COMMENT ON TABLE orchestrator.alert IS
 
 CREATE TABLE orchestrator.queue_share (
   queue   int NOT NULL,
+  owner   int NOT NULL,               -- of the queue
   grantee int NOT NULL,
   may_claim boolean NOT NULL DEFAULT false,   -- as a remote worker, the tasks of everybody there
   PRIMARY KEY (queue, grantee)

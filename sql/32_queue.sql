@@ -304,8 +304,9 @@ CREATE FUNCTION orchestrator._share_queue(caller oid, name text, role text, owne
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   PERFORM orchestrator._initialize();
-  INSERT INTO orchestrator.queue_share (queue, grantee, may_claim)
-    VALUES (orchestrator._own_queue($1, $2, $4), orchestrator._grantee($3), coalesce($5, false))
+  INSERT INTO orchestrator.queue_share (queue, owner, grantee, may_claim)
+    SELECT q.id, q.owner, orchestrator._grantee($3), coalesce($5, false)
+    FROM orchestrator.queue q WHERE q.id = orchestrator._own_queue($1, $2, $4)
     ON CONFLICT ON CONSTRAINT queue_share_pkey DO UPDATE SET may_claim = excluded.may_claim;
   PERFORM orchestrator._invalidate();
 END

@@ -252,7 +252,8 @@ CREATE POLICY visible ON orchestrator.definition_share FOR SELECT
   USING (grantee = ANY ((SELECT orchestrator._visible_owners())::int[])
          OR owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
 CREATE POLICY visible ON orchestrator.queue_share FOR SELECT
-  USING (grantee = ANY ((SELECT orchestrator._visible_owners())::int[]));
+  USING (grantee = ANY ((SELECT orchestrator._visible_owners())::int[])
+         OR owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
 CREATE POLICY visible ON orchestrator.definition FOR SELECT
   USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[])
          OR EXISTS (SELECT FROM orchestrator.definition_share s

@@ -1,6 +1,6 @@
 -- share_definition(), share_queue() and what takes them back; how names are resolved.
 \ir lib/setup.psql
-SELECT plan(43);
+SELECT plan(46);
 
 CREATE ROLE sharing_lib LOGIN;
 CREATE ROLE sharing_lib2 LOGIN;
@@ -72,6 +72,8 @@ SELECT matches(job(), '^42704', 'what is defined after a drop is not shared');
 
 SELECT is(share('queue', 'sharing_app', 'sharing_lib'), 'no error', 'its owner shares a queue');
 SELECT is(line(), 'sharing_lib', 'it can be used then');
+SELECT is(value_of('SELECT count(*) FROM orchestrator.queue_share', role), n, format('shares of queues that %s sees: %s', role, n))
+FROM (VALUES ('sharing_lib', '1'), ('sharing_app', '1'), ('sharing_lib2', '0')) v(role, n);
 SELECT is(share('queue', 'sharing_app', 'sharing_lib2'), 'no error', 'two roles share a name');
 SELECT is(line(), '42P09: queue "line" was shared by more than one role [Make a queue of your own with orchestrator.define_queue().]', 'then neither is taken');
 SELECT value_of($$SELECT orchestrator.define_queue('line')$$, 'sharing_app');
