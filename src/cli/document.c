@@ -326,11 +326,8 @@ check_keys(Parser *parser, const DocNode *object)
 	return fail(parser, "key \"%s\" is there twice", twice->key);
 }
 
-/*
- * The line of the first byte that is no UTF-8, or is 0; 0: it is fine.
- */
-static int
-find_bad_byte(const char *text, size_t length)
+int
+doc_bad_line(const char *text, size_t length)
 {
 	size_t good = pg_encoding_verifymbstr(PG_UTF8, text, (int) length);
 	int line = 1;
@@ -349,7 +346,7 @@ doc_parse(const char *text, size_t length, char **error, int *line)
 	Parser parser = {.at = text, .line = 1};
 	DocNode *root;
 
-	*line = find_bad_byte(text, length);
+	*line = doc_bad_line(text, length);
 	if (*line > 0)
 	{
 		*error = pg_strdup("it is not UTF-8");

@@ -41,6 +41,8 @@ typedef struct DocNode
  */
 extern DocNode *doc_parse(const char *text, size_t length, char **error,
 						  int *line);
+/* The line of the first byte that is no UTF-8, or is 0; 0: it is fine. */
+extern int doc_bad_line(const char *text, size_t length);
 extern void doc_free(DocNode *node);
 /* A member of an object; NULL if there is none, or it is null. */
 extern const DocNode *doc_member(const DocNode *object, const char *key);

@@ -22,7 +22,6 @@
 
 #define MEGABYTE	  (1024 * 1024)
 #define MOST_DOCUMENT MEGABYTE
-#define MOST_SCRIPT	  (16 * MEGABYTE)
 #define MOST_BYTES	  (64 * MEGABYTE) /* of all files of a task */
 #define MOST_FILES	  1000
 #define MOST_DEPTH	  8 /* folders in the folder of a task */
@@ -48,9 +47,11 @@ static char *resolve(const TaskFile *task, const DocNode *key,
 static void set_kind(TaskFile *task);
 static void check_files(const TaskFile *task, Problems *problems);
 static bool make_checksum(TaskFile *task, Problems *problems);
-static bool digest_folder(Digest *digest, const char *folder, int depth);
+static void digest_folder(Digest *digest, const char *folder, int depth);
 static void digest_file(Digest *digest, const char *path);
-static void add_text(Digest *digest, const char *text);
+static pg_cryptohash_ctx *start_hash(void);
+static void finish_hash(pg_cryptohash_ctx *hash, TaskFile *task);
+static void add_text(pg_cryptohash_ctx *hash, const char *text);
 static char **list_folder(const char *folder, int *count);
 static void free_names(char **names, int count);
 
@@ -295,11 +296,12 @@ check_files(const TaskFile *task, Problems *problems)
 					"only a program has dependencies");
 	if (task->script == NULL)
 		return;
-	script = taskfile_contents(task->script, MOST_SCRIPT, &length);
+	script = taskfile_contents(task->script, TASKFILE_SCRIPT, &length);
 	if (script == NULL)
 		problem_add(problems, task->script, 0, NULL, "%s", why(errno));
-	else if (strlen(script) != length)
-		problem_add(problems, task->script, 0, NULL, "it has a byte 0");
+	else if (doc_bad_line(script, length) > 0)
+		problem_add(problems, task->script, doc_bad_line(script, length), NULL,
+					"it is not UTF-8");
 	free(script);
 }
 
@@ -309,7 +311,7 @@ check_files(const TaskFile *task, Problems *problems)
  * The name of each file and what is in it, by the order of the names.  What
  * begins with a dot, and what languages put beside programs, does not count.
  */
-static bool
+static void
 digest_folder(Digest *digest, const char *folder, int depth)
 {
 	int count;
@@ -332,7 +334,6 @@ digest_folder(Digest *digest, const char *folder, int depth)
 		free(path);
 	}
 	free_names(names, count);
-	return digest->reason == NULL;
 }
 
 /*
@@ -356,7 +357,7 @@ digest_file(Digest *digest, const char *path)
 						 "link out of its folder";
 		return;
 	}
-	add_text(digest, path + digest->root);
+	add_text(digest->hash, path + digest->root);
 	while ((count = read(fd, buffer, sizeof(buffer))) > 0 &&
 		   digest->bytes + length <= MOST_BYTES)
 	{
@@ -366,7 +367,7 @@ digest_file(Digest *digest, const char *path)
 	close(fd);
 	/* so that what ends one file cannot begin the next */
 	snprintf(buffer, sizeof(buffer), "%zu", length);
-	add_text(digest, buffer);
+	add_text(digest->hash, buffer);
 	digest->bytes += length;
 	if (count < 0)
 		digest->reason = "a file of it cannot be read";
@@ -374,31 +375,44 @@ digest_file(Digest *digest, const char *path)
 		digest->reason = "it has more than 1000 files, or 64 MB of them";
 }
 
-static void
-add_text(Digest *digest, const char *text)
+static pg_cryptohash_ctx *
+start_hash(void)
 {
-	pg_cryptohash_update(digest->hash, (const uint8 *) text, strlen(text) + 1);
+	pg_cryptohash_ctx *hash = pg_cryptohash_create(PG_SHA256);
+
+	if (hash == NULL || pg_cryptohash_init(hash) < 0)
+		cli_fail(CLI_FAILED, "there is no SHA-256");
+	return hash;
+}
+
+static void
+finish_hash(pg_cryptohash_ctx *hash, TaskFile *task)
+{
+	uint8 bytes[PG_SHA256_DIGEST_LENGTH];
+
+	if (pg_cryptohash_final(hash, bytes, sizeof(bytes)) < 0)
+		cli_fail(CLI_FAILED, "there is no SHA-256");
+	pg_cryptohash_free(hash);
+	for (int i = 0; i < PG_SHA256_DIGEST_LENGTH; i++)
+		snprintf(task->checksum + 2 * i, 3, "%02x", bytes[i]);
+}
+
+static void
+add_text(pg_cryptohash_ctx *hash, const char *text)
+{
+	pg_cryptohash_update(hash, (const uint8 *) text, strlen(text) + 1);
 }
 
 static bool
 make_checksum(TaskFile *task, Problems *problems)
 {
-	Digest digest = {pg_cryptohash_create(PG_SHA256),
-					 strlen(task->folder) + 1};
-	uint8 bytes[PG_SHA256_DIGEST_LENGTH];
-	bool good;
+	Digest digest = {start_hash(), strlen(task->folder) + 1};
 
-	if (digest.hash == NULL || pg_cryptohash_init(digest.hash) < 0)
-		cli_fail(CLI_FAILED, "there is no SHA-256");
-	good = digest_folder(&digest, task->folder, MOST_DEPTH);
-	if (pg_cryptohash_final(digest.hash, bytes, sizeof(bytes)) < 0)
-		cli_fail(CLI_FAILED, "there is no SHA-256");
-	pg_cryptohash_free(digest.hash);
-	for (int i = 0; i < PG_SHA256_DIGEST_LENGTH; i++)
-		snprintf(task->checksum + 2 * i, 3, "%02x", bytes[i]);
-	if (!good)
+	digest_folder(&digest, task->folder, MOST_DEPTH);
+	finish_hash(digest.hash, task);
+	if (digest.reason)
 		problem_add(problems, task->path, 0, NULL, "%s", digest.reason);
-	return good;
+	return digest.reason == NULL;
 }
 
 /* ----------------------------------------------------------------- folders */
@@ -531,35 +545,38 @@ taskfile_exists(const char *folder, const char *name)
  * Each folder in the folder of tasks is a task, unless its name begins with
  * "." or "_".
  */
-TaskFile **
-taskfile_read_all(const char *folder, int *count, Problems *problems)
+char **
+taskfile_names(const char *folder, int *count, Problems *problems)
 {
-	TaskFile **tasks = NULL;
-	TaskFile *task;
-	int nnames;
-	char **names = list_folder(folder, &nnames);
+	char **names = list_folder(folder, count);
 	struct stat about;
+	int kept = 0;
 
-	*count = 0;
-	if (nnames < 0)
+	if (*count < 0)
 		problem_add(problems, folder, 0, NULL, "%s", strerror(errno));
-	for (int i = 0; i < nnames; i++)
+	for (int i = 0; i < *count; i++)
 	{
 		char *path = psprintf("%s/%s", folder, names[i]);
-		bool other = names[i][0] == '.' || names[i][0] == '_' ||
-					 (stat(path, &about) == 0 && !S_ISDIR(about.st_mode));
 
+		if (names[i][0] == '.' || names[i][0] == '_' ||
+			(stat(path, &about) == 0 && !S_ISDIR(about.st_mode)))
+			free(names[i]);
+		else
+			names[kept++] = names[i];
 		free(path);
-		if (other)
-			continue;
-		task = taskfile_read(folder, names[i], problems);
-		if (task == NULL)
-			continue;
-		tasks = pg_realloc(tasks, (*count + 1) * sizeof(TaskFile *));
-		tasks[(*count)++] = task;
 	}
-	free_names(names, nnames);
-	return tasks;
+	*count = kept;
+	return names;
+}
+
+void
+taskfile_add_checksum(TaskFile *task, const char *other)
+{
+	pg_cryptohash_ctx *hash = start_hash();
+
+	add_text(hash, task->checksum);
+	add_text(hash, other);
+	finish_hash(hash, task);
 }
 
 void

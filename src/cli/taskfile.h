@@ -15,6 +15,9 @@
 /* Where tasks are unless --tasks says otherwise. */
 #define TASKFILE_FOLDER "tasks"
 
+/* Bytes that a script may have. */
+#define TASKFILE_SCRIPT (16 * 1024 * 1024)
+
 /* Of the checksum of a task: SHA-256 in hexadecimal digits. */
 #define TASKFILE_CHECKSUM 64
 
@@ -44,13 +47,18 @@ extern bool taskfile_good_name(const char *name);
  */
 extern TaskFile *taskfile_read(const char *folder, const char *name,
 							   Problems *problems);
-/* The same of all tasks there, in the order of their names. */
-extern TaskFile **taskfile_read_all(const char *folder, int *count,
-									Problems *problems);
+/*
+ * The names of the tasks there, sorted; none, with a problem, if the folder
+ * cannot be read.
+ */
+extern char **taskfile_names(const char *folder, int *count,
+							 Problems *problems);
 /* Is there a task of that name (be it right or wrong)? */
 extern bool taskfile_exists(const char *folder, const char *name);
 /* A whole file of at most that many bytes; NULL, with errno. */
 extern char *taskfile_contents(const char *path, size_t most, size_t *length);
+/* Make the checksum one of what it is made of and of another one. */
+extern void taskfile_add_checksum(TaskFile *task, const char *other);
 extern void taskfile_free(TaskFile *task);
 
 #endif

@@ -1,6 +1,7 @@
 /*
  * tasks.c
- *	  Definitions as files: tasks check, new, schema.
+ *	  Definitions as files: reading those of a command; tasks check, new,
+ *	  schema.
  */
 #include "postgres_fe.h"
 
@@ -48,6 +49,9 @@ static const CliCommand cmd_schema = {
 	NULL,	  run_schema};
 
 static const CliCommand *const commands[] = {
+	&cmd_tasks_list,
+	&cmd_tasks_upload,
+	&cmd_tasks_purge,
 	&cmd_check,
 	&cmd_new,
 	&cmd_schema,
@@ -71,23 +75,123 @@ tasks_folder(const CliCall *call)
 	return folder ? folder : TASKFILE_FOLDER;
 }
 
+/* ------------------------------------------------------------------ reading */
+
+/* Tasks in the order in which they can be made. */
+typedef struct Reading
+{
+	const char *folder;
+	Problems *problems;
+	struct
+	{
+		char *name;
+		bool done;		/* false: what it uses is being read */
+		TaskFile *task; /* NULL: it is wrong */
+	} * known;
+	int nknown;
+	TaskFile **tasks;
+	int ntasks;
+} Reading;
+
+static TaskFile *read_one(Reading *reading, const char *name);
+static void read_used(Reading *reading, TaskFile *task);
+
+static int
+find_known(const Reading *reading, const char *name)
+{
+	for (int i = 0; i < reading->nknown; i++)
+		if (strcmp(reading->known[i].name, name) == 0)
+			return i;
+	return -1;
+}
+
+/*
+ * A task that another one has as a step.
+ */
+static void
+read_step(Reading *reading, TaskFile *task, const DocNode *name)
+{
+	TaskFile *used;
+	int known;
+
+	if (name == NULL || !taskfile_exists(reading->folder, name->text))
+		return;
+	known = find_known(reading, name->text);
+	if (known >= 0 && !reading->known[known].done)
+	{
+		problem_add(reading->problems, task->path, 0, name,
+					"\"%s\" and it use each other", name->text);
+		return;
+	}
+	used = read_one(reading, name->text);
+	if (used)
+		taskfile_add_checksum(task, used->checksum);
+}
+
+/*
+ * Read what a task uses.  Callbacks may go round in a circle.
+ */
+static void
+read_used(Reading *reading, TaskFile *task)
+{
+	static const char *const callbacks[] = {"success_callback",
+											"failure_callback"};
+	const DocNode *steps = doc_member(task->document, "steps");
+
+	for (const DocNode *step = steps ? steps->first : NULL; step;
+		 step = step->next)
+	{
+		read_step(reading, task, doc_member(step, "definition"));
+		read_step(reading, task, doc_member(step, "undo"));
+	}
+	for (int i = 0; i < lengthof(callbacks); i++)
+	{
+		const char *name = doc_text(task->document, callbacks[i]);
+
+		if (name && taskfile_exists(reading->folder, name))
+			read_one(reading, name);
+	}
+}
+
+static TaskFile *
+read_one(Reading *reading, const char *name)
+{
+	int known = find_known(reading, name);
+	TaskFile *task;
+
+	if (known >= 0)
+		return reading->known[known].task;
+	known = reading->nknown++;
+	reading->known =
+		pg_realloc(reading->known, reading->nknown * sizeof(*reading->known));
+	task = taskfile_read(reading->folder, name, reading->problems);
+	reading->known[known].name = pg_strdup(name);
+	reading->known[known].task = task;
+	reading->known[known].done = false;
+	if (task)
+	{
+		read_used(reading, task);
+		reading->tasks = pg_realloc(reading->tasks, (reading->ntasks + 1) *
+														sizeof(TaskFile *));
+		reading->tasks[reading->ntasks++] = task;
+	}
+	reading->known[known].done = true;
+	return task;
+}
+
 TaskFile **
 tasks_read(const CliCall *call, int *count, Problems *problems)
 {
-	const char *folder = tasks_folder(call);
-	TaskFile **tasks;
+	Reading reading = {tasks_folder(call), problems};
+	char **names = call->arguments;
+	int nnames = call->narguments;
 
-	if (call->narguments == 0)
-		return taskfile_read_all(folder, count, problems);
-	tasks = pg_malloc(call->narguments * sizeof(TaskFile *));
-	*count = 0;
-	for (int i = 0; i < call->narguments; i++)
-	{
-		tasks[*count] = taskfile_read(folder, call->arguments[i], problems);
-		if (tasks[*count])
-			(*count)++;
-	}
-	return tasks;
+	if (nnames == 0)
+		names = taskfile_names(reading.folder, &nnames, problems);
+	for (int i = 0; i < nnames; i++)
+		read_one(&reading, names[i]);
+	*count = reading.ntasks;
+	return reading.tasks;
 }
 
 void

@@ -14,10 +14,17 @@
 
 /* The folder of --tasks. */
 extern const char *tasks_folder(const CliCall *call);
-/* Those that are named as arguments, or all. */
+/*
+ * Those that are named as arguments, or all; with those that they use, which
+ * come first.  The checksum of one that has others as steps is made of theirs,
+ * too.
+ */
 extern TaskFile **tasks_read(const CliCall *call, int *count,
 							 Problems *problems);
 /* Tell what is wrong, and exit. */
 extern void tasks_fail(const Problems *problems) pg_attribute_noreturn();
+
+extern const CliCommand cmd_tasks_list, cmd_tasks_upload,
+	cmd_tasks_purge; /* upload.c */
 
 #endif

@@ -238,8 +238,8 @@ subtest 'hostile files' => sub {
 	my ($code, $out, $err) = local_run('tasks', 'check', '--tasks', $folder, 'doc');
 	like($err, qr{/doc: it leads out of the folder of tasks}, 'a link of the folder');
 	unlink "$folder/doc";
-	put_task('doc', 'task.json' => { handler => 'a.b' }, 'doc.sql' => "SELECT 1;\0");
-	check_says('doc', qr{doc\.sql: it has a byte 0}, 'a script with a byte 0');
+	put_task('doc', 'task.json' => { handler => 'a.b' }, 'doc.sql' => "SELECT\n1;\0");
+	check_says('doc', qr{doc\.sql:2: it is not UTF-8}, 'a script with a byte 0');
 	put_task('doc', 'task.json' => { handler => 'a.b' });
 	make_path("$folder/doc/" . 'deep/' x 20);
 	check_says('doc', qr{too many folders in each other}, 'folders too deep');
@@ -257,6 +257,23 @@ subtest 'hostile files' => sub {
 	($code, $out, $err) = local_run('--json', 'tasks', 'check', '--tasks', $folder);
 	is(scalar @{ JSON::PP->new->utf8->decode($err)->{problems} }, 1, 'problems as JSON');
 	remove_tree("$folder/b\xc3\xa4d");
+};
+
+subtest 'what a workflow uses' => sub {
+	put_task('book', 'task.json' => { steps => [ { name => 'a', definition => 'part' }, { name => 'b', definition => 'other' } ] });
+	put_task('part', 'task.json' => { steps => [ { name => 'a', kind => 'sql', handler => 'SELECT 1', undo => 'undo' } ] });
+	put_task('undo', 'task.json' => { kind => 'sql', handler => 'SELECT 2', failure_callback => 'book' });
+	my ($code, $out, $err) = local_run('tasks', 'check', '--json', '--tasks', $folder, 'book');
+	is($code, 0, 'what is used is read') or diag($err);
+	my @before = map { $_->{checksum} } @{ $json->decode($out) };
+	is(join(' ', map { $_->{task} } @{ $json->decode($out) }), 'undo part book', 'and comes first');
+	put_task('undo', 'task.json' => { kind => 'sql', handler => 'SELECT 3' });
+	my @after = map { $_->{checksum} } @{ $json->decode((local_run('tasks', 'check', '--json', '--tasks', $folder, 'book'))[1]) };
+	isnt($before[$_], $after[$_], "a change below changes the checksum of number $_") foreach 0 .. 2;
+	put_task('part', 'task.json' => { steps => [ { name => 'a', definition => 'book' } ] });
+	($code, $out, $err) = local_run('tasks', 'check', '--tasks', $folder);
+	like($err, qr{part/task\.json:1: key "steps\[0\]\.definition": "book" and it use each other}, 'a circle');
+	remove_tree("$folder/$_") foreach qw(book part undo);
 };
 
 my $node = new_node(name => 'tasks', timezone => 'UTC');
