@@ -24,6 +24,7 @@
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
+#include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "storage/procarray.h"
 #include "utils/datum.h"
@@ -79,6 +80,7 @@ struct OrchLeaf
 	TupleTableSlot *slot;
 	EState *estate; /* made for RULE_GENERAL only */
 	MemoryContext context;
+	BlockNumber nblocks; /* or less than there are now; 0: not asked */
 
 	/* of orch_heap_lock; NULL until needed */
 	Relation id_index;
@@ -951,10 +953,16 @@ orch_heap_place(int64 task, OrchPlace *place)
 bool
 orch_heap_is_running(OrchLeaf *live, ItemPointer tid, int64 id, int32 epoch)
 {
-	TupleTableSlot *slot = table_slot_create(live->rel, NULL);
+	TupleTableSlot *slot;
 	bool isnull;
 	bool same = false;
 
+	/* since the claim the table may have been rewritten, and be shorter */
+	if (live->nblocks == 0)
+		live->nblocks = RelationGetNumberOfBlocks(live->rel);
+	if (ItemPointerGetBlockNumber(tid) >= live->nblocks)
+		return false;
+	slot = table_slot_create(live->rel, NULL);
 	if (table_tuple_fetch_row_version(live->rel, tid, SnapshotAny, slot))
 		same = DatumGetInt64(slot_getattr(slot, ORCH_TASK_ID + 1, &isnull)) ==
 				   id &&
