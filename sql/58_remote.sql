@@ -65,12 +65,9 @@ CREATE FUNCTION orchestrator.log(task bigint, token text, level text, message te
 COMMENT ON FUNCTION orchestrator.log(bigint, text, text, text, jsonb) IS
   'Writes to the trace of a claimed task, as the event notice; level is debug, info, notice, warning or error. Raises OR010 when it is no longer the worker''s';
 
--- Provided by the library (src/remote.c). Permits are of the limits of a task;
--- null: one has no room.
+-- Provided by the library (src/remote.c). Permits are of the limits of a task.
 CREATE FUNCTION orchestrator._secret() RETURNS bytea
   LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'orchestrator_secret';
-CREATE FUNCTION orchestrator._take_permits(t orchestrator.task) RETURNS bigint[]
-  LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_take_permits';
 CREATE FUNCTION orchestrator._has_permits(t orchestrator.task) RETURNS boolean
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_has_permits';
 CREATE FUNCTION orchestrator._give_back_permits(ids bigint[]) RETURNS void
@@ -79,6 +76,14 @@ CREATE FUNCTION orchestrator._take_permits_again(ids bigint[]) RETURNS void
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_take_permits_again';
 CREATE FUNCTION orchestrator._count_attempt(t orchestrator.task) RETURNS void
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_count_attempt';
+
+-- And by src/lease.c: what is plain, many at a time. Claims are those of one
+-- lane; complete_plain() returns the tasks that it completed.
+CREATE FUNCTION orchestrator._claim_rows(claimer int, queue int, owner int, max_rows int, worker text, lease interval, definitions int[], here text)
+  RETURNS SETOF orchestrator.claimed_task
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_claim_rows';
+CREATE FUNCTION orchestrator._complete_plain(owners int[], tasks bigint[], tokens text[], outputs jsonb[]) RETURNS bigint[]
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_complete_plain';
 
 -- Leases -------------------------------------------------------------------
 
@@ -241,9 +246,10 @@ BEGIN
       SELECT (SELECT min(l.owner) FROM orchestrator.task_live l WHERE l.owner > h.id AND l.state = 'pending' AND l.parked_on IS NOT NULL)
       FROM waiting h WHERE h.id IS NOT NULL
     )
-    SELECT q.id, h.id FROM waiting h, orchestrator.queue q
-    WHERE q.id = ANY ($2) AND NOT q.paused AND (q.id = ANY (v_all) OR h.id = ANY (v_mine))
-      AND EXISTS (SELECT FROM orchestrator.task_live l WHERE l.owner = h.id AND l.parked_on = -q.id::bigint AND l.state = 'pending')
+    SELECT q.id, h.id FROM waiting h
+    JOIN orchestrator.queue q ON q.id = ANY ($2) AND NOT q.paused AND (q.id = ANY (v_all) OR h.id = ANY (v_mine))
+    -- not EXISTS: that may be made a join with all that waits
+    CROSS JOIN LATERAL (SELECT FROM orchestrator.task_live l WHERE l.owner = h.id AND l.parked_on = -q.id::bigint AND l.state = 'pending' LIMIT 1) l
     ORDER BY -ln(1 - random()) / q.weight;
 END
 $$;
@@ -333,84 +339,61 @@ BEGIN
 END
 $$;
 
--- The oldest ready tasks of one lane. Under limits each is asked for by itself,
--- as far as the next 1,000.
+-- The oldest ready tasks of one lane. Under limits and without permits each is
+-- asked for by itself, as far as the next 1,000.
 CREATE FUNCTION orchestrator._claim_lane(claimer int, queue int, owner int, max_rows int, worker text, lease interval, definitions int[])
   RETURNS SETOF orchestrator.claimed_task
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
 DECLARE
-  v_now       timestamptz := orchestrator._now();
-  v_preloaded boolean := orchestrator._preloaded();
-  v_tasks     bigint[];
-  v_permits   jsonb := '{}';
-  v_held      bigint[];
-  q           orchestrator.queue;
-  t           orchestrator.task;
+  v_now   timestamptz := orchestrator._now();
+  v_here  text := (SELECT i.system_identifier || '-' || i.database FROM orchestrator.database_identity i LIMIT 1);
+  v_tasks bigint[] := '{}';
+  q       orchestrator.queue;
+  t       orchestrator.task;
 BEGIN
-  IF orchestrator._is_limited($2) OR EXISTS (SELECT FROM orchestrator.role_quota r WHERE r.max_running IS NOT NULL) THEN
-    v_tasks := '{}';
-    IF NOT v_preloaded THEN
-      SELECT x.* INTO q FROM orchestrator.queue x WHERE x.id = $2 FOR NO KEY UPDATE;
-    END IF;
-    FOR t IN SELECT l.* FROM orchestrator.task_live l
-             WHERE l.owner = $3 AND l.parked_on = -$2::bigint AND l.state = 'pending' AND (l.expire_at IS NULL OR l.expire_at > v_now)
-               AND ($7 IS NULL OR l.definition = ANY ($7))
-             ORDER BY l.sort_key, l.id LIMIT 1000 FOR UPDATE SKIP LOCKED LOOP
-      EXIT WHEN cardinality(v_tasks) >= $4;
-      IF v_preloaded THEN
-        v_held := orchestrator._take_permits(t);
-        CONTINUE WHEN v_held IS NULL;
-        IF v_held <> '{}' THEN
-          v_permits := v_permits || jsonb_build_object(t.id::text, v_held);
-        END IF;
-      ELSE
-        EXIT WHEN NOT orchestrator._fits(q.max_running, q.rate_limit, q.rate_period, q.id, NULL, NULL, NULL);
-        CONTINUE WHEN NOT orchestrator._has_room(t);
-        -- what is counted next must see it
-        UPDATE orchestrator.task_live l SET state = 'running', started_at = v_now WHERE l.id = t.id;
-      END IF;
-      v_tasks := v_tasks || t.id;
-    END LOOP;
-  ELSE
-    v_tasks := ARRAY(SELECT l.id FROM orchestrator.task_live l
-                     WHERE l.owner = $3 AND l.parked_on = -$2::bigint AND l.state = 'pending' AND (l.expire_at IS NULL OR l.expire_at > v_now)
-                       AND ($7 IS NULL OR l.definition = ANY ($7))
-                     ORDER BY l.sort_key, l.id LIMIT $4 FOR UPDATE SKIP LOCKED);
+  IF orchestrator._preloaded() OR NOT orchestrator._is_limited($2) THEN
+    RETURN QUERY SELECT c.* FROM orchestrator._claim_rows($1, $2, $3, $4, $5, $6, $7, v_here) c;
+    RETURN;
   END IF;
-  RETURN QUERY SELECT c.* FROM orchestrator._lease_tasks($1, v_tasks, $5, $6, v_permits, v_now) c;
+  SELECT x.* INTO q FROM orchestrator.queue x WHERE x.id = $2 FOR NO KEY UPDATE;
+  FOR t IN SELECT l.* FROM orchestrator.task_live l
+           WHERE l.owner = $3 AND l.parked_on = -$2::bigint AND l.state = 'pending' AND (l.expire_at IS NULL OR l.expire_at > v_now)
+             AND ($7 IS NULL OR l.definition = ANY ($7))
+           ORDER BY l.sort_key, l.id LIMIT 1000 FOR UPDATE SKIP LOCKED LOOP
+    EXIT WHEN cardinality(v_tasks) >= $4 OR NOT orchestrator._fits(q.max_running, q.rate_limit, q.rate_period, q.id, NULL, NULL, NULL);
+    CONTINUE WHEN NOT orchestrator._has_room(t);
+    -- what is counted next must see it
+    UPDATE orchestrator.task_live l SET state = 'running', started_at = v_now WHERE l.id = t.id;
+    v_tasks := v_tasks || t.id;
+  END LOOP;
+  RETURN QUERY SELECT c.* FROM orchestrator._lease_tasks($1, v_tasks, $5, $6, v_now, v_here) c;
 END
 $$;
 
 -- Make locked tasks running, each with its lease.
-CREATE FUNCTION orchestrator._lease_tasks(claimer int, tasks bigint[], worker text, lease interval, permits jsonb, at timestamptz)
+CREATE FUNCTION orchestrator._lease_tasks(claimer int, tasks bigint[], worker text, lease interval, at timestamptz, here text)
   RETURNS SETOF orchestrator.claimed_task
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
-DECLARE
-  v_here text := (SELECT i.system_identifier || '-' || i.database FROM orchestrator.database_identity i LIMIT 1);
 BEGIN
-  IF $2 = '{}' THEN
-    RETURN;
-  END IF;
   RETURN QUERY
     WITH claimed AS (
       UPDATE orchestrator.task_live l
-        SET state = 'running', attempt = l.attempt + 1, epoch = l.epoch + 1, started_at = $6, worker = NULL
+        SET state = 'running', attempt = l.attempt + 1, epoch = l.epoch + 1, started_at = $5, worker = NULL
         WHERE l.id = ANY ($2)
         RETURNING l.*
     ), leased AS (
-      INSERT INTO orchestrator.lease AS x (task_id, epoch, secret, worker, claimed_by, owner, queue, started_at, heartbeat_at, length, ends_at, look_at, permits)
-        SELECT c.id, c.epoch, orchestrator._secret(), $3, $1, c.owner, c.queue, $6, $6, z.length, z.ends_at, z.look_at,
-               coalesce((SELECT array_agg(p::bigint) FROM jsonb_array_elements_text($5 -> c.id::text) p), '{}')
+      INSERT INTO orchestrator.lease AS x (task_id, epoch, secret, worker, claimed_by, owner, queue, started_at, heartbeat_at, length, ends_at, look_at)
+        SELECT c.id, c.epoch, orchestrator._secret(), $3, $1, c.owner, c.queue, $5, $5, z.length, z.ends_at, z.look_at
         FROM claimed c
         JOIN orchestrator.definition d ON d.id = c.definition
         CROSS JOIN LATERAL orchestrator._lease_times(
-          ROW(c.id, c.epoch, '', '', 0, 0, 0, $6, $6, coalesce($4, d.response_timeout, '1 minute'), $6, $6, false, NULL, NULL, NULL, '{}', NULL)::orchestrator.lease,
+          ROW(c.id, c.epoch, '', '', 0, 0, 0, $5, $5, coalesce($4, d.response_timeout, '1 minute'), $5, $5, false, NULL, NULL, NULL, '{}', NULL)::orchestrator.lease,
           d, c.deadline) z
         RETURNING x.task_id, x.epoch, x.secret, x.ends_at, x.look_at
     )
     SELECT c.id, z.epoch || '-' || encode(z.secret, 'hex'), d.name, coalesce(d.handler, d.name), c.input, c.attempt, c.max_attempts,
-           v_here || '-' || c.id, q.name, o.name::text, c.name, c.parent_id, coalesce(c.root_id, c.id), c.key, c.metadata, c.deadline,
-           $6 + d.timeout, z.ends_at, c.traceparent
+           $6 || '-' || c.id, q.name, o.name::text, c.name, c.parent_id, coalesce(c.root_id, c.id), c.key, c.metadata, c.deadline,
+           $5 + d.timeout, z.ends_at, c.traceparent
     FROM claimed c
     JOIN leased z ON z.task_id = c.id
     JOIN orchestrator.definition d ON d.id = c.definition
@@ -503,13 +486,13 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION orchestrator._check_output(output jsonb) RETURNS void
+CREATE FUNCTION orchestrator._check_output(bytes int) RETURNS void
   LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_limit bigint := pg_size_bytes(current_setting('orchestrator.max_input_size'));
 BEGIN
-  IF pg_column_size($1) > v_limit THEN
-    RAISE EXCEPTION 'output of % bytes is larger than % bytes', pg_column_size($1), v_limit
+  IF $1 > v_limit THEN
+    RAISE EXCEPTION 'output of % bytes is larger than % bytes', $1, v_limit
       USING ERRCODE = 'program_limit_exceeded', HINT = 'Store large data in a table and return its key, or raise orchestrator.max_input_size.';
   END IF;
 END
@@ -520,7 +503,10 @@ CREATE FUNCTION orchestrator._complete(caller oid, task bigint, token text, outp
 DECLARE
   z orchestrator.lease;
 BEGIN
-  PERFORM orchestrator._check_output($4);
+  PERFORM orchestrator._check_output(pg_column_size($4));
+  IF orchestrator._complete_plain(orchestrator._member_owners($1), ARRAY[$2], ARRAY[$3], ARRAY[$4]) <> '{}' THEN
+    RETURN;
+  END IF;
   z := orchestrator._lease($1, $2, $3);
   PERFORM orchestrator._count_attempt(l) FROM orchestrator.task_live l WHERE l.id = $2;
   IF NOT orchestrator._settle_completed($2, z.epoch, $4, NULL, NULL, z.requests) THEN
@@ -533,8 +519,6 @@ $$;
 CREATE FUNCTION orchestrator._complete_many(caller oid, tasks bigint[], tokens text[], outputs jsonb[]) RETURNS TABLE (task_id bigint, state text)
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
-  v_now    timestamptz := orchestrator._now();
-  v_mine   int[] := orchestrator._member_owners($1);
   v_states jsonb := '{}';
   v_plain  bigint[];
   v_task   bigint;
@@ -545,32 +529,12 @@ BEGIN
   IF cardinality($4) <> cardinality($2) THEN
     RAISE EXCEPTION 'outputs must have as many elements as tasks' USING ERRCODE = 'array_subscript_error';
   END IF;
-  PERFORM orchestrator._check_output(o) FROM unnest($4) o;
-  PERFORM orchestrator._ensure_partition(r.n * 1000000) FROM (SELECT DISTINCT i / 1000000 AS n FROM unnest($2) i WHERE i IS NOT NULL) r;
-  WITH given AS MATERIALIZED (
-    SELECT DISTINCT ON (u.task) u.task, u.token, u.output FROM unnest($2, $3, $4) WITH ORDINALITY u(task, token, output, place) ORDER BY u.task, u.place
-  ), plain AS MATERIALIZED (
-    SELECT l.id, g.output FROM given g
-    JOIN orchestrator.lease z ON z.task_id = g.task AND z.epoch || '-' || encode(z.secret, 'hex') = g.token AND z.ends_at > v_now
-      AND z.claimed_by = ANY (v_mine) AND z.requests IS NULL
-    JOIN orchestrator.task_live l ON l.id = g.task AND l.state = 'running' AND l.epoch = z.epoch
-      AND l.parent_id IS NULL AND l.remaining IS NULL AND l.callbacks IS NULL
-    JOIN orchestrator.definition d ON d.id = l.definition AND num_nonnulls(d.success_callback, d.failure_callback) = 0
-    ORDER BY l.id FOR UPDATE OF l
-  ), gone AS (
-    DELETE FROM orchestrator.task_live l USING plain p WHERE l.id = p.id RETURNING l.*, p.output AS result
-  ), moved AS (
-    INSERT INTO orchestrator.task_finished
-      SELECT g.id, NULL, g.created_at, g.started_at, v_now, g.run_at, NULL, g.deadline, g.parent_id, g.root_id, 'completed', NULL, g.owner,
-             g.definition, g.queue, g.priority, g.attempt, g.max_attempts, g.epoch, g.worker, false, g.plan, g.step, g.item, g.iteration,
-             g.remaining, NULL, g.parked_on, g.changed_at, g.name, g.key, g.command, g.traceparent, g.input, g.result, NULL, g.metadata, g.resources,
-             g.compensation, g.callbacks
-      FROM gone g
-  )
-  SELECT array_agg(g.id) INTO v_plain
-    FROM gone g JOIN orchestrator.definition d ON d.id = g.definition
-    CROSS JOIN LATERAL (SELECT orchestrator._emit(g.id, g.root_id, g.parent_id, 'completed', 'completed', NULL, g.attempt, d.notify <> 'off'),
-                               orchestrator._count(g.owner, g.queue, g.definition, 'completed') OFFSET 0) told;
+  PERFORM orchestrator._check_output((SELECT max(pg_column_size(o)) FROM unnest($4) o));
+  v_plain := orchestrator._complete_plain(orchestrator._member_owners($1), $2, $3, $4);
+  IF cardinality(v_plain) = cardinality($2) THEN
+    RETURN QUERY SELECT u.task, 'completed' FROM unnest($2) u(task);
+    RETURN;
+  END IF;
   FOR v_task, v_token, v_output IN
     SELECT u.task, u.token, u.output FROM unnest($2, $3, $4) u(task, token, output)
     WHERE coalesce(u.task <> ALL (v_plain), true) ORDER BY u.task

@@ -258,6 +258,8 @@ load_catalog(void)
 	catalog.live_running = get_relname_relid("task_live_running", schema);
 	catalog.live_expire = get_relname_relid("task_live_expire", schema);
 	catalog.live_parent = get_relname_relid("task_live_parent", schema);
+	catalog.lease = get_relname_relid("lease", schema);
+	catalog.lease_id = get_relname_relid("lease_pkey", schema);
 	load_states();
 	return true;
 }

@@ -37,6 +37,8 @@ typedef struct OrchCatalog
 	Oid live_running;
 	Oid live_expire;
 	Oid live_parent;
+	Oid lease;
+	Oid lease_id; /* its index on task_id */
 	Oid state_type;
 	Oid states[ORCH_STATES]; /* labels of task_state */
 } OrchCatalog;

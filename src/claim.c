@@ -104,7 +104,6 @@ static bool park(LaneScan *scan, const OrchRow *row, ItemPointer tid,
 static void keep_limits(OrchBatch *batch, OrchTask *task,
 						const OrchLimit *limits, int n);
 static bool is_followed(OrchLeaf *live, const OrchRow *row);
-static void mark_running(OrchRow *row);
 static void learn_queue(int lane, int32 queue, OrchBatch *batch);
 static bool queue_is_paused(int lane, int32 queue);
 
@@ -461,7 +460,9 @@ take(OrchLeaf *live, OrchBatch *batch, OrchTask *task, OrchRow *row,
 	bool taken;
 
 	orch_row_copy(&task->row, row);
-	mark_running(&task->row);
+	orch_claim_mark_running(&task->row, orch_clock());
+	orch_row_set(&task->row, ORCH_TASK_WORKER, Int32GetDatum(MyProcPid));
+	orch_row_set_null(&task->row, ORCH_TASK_PARKED_ON);
 	task->tid = *tid;
 	task->outcome = ORCH_OUTCOME_NONE;
 	task->has_output = false;
@@ -499,8 +500,8 @@ is_followed(OrchLeaf *live, const OrchRow *row)
 		   orch_heap_epoch(live, ORCH_INT64(row, ORCH_TASK_ROOT_ID)) <= 0;
 }
 
-static void
-mark_running(OrchRow *row)
+void
+orch_claim_mark_running(OrchRow *row, TimestampTz at)
 {
 	orch_row_set(
 		row, ORCH_TASK_STATE,
@@ -509,9 +510,7 @@ mark_running(OrchRow *row)
 				 Int32GetDatum(ORCH_INT32(row, ORCH_TASK_ATTEMPT) + 1));
 	orch_row_set(row, ORCH_TASK_EPOCH,
 				 Int32GetDatum(ORCH_INT32(row, ORCH_TASK_EPOCH) + 1));
-	orch_row_set(row, ORCH_TASK_STARTED_AT, TimestampTzGetDatum(orch_clock()));
-	orch_row_set(row, ORCH_TASK_WORKER, Int32GetDatum(MyProcPid));
-	orch_row_set_null(row, ORCH_TASK_PARKED_ON);
+	orch_row_set(row, ORCH_TASK_STARTED_AT, TimestampTzGetDatum(at));
 }
 
 bool

@@ -106,6 +106,9 @@ typedef struct OrchBatch
 extern int orch_claim_batch(OrchExecutor *executor, int lane,
 							OrchBatch *batch);
 
+/* A pending row becomes a running one, in its next attempt and epoch. */
+extern void orch_claim_mark_running(OrchRow *row, TimestampTz at);
+
 /* The executor is about to start a claimed task; false: it was taken back. */
 extern bool orch_claim_start(OrchExecutor *executor, int number);
 

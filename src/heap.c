@@ -130,6 +130,7 @@ static TimestampTz ready_since(TupleTableSlot *slot);
 static void insert_some(OrchLeaf *leaf, OrchRow *const *rows,
 						TupleTableSlot **slots, int n, MemoryContext formed);
 static void store_row(TupleTableSlot *slot, const OrchRow *row);
+static void read_slot(TupleTableSlot *slot, OrchRow *row, ItemPointer tid);
 static bool find_live(OrchLeaf *live, int64 id, Snapshot snapshot);
 static bool read_leaf(Oid relid, Oid index, int64 task, OrchTaskView *view);
 static Oid unique_index_on_id(Oid relid);
@@ -147,6 +148,21 @@ orch_row_set_null(OrchRow *row, OrchColumn column)
 {
 	row->values[column] = (Datum) 0;
 	row->nulls[column] = true;
+}
+
+void
+orch_row_announce(const OrchRow *row, OrchEventKind kind, OrchState state,
+				  double progress, bool notify)
+{
+	int64 id = ORCH_INT64(row, ORCH_TASK_ID);
+
+	orch_event_transition(
+		id,
+		row->nulls[ORCH_TASK_ROOT_ID] ? id
+									  : ORCH_INT64(row, ORCH_TASK_ROOT_ID),
+		row->nulls[ORCH_TASK_PARENT_ID] ? 0
+										: ORCH_INT64(row, ORCH_TASK_PARENT_ID),
+		kind, state, progress, ORCH_INT32(row, ORCH_TASK_ATTEMPT), notify);
 }
 
 void
@@ -564,10 +580,7 @@ orch_heap_ready_next(OrchReadyScan *scan, OrchRow *row, ItemPointer tid)
 	CHECK_FOR_INTERRUPTS();
 	if (!index_getnext_slot(scan->scan, ForwardScanDirection, scan->slot))
 		return false;
-	slot_getallattrs(scan->slot);
-	memcpy(row->values, scan->slot->tts_values, sizeof(row->values));
-	memcpy(row->nulls, scan->slot->tts_isnull, sizeof(row->nulls));
-	*tid = scan->slot->tts_tid;
+	read_slot(scan->slot, row, tid);
 	return true;
 }
 
@@ -599,6 +612,31 @@ void
 orch_heap_ready_again(OrchReadyScan *scan)
 {
 	index_rescan(scan->scan, NULL, scan->scan->numberOfKeys, NULL, 0);
+}
+
+/*
+ * An update that waits for nobody takes our own lock for somebody else's.
+ */
+bool
+orch_heap_ready_mine(OrchReadyScan *scan)
+{
+	HeapTupleHeader header =
+		ExecFetchSlotHeapTuple(scan->slot, false, NULL)->t_data;
+	TransactionId xmax = HeapTupleHeaderGetRawXmax(header);
+	MultiXactMember *members;
+	bool mine = true;
+	int n;
+
+	if ((header->t_infomask & HEAP_XMAX_INVALID) ||
+		!HEAP_XMAX_IS_LOCKED_ONLY(header->t_infomask))
+		return false;
+	if (!(header->t_infomask & HEAP_XMAX_IS_MULTI))
+		return TransactionIdIsCurrentTransactionId(xmax);
+	n = GetMultiXactIdMembers(xmax, &members, false, true);
+	for (int i = 0; i < n && mine; i++)
+		mine = TransactionIdIsCurrentTransactionId(members[i].xid) ||
+			   !TransactionIdIsInProgress(members[i].xid);
+	return mine;
 }
 
 bool
@@ -869,6 +907,18 @@ find_live(OrchLeaf *live, int64 id, Snapshot snapshot)
 							  live->id_slot);
 }
 
+/*
+ * What the slot points to stays where it is.
+ */
+static void
+read_slot(TupleTableSlot *slot, OrchRow *row, ItemPointer tid)
+{
+	slot_getallattrs(slot);
+	memcpy(row->values, slot->tts_values, sizeof(row->values));
+	memcpy(row->nulls, slot->tts_isnull, sizeof(row->nulls));
+	*tid = slot->tts_tid;
+}
+
 OrchLock
 orch_heap_lock(OrchLeaf *live, int64 id, bool wait, OrchRow *row,
 			   ItemPointer tid)
@@ -893,11 +943,7 @@ orch_heap_lock(OrchLeaf *live, int64 id, bool wait, OrchRow *row,
 			return ORCH_LOCK_BUSY;
 		if (result == TM_Ok)
 		{
-			slot_getallattrs(live->id_slot);
-			memcpy(row->values, live->id_slot->tts_values,
-				   sizeof(row->values));
-			memcpy(row->nulls, live->id_slot->tts_isnull, sizeof(row->nulls));
-			*tid = live->id_slot->tts_tid;
+			read_slot(live->id_slot, row, tid);
 			return ORCH_LOCK_OK;
 		}
 		if (result != TM_Deleted && result != TM_Updated)
@@ -907,6 +953,18 @@ orch_heap_lock(OrchLeaf *live, int64 id, bool wait, OrchRow *row,
 		/* it left, and may be back as another row: look again */
 		CHECK_FOR_INTERRUPTS();
 	}
+}
+
+bool
+orch_heap_find(OrchLeaf *live, int64 id, OrchRow *row, ItemPointer tid)
+{
+	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
+	bool found = find_live(live, id, snapshot);
+
+	UnregisterSnapshot(snapshot);
+	if (found)
+		read_slot(live->id_slot, row, tid);
+	return found;
 }
 
 int32

@@ -2,9 +2,10 @@
  * heap.h
  *	  Direct access to the leaves of orchestrator.task: the hot path.
  *
- * The only file that reads and writes rows without the executor.  It bypasses
- * row-level security, triggers, constraints and partition bounds: callers
- * have checked what these would, and the asserts here say what that is.
+ * The only file that reads and writes tasks without the executor (lease.c does
+ * so with leases).  It bypasses row-level security, triggers, constraints and
+ * partition bounds: callers have checked what these would, and the asserts here
+ * say what that is.
  */
 #ifndef ORCHESTRATOR_HEAP_H
 #define ORCHESTRATOR_HEAP_H
@@ -76,6 +77,10 @@ typedef struct OrchRow
 extern void orch_row_set(OrchRow *row, OrchColumn column, Datum value);
 extern void orch_row_set_null(OrchRow *row, OrchColumn column);
 
+/* Tell of a transition of the task (orch_event_transition). */
+extern void orch_row_announce(const OrchRow *row, OrchEventKind kind,
+							  OrchState state, double progress, bool notify);
+
 /* A leaf of task, open for writing. */
 typedef struct OrchLeaf OrchLeaf;
 
@@ -129,6 +134,9 @@ extern int64 orch_heap_count_waiting(OrchLeaf *live, int32 owner, int32 queue,
 /* From its beginning again. */
 extern void orch_heap_ready_again(OrchReadyScan *scan);
 
+/* Whether nobody but this transaction has the row just read locked. */
+extern bool orch_heap_ready_mine(OrchReadyScan *scan);
+
 /* Whether another transaction has the row just read, or had it since. */
 extern bool orch_heap_ready_held(OrchReadyScan *scan);
 
@@ -174,6 +182,10 @@ typedef enum OrchLock
 
 extern OrchLock orch_heap_lock(OrchLeaf *live, int64 id, bool wait,
 							   OrchRow *row, ItemPointer tid);
+
+/* The same without a lock, as a new snapshot sees it; false: it is not live. */
+extern bool orch_heap_find(OrchLeaf *live, int64 id, OrchRow *row,
+						   ItemPointer tid);
 
 /* The epoch of a live task as this transaction sees it; -1: it does not. */
 extern int32 orch_heap_epoch(OrchLeaf *live, int64 id);

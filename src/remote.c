@@ -68,7 +68,6 @@ static int nheld = 0;
 static int held_room = 0;
 
 PG_FUNCTION_INFO_V1(orchestrator_await_work);
-PG_FUNCTION_INFO_V1(orchestrator_take_permits);
 PG_FUNCTION_INFO_V1(orchestrator_has_permits);
 PG_FUNCTION_INFO_V1(orchestrator_give_back_permits);
 PG_FUNCTION_INFO_V1(orchestrator_take_permits_again);
@@ -80,7 +79,8 @@ static Work look(const int32 *queues, int n);
 static bool sleep_until_told(TimestampTz until, bool registered, Work seen);
 static void make_room(void);
 static void append(const Held *entry);
-static bool take(HeapTupleHeader task, Held *entry);
+static const OrchLimit *take(const OrchRow *row, OrchLimitMemo *memo,
+							 Held *entry);
 static void end_transaction(XactEvent what, void *arg);
 static void end_subtransaction(SubXactEvent what, SubTransactionId mine,
 							   SubTransactionId parent, void *arg);
@@ -261,57 +261,70 @@ append(const Held *entry)
 }
 
 /*
- * Take what a row needs.  False: a limit refuses it.
+ * Take what a row needs.  Returns NULL, or the limit that refuses it.
  */
-static bool
-take(HeapTupleHeader task, Held *entry)
+static const OrchLimit *
+take(const OrchRow *row, OrchLimitMemo *memo, Held *entry)
 {
-	OrchLimitMemo memo = {0};
-	OrchRow row;
-	const OrchDefinition *known;
+	const OrchDefinition *known =
+		orch_catalog_definition(ORCH_INT32(row, ORCH_TASK_DEFINITION));
+	const OrchLimit *refused;
 	OrchDefinition definition;
 
-	orch_row_deform(task, &row);
-	known = orch_catalog_definition(ORCH_INT32(&row, ORCH_TASK_DEFINITION));
-	if (known != NULL && known->key_path != NULL)
+	if (known != NULL)
 	{
+		/* what the catalog remembers may be dropped meanwhile */
 		definition = *known;
-		definition.key = orch_json_path(known->key_path, CurrentMemoryContext);
+		if (known->key_path != NULL)
+			definition.key =
+				orch_json_path(known->key_path, CurrentMemoryContext);
 		known = &definition;
 	}
-	entry->n = orch_limit_gather(&row, known, &memo, entry->limits);
-	if (entry->n > 0 &&
-		orch_permit_take_remote(entry->limits, entry->n) != NULL)
-		return false;
 	entry->taken = true;
+	entry->n = orch_limit_gather(row, known, memo, entry->limits);
+	if (entry->n == 0)
+		return NULL;
+	refused = orch_permit_take_remote(entry->limits, entry->n);
 	for (int i = 0; i < entry->n; i++)
 		entry->ids[i] =
 			entry->limits[i].max_running > 0 ? entry->limits[i].id : 0;
-	return true;
+	return refused;
 }
 
-/*
- * _take_permits(task) -> the numbers of the limits that it holds permits of;
- * null: one of its limits has no room.
- */
-Datum
-orchestrator_take_permits(PG_FUNCTION_ARGS)
+const OrchLimit *
+orch_remote_take(const OrchRow *row, OrchLimitMemo *memo, int64 *ids, int *n)
 {
-	Held entry;
-	Datum ids[ORCH_MAX_LIMITS];
-	int n = 0;
+	Held *entry;
+	const OrchLimit *refused;
 
+	*n = 0;
+	if (!orch_preloaded)
+		return NULL;
 	make_room();
-	if (!take(PG_GETARG_HEAPTUPLEHEADER(0), &entry))
-		PG_RETURN_NULL();
-	append(&entry);
-	for (int i = 0; i < entry.n; i++)
+	entry = &held[nheld];
+	refused = take(row, memo, entry);
+	if (refused != NULL || entry->n == 0)
+		return refused;
+	entry->level = GetCurrentTransactionNestLevel();
+	nheld++;
+	for (int i = 0; i < entry->n; i++)
 	{
-		if (entry.ids[i] != 0)
-			ids[n++] = Int64GetDatum(entry.ids[i]);
+		if (entry->ids[i] != 0)
+			ids[(*n)++] = entry->ids[i];
 	}
-	PG_RETURN_ARRAYTYPE_P(
-		construct_array(ids, n, INT8OID, 8, true, TYPALIGN_DOUBLE));
+	return NULL;
+}
+int
+orch_remote_taken(void)
+{
+	return nheld;
+}
+
+void
+orch_remote_untake(int taken)
+{
+	while (nheld > taken)
+		undo(&held[--nheld]);
 }
 
 /*
@@ -320,12 +333,29 @@ orchestrator_take_permits(PG_FUNCTION_ARGS)
 Datum
 orchestrator_has_permits(PG_FUNCTION_ARGS)
 {
+	OrchLimitMemo memo = {0};
+	OrchRow row;
 	Held probe;
 
-	if (!take(PG_GETARG_HEAPTUPLEHEADER(0), &probe))
+	orch_row_deform(PG_GETARG_HEAPTUPLEHEADER(0), &row);
+	if (take(&row, &memo, &probe) != NULL)
 		PG_RETURN_BOOL(false);
 	undo(&probe);
 	PG_RETURN_BOOL(true);
+}
+
+void
+orch_remote_give_back(ArrayType *array)
+{
+	Held entry = {.taken = false};
+	int64 *ids = read_ids(array, &entry.n);
+
+	if (!orch_preloaded || entry.n == 0)
+		return;
+	entry.n = Min(entry.n, ORCH_MAX_LIMITS);
+	memcpy(entry.ids, ids, entry.n * sizeof(int64));
+	make_room();
+	append(&entry);
 }
 
 /*
@@ -334,15 +364,7 @@ orchestrator_has_permits(PG_FUNCTION_ARGS)
 Datum
 orchestrator_give_back_permits(PG_FUNCTION_ARGS)
 {
-	Held entry = {.taken = false};
-	int64 *ids = read_ids(PG_GETARG_ARRAYTYPE_P(0), &entry.n);
-
-	if (!orch_preloaded || entry.n == 0)
-		PG_RETURN_VOID();
-	entry.n = Min(entry.n, ORCH_MAX_LIMITS);
-	memcpy(entry.ids, ids, entry.n * sizeof(int64));
-	make_room();
-	append(&entry);
+	orch_remote_give_back(PG_GETARG_ARRAYTYPE_P(0));
 	PG_RETURN_VOID();
 }
 

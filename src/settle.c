@@ -29,6 +29,7 @@ static void write_note(const OrchTask *task, TimestampTz at, const char *event,
 					   Datum detail);
 static void settle_plain(OrchLeaf *live, OrchBatch *batch, OrchRuns *runs,
 						 const int *numbers, int n);
+static void finish(OrchTask *task);
 static bool is_left_to_sql(const OrchTask *task);
 static bool settle_by_sql(OrchLeaf *live, OrchBatch *batch, const int *numbers,
 						  int n);
@@ -85,13 +86,33 @@ settle_plain(OrchLeaf *live, OrchBatch *batch, OrchRuns *runs,
 						(batch->fast || remove_row(live, task));
 		if (!task->settled)
 			continue;
-		count_attempt(task, true);
-		make_finished(task);
-		announce_completed(task);
+		finish(task);
 		rows[nrows++] = &task->row;
 	}
 	orch_workflow_settle(live, runs, rows, &nrows);
 	write_finished(rows, nrows);
+	pfree(rows);
+}
+
+static void
+finish(OrchTask *task)
+{
+	count_attempt(task, true);
+	make_finished(task);
+	announce_completed(task);
+}
+
+void
+orch_settle_completed(OrchTask *const *tasks, int n)
+{
+	OrchRow **rows = palloc(n * sizeof(OrchRow *));
+
+	for (int i = 0; i < n; i++)
+	{
+		finish(tasks[i]);
+		rows[i] = &tasks[i]->row;
+	}
+	write_finished(rows, n);
 	pfree(rows);
 }
 
@@ -374,16 +395,6 @@ write_finished(OrchRow **rows, int nrows)
 static void
 announce_completed(const OrchTask *task)
 {
-	const OrchRow *row = &task->row;
-	int64 id = ORCH_INT64(row, ORCH_TASK_ID);
-
-	orch_event_transition(
-		id,
-		row->nulls[ORCH_TASK_ROOT_ID] ? id
-									  : ORCH_INT64(row, ORCH_TASK_ROOT_ID),
-		row->nulls[ORCH_TASK_PARENT_ID] ? 0
-										: ORCH_INT64(row, ORCH_TASK_PARENT_ID),
-		ORCH_EVENT_COMPLETED, ORCH_STATE_COMPLETED, 1,
-		ORCH_INT32(row, ORCH_TASK_ATTEMPT),
-		task->definition == NULL || task->definition->notify);
+	orch_row_announce(&task->row, ORCH_EVENT_COMPLETED, ORCH_STATE_COMPLETED,
+					  1, task->definition == NULL || task->definition->notify);
 }

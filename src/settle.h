@@ -16,6 +16,12 @@
  */
 extern bool orch_settle_tasks(OrchBatch *batch, const int *numbers, int n);
 
+/*
+ * Plain successes whose live rows the caller has deleted: count them, tell of
+ * them and write their finished rows.
+ */
+extern void orch_settle_completed(OrchTask *const *tasks, int n);
+
 /* Give back a task of the fast lane that was not started. */
 extern void orch_settle_give_back(OrchBatch *batch, int number);
 

@@ -40,6 +40,7 @@ procedure
 execute
 workflow
 settle
+lease
 executor
 pool
 retention

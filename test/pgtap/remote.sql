@@ -2,7 +2,7 @@
 -- becomes of leases that are not kept. Sleeping in await_work(), real clients and
 -- the limits in shared memory are in test/t.
 \ir lib/setup.psql
-SELECT plan(111);
+SELECT plan(115);
 
 CREATE ROLE remote_app LOGIN;
 CREATE ROLE remote_worker LOGIN;
@@ -222,6 +222,21 @@ SELECT is(jsonb_array_length(claimed(definitions => '{nope,plain}')), 1, 'of any
 SELECT is(error_of($$SELECT orchestrator.claim('{q}', 'w', 0)$$, 'remote_worker'), '22023: max_tasks must be between 1 and 1000', 'at least one');
 SELECT is(error_of($$SELECT orchestrator.claim('{q}', E'w\n')$$, 'remote_worker'), '22023: the name of a worker must have 1 to 200 bytes, and no control characters', 'a worker has a decent name');
 SELECT is(error_of($$SELECT orchestrator.claim('{}', 'w')$$, 'remote_worker'), '22023: queues must name at least one queue', 'and names a queue');
+
+-- What is plain goes by C; the way by SQL leaves the same
+SELECT value_of($$SELECT orchestrator.cancel_many(all_tasks => true)$$, 'remote_app');
+SELECT app($$orchestrator.enqueue('t_retry', '{"n": 1}', deadline => orchestrator._now() + interval '1 hour')$$) AS a,
+       app($$orchestrator.enqueue('t_retry', '{"n": 1}', deadline => orchestrator._now() + interval '1 hour')$$) AS b \gset
+SELECT claimed() AS c \gset
+SELECT (SELECT to_jsonb(l) FROM orchestrator._lease_tasks((SELECT z.claimed_by FROM orchestrator.lease z WHERE z.task_id = :a), ARRAY[:b], 'w of remote_worker', NULL, orchestrator._now(),
+          (SELECT i.system_identifier || '-' || i.database FROM orchestrator.database_identity i)) l) AS d \gset
+CREATE FUNCTION alike(what jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT jsonb_object_agg(k, v) FROM jsonb_each($1) e(k, v) WHERE k !~ '^(id|task_id|root_id|token|secret|idempotency_key|sort_key|deadline)$|_(at|until)$'$$;
+SELECT is(alike(:'c'::jsonb -> 0), alike(:'d'), 'a claim');
+SELECT is(replace(:'c'::jsonb -> 0 ->> 'idempotency_key', :'a', :'b'), :'d'::jsonb ->> 'idempotency_key', 'its key');
+SELECT is((SELECT alike(to_jsonb(z)) || jsonb_build_object('ends', z.ends_at - z.started_at, 'look', z.look_at - z.started_at) FROM orchestrator.lease z WHERE z.task_id = :a),
+          (SELECT alike(to_jsonb(z)) || jsonb_build_object('ends', z.ends_at - z.started_at, 'look', z.look_at - z.started_at) FROM orchestrator.lease z WHERE z.task_id = :b), 'its lease');
+SELECT report('complete', :'c', $$, '"out"'$$), orchestrator._settle_completed(:b, 1, '"out"', NULL, NULL);
+SELECT is((SELECT alike(to_jsonb(t)) FROM orchestrator.task t WHERE t.id = :a AND t.state = 'completed'), (SELECT alike(to_jsonb(t)) FROM orchestrator.task t WHERE t.id = :b), 'and a completed task');
 
 -- Steps of workflows
 SELECT value_of($$SELECT orchestrator.cancel_many(all_tasks => true)$$, 'remote_app');
