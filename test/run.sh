@@ -20,7 +20,7 @@ what=${1:-test}
 # Prepare the copy, run this script in it, and leave nothing behind.
 outer() {
 	local checkout=$PWD status
-	PG_CONFIG=$(test/setup.sh) || exit 1
+	PG_CONFIG=$(test/setup.sh clients) || exit 1
 	export PG_CONFIG
 	# Of the make that called us; the makes to come have options of their own.
 	unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Install the Debian packages that building and testing need and that are
-# missing, and print the pg_config to use.  setup.sh [more packages...]
+# missing, and print the pg_config to use.  setup.sh [more packages...]; the word
+# clients stands for what the clients of test/clients need.
 #
 # Everything but the answer goes to standard error.  With PG_CONFIG set to a
 # PostgreSQL of your own only the tools are installed.
@@ -77,6 +78,27 @@ need_server() {
 	trap - EXIT
 }
 
+# The same of the pooler, which has a service, too.
+need_pooler() {
+	installed pgbouncer && return 0
+	need pgbouncer
+	as_root invoke-rc.d pgbouncer stop >&2 || true
+	as_root update-rc.d pgbouncer disable >&2 || true
+}
+
+# Programs may have come from elsewhere than Debian.
+need_program() {
+	command -v "$1" >/dev/null || need "$2"
+}
+
+# What the clients of test/clients need.
+need_clients() {
+	need_program node nodejs
+	need_program npm npm
+	need python3-psycopg2
+	need_pooler
+}
+
 # The major version to use: the one asked for, else the newest there is.
 choose_version() {
 	local newest
@@ -108,6 +130,6 @@ else
 fi
 like clang-format-14 cppcheck
 for package in "${more[@]//%/$wanted}"; do
-	need "$package"
+	if [ "$package" = clients ]; then need_clients; else need "$package"; fi
 done
 echo "$PG_CONFIG"
