@@ -156,6 +156,10 @@ BEGIN
       WHERE a.rolname = o.name AND a.oid <> o.role
         AND o.id = (SELECT max(x.id) FROM orchestrator.owner x WHERE x.name = o.name);
   END IF;
+  -- made by the restore, with the default privileges of this database
+  PERFORM orchestrator._close_relation(c.relname)
+    FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+    WHERE i.inhparent IN ('orchestrator.task_finished'::regclass, 'orchestrator.trace_log'::regclass);
   DELETE FROM orchestrator.database_identity;
   PERFORM orchestrator._identify();
   PERFORM orchestrator._initialize();

@@ -143,8 +143,12 @@ is(outcome($node, 'app', q{orchestrator.enqueue('work')})->{state}, 'completed',
 my $folder = $node->basedir . '/folder.dump';
 command_ok([ 'pg_dump', '-Fd', '-j', '2', '-f', $folder, '-d', $node->connstr('restored') ], 'dump of a restored database, in parallel');
 $node->safe_psql('postgres', 'CREATE DATABASE again');
+$node->safe_psql('again', 'ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO app');
 command_ok([ 'pg_restore', '--exit-on-error', '-j', '2', '-d', $node->connstr('again'), $folder ], 'and restored, in parallel');
 is($node->safe_psql('again', $contents), $node->safe_psql('restored', $contents), 'the same again');
+$node->safe_psql('again', 'SELECT orchestrator.activate()');
+is($node->safe_psql('again', q{SELECT string_agg(c.relname, ',') FROM pg_class c WHERE c.relnamespace = 'orchestrator'::regnamespace AND c.relkind IN ('r', 'p')
+	AND has_table_privilege('app', c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER')}), '', 'default privileges reach nothing of it, from activate() on');
 
 # Another server, where the roles have other OIDs.
 my $other = new_node(name => 'other');
