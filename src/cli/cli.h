@@ -283,5 +283,9 @@ extern const CliCommand cmd_enqueue, cmd_run; /* enqueue.c */
 extern const CliCommand cmd_cancel, cmd_pause, cmd_resume, cmd_retry,
 	cmd_purge, cmd_signal, cmd_approve, cmd_reject; /* control.c */
 extern const CliCommand cmd_tasks;					/* tasks.c */
+extern const CliCommand cmd_watch;					/* watch.c */
+
+/* Follow tasks until they end; none: all.  A time-out of 0 is none. */
+extern CliExit watch_tasks(const long long *ids, int count, double timeout);
 
 #endif

@@ -72,6 +72,7 @@ static const Argument arguments[] = {
 
 #define FOLLOW_OPTIONS                                                        \
 	{"wait", 0, NULL, "wait for its end and print its output"},               \
+		{"watch", 0, NULL, "follow it as watch does"},                        \
 	{                                                                         \
 		"timeout", 't', "SECONDS", "follow it no longer than that"            \
 	}
@@ -161,8 +162,12 @@ enqueue(const CliCall *call, const char *function, const char *first)
 	int nvalues = 1;
 	char *task;
 
-	if (opt_given(call, "timeout") && !opt_given(call, "wait"))
-		opt_usage(call, "--timeout goes with --wait");
+	if (opt_given(call, "wait") && opt_given(call, "watch"))
+		opt_usage(call, "either --wait or --watch");
+	if (opt_given(call, "timeout") && !opt_given(call, "wait") &&
+		!opt_given(call, "watch"))
+		opt_usage(call, "--timeout goes with --wait or --watch");
+	opt_seconds(call, "timeout", 0);
 	initPQExpBuffer(&sql);
 	appendPQExpBuffer(&sql, "SELECT orchestrator.%s($1", function);
 	for (int i = 0; i < lengthof(arguments); i++)
@@ -187,6 +192,12 @@ follow(const CliCall *call, const char *task)
 	const char *values[] = {task, timeout > 0 ? left : NULL};
 	PGresult *result;
 
+	if (opt_given(call, "watch"))
+	{
+		long long id = strtoll(task, NULL, 10);
+
+		return watch_tasks(&id, 1, Max(timeout, 0));
+	}
 	if (!opt_given(call, "wait"))
 	{
 		printf(cli_settings.json ? "{\"task\": %s}\n" : "%s\n", task);

@@ -191,6 +191,16 @@ sub text { return Encode::decode('UTF-8', $_[0]->{out}) }
 
 sub type { syswrite $_[0]->{pty}, $_[1]; return }
 
+# Forget what was written so far, so that until() waits for what comes.
+sub forget { $_[0]->{out} = ''; return }
+
+sub resize
+{
+	my ($self, $columns, $rows) = @_;
+	$self->{pty}->set_winsize($rows, $columns);
+	return;
+}
+
 sub exit_code
 {
 	my ($self) = @_;
@@ -221,7 +231,7 @@ sub screen
 				substr($lines[$row], $column++, 1) = $char;
 			}
 		}
-		elsif ($letter eq 'A') { $row -= $number || 1 }
+		elsif ($letter eq 'A') { $row = $row > ($number || 1) ? $row - ($number || 1) : 0 }
 		elsif ($letter eq 'H') { ($row, $column) = (0, 0) }
 		elsif ($letter eq 'K') { substr($lines[$row], $column) = '' if defined $lines[$row] && length $lines[$row] > $column }
 		elsif ($letter eq 'J') { $#lines = $row if $number eq '' && $#lines > $row; @lines = ('') if $number eq '2' }
