@@ -11,7 +11,7 @@ use IO::Handle;
 use IPC::Open2;
 use List::Util qw(min max);
 
-our @EXPORT = qw(pgbench median percentile thousands spread machine);
+our @EXPORT = qw(pgbench median percentile thousands spread machine fill_cache);
 
 # Run pgbench and return what it measured: tps, and the mean latency in ms.
 sub pgbench
@@ -81,6 +81,22 @@ sub machine
 	chomp $release;
 	return sprintf('%s, %d cores, %.0f GB, Linux %s',
 		$model || 'unknown CPU', $cores, ($memory || 0) / 1024 / 1024, $release);
+}
+
+# Fill the system's file cache, all but one GB of what is free, with a file that
+# has no blocks on disk; returns its name.  A virtual machine gets memory from
+# its host at the first touch, ten times slower than it can be written, and may
+# give back what is free: a server that has run for a while is past that.
+sub fill_cache
+{
+	my ($folder) = @_;
+	my ($free) = slurp('/proc/meminfo') =~ /^MemFree:\s*(\d+)/m;
+	my $name = "$folder/cache";
+	open(my $file, '+>', $name) or die "$name: $!";
+	truncate($file, max(0, ($free || 0) * 1024 - 2**30)) or die "$name: $!";
+	1 while sysread($file, my $piece, 2**20);
+	close $file;
+	return $name;
 }
 
 # Of the last minute: other work on the machine shows here.
