@@ -189,7 +189,7 @@ $$;
 
 -- Owners that a role is, or is a member of: whose OID and name both still fit.
 CREATE FUNCTION orchestrator._member_owners(caller oid) RETURNS int[]
-  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan AS $$
 BEGIN
   RETURN ARRAY(SELECT o.id FROM orchestrator.owner o JOIN pg_authid a ON a.oid = o.role AND a.rolname = o.name
                WHERE pg_has_role($1, a.oid, 'USAGE'));
