@@ -21,6 +21,7 @@ use List::Util qw(shuffle sum0);
 use OrchestratorTest;
 use POSIX qw(WNOHANG);
 use PostgreSQL::Test::Utils;
+use RemoteWorkers;
 use Time::HiRes qw(time usleep);
 
 my @roles = ('app_a', 'app_b', 'app_c');
@@ -30,9 +31,10 @@ my $clients = 4;
 my %mix = (
 	note => 26, noop => 14, retried => 8, delayed => 8, keyed => 8, slow => 16, rolled_back => 6,
 	sql => 4, fails => 3, many => 3, parent => 2, procedure => 2, prepared => 2,
-	chain => 5, fan => 3, signalled => 3, undone => 3);
+	chain => 5, fan => 3, signalled => 3, undone => 3, remote => 5, remote_chain => 2);
 my $many = 10;
-my $workflows = "'chain', 'fan', 'signalled', 'undone'";
+my $workflows = "'chain', 'fan', 'signalled', 'undone', 'remote_chain'";
+my $remote = 3;    # workers
 
 my $node;
 my $tell;
@@ -52,10 +54,10 @@ sub run
 	my $enough = "$journals/enough";
 	my @pids = map { start_client($_, $journals, $enough, int($option{tasks} / $clients), rand 2**31) } 1 .. $clients;
 
+	my @workers = RemoteWorkers::start($node, $journals, "$journals/drained", $remote);
 	haunt($option{kills}, \%done);
 	forget_crashes($node);
-	open my $file, '>', $enough or die $!;
-	close $file;
+	append_to_file($enough, '');
 	waitpid $_, 0 foreach @pids;
 
 	$done{prepared} = settle_prepared($journals);
@@ -63,7 +65,10 @@ sub run
 	$quiet = time;
 	$done{drained} =
 	  within(120, sub { (value($node, 'SELECT count(*) FROM orchestrator.task WHERE live') // 1) == 0 }) // 'never';
+	append_to_file("$journals/drained", '');
+	waitpid $_, 0 foreach @workers;
 	$done{violations} = check($journals, \%done);
+	$done{remote} = RemoteWorkers::summary($node);
 	$done{seconds} = time - $began;
 	$node->stop('fast');
 	return \%done;
@@ -158,6 +163,7 @@ SELECT orchestrator.define('sql', 'INSERT INTO chaos.ledger SELECT t.task_id, t.
   'sql', max_attempts => 10000, retry_delay => '0.05 second', backoff => 'fixed');
 SQL
 	}
+	RemoteWorkers::prepare($node, @roles);
 	return;
 }
 
@@ -378,6 +384,8 @@ my %fault = (
 	'kill postmaster' => [ 14, 1, \&kill_postmaster ],
 	'kill two executors' => [ 4, 2, sub { crash(several('executor', 2)) } ],
 	'kill client backend' => [ 3, 1, sub { crash(pick(grep { title($_) =~ /app_. postgres / } children(postmaster($node)))) } ],
+	'kill backend of a remote worker' => [ 4, 1, sub { crash(pick(grep { title($_) =~ /afar postgres / } children(postmaster($node)))) } ],
+	'terminate backend of a remote worker' => [ 4, 0, sub { send_signal('TERM', pick(grep { title($_) =~ /afar postgres / } children(postmaster($node)))) } ],
 	'terminate executor' => [ 12, 0, sub { send_signal('TERM', one('executor')) } ],
 	'cancel executor' => [ 4, 0, sub { send_signal('INT', one('executor')) } ],
 	'terminate supervisor' => [ 4, 0, sub { send_signal('TERM', one('supervisor')) } ],
@@ -550,7 +558,7 @@ my @checks = (
 		WHERE t.input ->> 'kind' = 'signalled' AND t.parent_id IS NULL GROUP BY 1 HAVING count(s.consumed_by) <> 1),
 	'I5: a task was completed without its effect' => q(
 		SELECT t.id, t.attempt, t.epoch, t.input FROM orchestrator.task t
-		WHERE t.state = 'completed' AND t.input ->> 'kind' NOT IN ('noop', 'procedure', 'chain', 'fan', 'signalled', 'undone')
+		WHERE t.state = 'completed' AND t.input ->> 'kind' NOT IN ('noop', 'procedure', 'remote', 'chain', 'fan', 'signalled', 'undone', 'remote_chain')
 		  AND NOT EXISTS (SELECT FROM chaos.ledger l WHERE l.task_id = t.id)),
 	'I5: a procedure was completed without its effect' => q(
 		SELECT t.id, t.attempt, t.epoch, t.input FROM orchestrator.task t
@@ -599,13 +607,14 @@ sub check
 		SELECT t.id, t.input, t.created_at, t.run_at, t.started_at, t.finished_at FROM orchestrator.task t
 		WHERE t.finished_at > to_timestamp($quiet) + interval '5 seconds'
 		  AND NOT EXISTS (SELECT FROM chaos.journal j WHERE j.client = 0 AND j.token = t.input ->> 'token')
-		  AND t.input ->> 'kind' NOT IN ($workflows));
+		  AND t.input ->> 'kind' NOT IN ('remote', $workflows));
 	while (my ($name, $query) = splice @checks, 0, 2)
 	{
 		my $found = $node->safe_psql('postgres', "SELECT count(*) FROM ($query) found");
 		next if $found == 0;
 		push @violations, "$name: $found\n" . $node->safe_psql('postgres', "$query LIMIT 10");
 	}
+	push @violations, RemoteWorkers::check($node, $journals, $remote);
 	push @violations, map { "F06: after two seconds without a postmaster: $_" } @slow;
 	push @violations, check_log(), check_relations();
 	$done->{errors} = join '', map { slurp_file($_) } glob "$journals/errors.*";
@@ -634,6 +643,8 @@ sub check_log
 		  && !/FATAL:  the database system is /
 		  && !/FATAL:  postmaster exited during a parallel transaction/
 		  && !/client backend .*ERROR:  division by zero/
+		  && !/client backend .*FATAL:  connection to client lost/
+		  && !/client backend .*ERROR:  task \d+ is no longer claimed with this token/
 	} split /\n/, slurp_file($node->logfile);
 	return @odd ? 'I14: errors in the log: ' . @odd . "\n" . join("\n", @odd[ 0 .. ($#odd > 9 ? 9 : $#odd) ]) : ();
 }
