@@ -30,7 +30,12 @@ BEGIN
                                      NULL, NULL, NULL) IS NOT NULL THEN
         v_count := v_count + 1;
       END IF;
-    EXCEPTION WHEN OTHERS OR query_canceled THEN
+    EXCEPTION WHEN insufficient_resources THEN
+      -- of disk or memory: the others would fare no better
+      RAISE WARNING 'tasks could not be handed back: %', SQLERRM USING ERRCODE = SQLSTATE;
+      v_left := v_left + 1;
+      EXIT;
+    WHEN OTHERS OR query_canceled THEN
       PERFORM orchestrator._give_up(v_task, v_began, 'task %s could not be handed back', SQLERRM);
       v_left := v_left + 1;
     END;

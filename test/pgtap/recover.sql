@@ -1,6 +1,6 @@
 -- _recover(), _recover_all(), _charge(), _fail_unrunnable(): tasks whose worker or role is gone.
 \ir lib/setup.psql
-SELECT plan(44);
+SELECT plan(47);
 
 CREATE ROLE recover_app LOGIN;
 SELECT orchestrator.grant_usage('recover_app');
@@ -46,6 +46,18 @@ SELECT is(state_of(:task) || (task(:task)).attempt, 'pending0', 'one attempt tha
 SELECT running(1, 'never') AS task \gset
 SELECT orchestrator._recover(array[:task]::bigint[], array[(task(:task)).epoch], array[:task]::bigint[]);
 SELECT is(state_of(:task), 'scheduled', 'never_retry is not about lost workers');
+
+-- The disk is full: one try tells
+SELECT orchestrator.cancel_many(all_tasks => true);
+SELECT running(1) AS a \gset
+SELECT running(1) AS b \gset
+CREATE SEQUENCE public.tried;
+CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM nextval('public.tried'); RAISE EXCEPTION 'full' USING ERRCODE = 'disk_full'; END$$;
+CREATE TRIGGER full_disk BEFORE UPDATE ON orchestrator.task_live FOR EACH ROW EXECUTE FUNCTION full_disk();
+SELECT is(orchestrator._recover(array[:a, :b]::bigint[], '{1,1}', '{}') < 0, true, 'without room: come again');
+SELECT is((SELECT last_value FROM public.tried), 1::bigint, 'the others were not tried');
+DROP TRIGGER full_disk ON orchestrator.task_live;
+SELECT is(orchestrator._recover(array[:a, :b]::bigint[], '{1,1}', '{}'), 2, 'with room both are handed back');
 
 -- All
 SELECT orchestrator.cancel_many(all_tasks => true);
