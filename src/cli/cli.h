@@ -257,6 +257,8 @@ extern void out_append_array(PQExpBuffer to, const PGresult *result);
 extern char *out_view_sql(const OutView *view, bool json);
 /* One value of a kind, as it stands in a table. */
 extern void out_append_value(PQExpBuffer to, const char *value, OutKind kind);
+/* A string of JSON for a terminal; NULL is null. */
+extern void out_append_string(PQExpBuffer to, const char *text);
 extern void out_print(PQExpBuffer text);
 /* A sentence on standard output; nothing with --json. */
 extern void out_say(const char *format, ...) pg_attribute_printf(1, 2);
@@ -284,6 +286,8 @@ extern const CliCommand cmd_cancel, cmd_pause, cmd_resume, cmd_retry,
 	cmd_purge, cmd_signal, cmd_approve, cmd_reject; /* control.c */
 extern const CliCommand cmd_tasks;					/* tasks.c */
 extern const CliCommand cmd_watch;					/* watch.c */
+
+extern const CliCommand cmd_top, cmd_doctor; /* top.c, doctor.c */
 
 /* Follow tasks until they end; none: all.  A time-out of 0 is none. */
 extern CliExit watch_tasks(const long long *ids, int count, double timeout);

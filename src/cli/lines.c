@@ -176,18 +176,8 @@ append_text_line(PQExpBuffer to, const WatchEvent *event,
 static void
 append_string(PQExpBuffer to, const char *name, const char *value)
 {
-	PQExpBufferData quoted;
-
 	appendPQExpBuffer(to, ", \"%s\": ", name);
-	if (value == NULL)
-	{
-		appendPQExpBufferStr(to, "null");
-		return;
-	}
-	initPQExpBuffer(&quoted);
-	text_append_quoted(&quoted, value);
-	text_append_json(to, quoted.data);
-	termPQExpBuffer(&quoted);
+	out_append_string(to, value);
 }
 
 static void

@@ -293,14 +293,25 @@ out_warn(const char *format, ...)
 static void
 append_member(PQExpBuffer to, const char *name, const char *value)
 {
-	PQExpBufferData quoted;
-
 	if (value == NULL)
 		return;
-	initPQExpBuffer(&quoted);
-	text_append_quoted(&quoted, value);
 	appendPQExpBuffer(
 		to, "%s\"%s\": ", to->data[to->len - 1] == '{' ? "" : ", ", name);
+	out_append_string(to, value);
+}
+
+void
+out_append_string(PQExpBuffer to, const char *text)
+{
+	PQExpBufferData quoted;
+
+	if (text == NULL)
+	{
+		appendPQExpBufferStr(to, "null");
+		return;
+	}
+	initPQExpBuffer(&quoted);
+	text_append_quoted(&quoted, text);
 	text_append_json(to, quoted.data);
 	termPQExpBuffer(&quoted);
 }
