@@ -122,6 +122,12 @@ extern void text_append_fit(PQExpBuffer to, const char *text, int width,
 							bool right);
 /* JSON for a terminal: what could steer one becomes \u.... */
 extern void text_append_json(PQExpBuffer to, const char *json);
+/*
+ * Bytes of any kind as UTF-8 without a byte 0: what is neither becomes \x...
+ */
+extern void text_append_bytes(PQExpBuffer to, const char *bytes,
+							  size_t length);
+extern bool text_is_utf8(const char *bytes, size_t length);
 /* A string of JSON, with its quotes. */
 extern void text_append_quoted(PQExpBuffer to, const char *text);
 /* "850 ms", "12.3 s", "4 min 10 s", "3 h 2 min", "5 d 1 h". */
@@ -154,6 +160,13 @@ extern int term_height(void);
 /* Ctrl-C was typed (or TERM or HUP came). */
 extern bool term_interrupted(void);
 /*
+ * How often.  From the first call on, not the second one but the third one
+ * ends the program by itself.
+ */
+extern int term_count_interrupts(void);
+/* From now on term_poll() returns when a child has ended. */
+extern void term_watch_children(void);
+/*
  * Wait until one of the descriptors can be read or written, as poll().  -1:
  * a signal came; seconds < 0: for ever.
  */
@@ -184,6 +197,10 @@ extern PGconn *db_connection(void);
 extern PGconn *db_reconnect(const char **reason);
 /* One more connection with the same parameters; NULL if it fails. */
 extern PGconn *db_open(void);
+/* The connection; the next call of db_connection() opens another. */
+extern PGconn *db_take(void);
+/* One more begun only: PQconnectPoll() goes on. */
+extern PGconn *db_start(void);
 extern void db_close(void);
 /*
  * Connect again until it succeeds, at longer and longer intervals; before
@@ -203,7 +220,7 @@ extern PGresult *db_try(const char *sql, int nvalues,
 						const char *const *values);
 /* Did this fail because the connection is gone? */
 extern bool db_lost(void);
-/* The text of an SQL array. */
+/* The text of an SQL array; NULL is null. */
 extern char *db_array(const char *const *values, int count);
 /* Whether a column of a result is true. */
 extern bool db_true(const PGresult *result, int row, int column);
@@ -285,6 +302,7 @@ extern const CliCommand cmd_enqueue, cmd_run; /* enqueue.c */
 extern const CliCommand cmd_cancel, cmd_pause, cmd_resume, cmd_retry,
 	cmd_purge, cmd_signal, cmd_approve, cmd_reject; /* control.c */
 extern const CliCommand cmd_tasks;					/* tasks.c */
+extern const CliCommand cmd_work;					/* work.c */
 extern const CliCommand cmd_watch;					/* watch.c */
 
 extern const CliCommand cmd_top, cmd_doctor; /* top.c, doctor.c */

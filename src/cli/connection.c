@@ -201,6 +201,26 @@ db_come_back(double until, DbSay say)
 }
 
 PGconn *
+db_take(void)
+{
+	PGconn *taken = db_connection();
+
+	connection = NULL;
+	return taken;
+}
+
+PGconn *
+db_start(void)
+{
+	PGconn *conn = start_connection();
+
+	if (conn == NULL)
+		cli_fail(CLI_FAILED, "out of memory");
+	PQsetNoticeReceiver(conn, swallow_notice, NULL);
+	return conn;
+}
+
+PGconn *
 db_open(void)
 {
 	char *reason;
@@ -304,17 +324,26 @@ db_array(const char *const *values, int count)
 	PQExpBufferData array;
 
 	initPQExpBuffer(&array);
+	appendPQExpBufferChar(&array, '{');
 	for (int i = 0; i < count; i++)
 	{
-		appendPQExpBufferStr(&array, i == 0 ? "{\"" : "\",\"");
+		if (i > 0)
+			appendPQExpBufferChar(&array, ',');
+		if (values[i] == NULL)
+		{
+			appendPQExpBufferStr(&array, "NULL");
+			continue;
+		}
+		appendPQExpBufferChar(&array, '"');
 		for (const char *at = values[i]; *at != '\0'; at++)
 		{
 			if (*at == '"' || *at == '\\')
 				appendPQExpBufferChar(&array, '\\');
 			appendPQExpBufferChar(&array, *at);
 		}
+		appendPQExpBufferChar(&array, '"');
 	}
-	appendPQExpBufferStr(&array, count == 0 ? "{}" : "\"}");
+	appendPQExpBufferChar(&array, '}');
 	return array.data;
 }
 

@@ -23,14 +23,13 @@
 
 #include "cli.h"
 
-#define MOST_DESCRIPTORS 8
-
 #define HIDE_CURSOR	 "\033[?25l"
 #define SHOW_CURSOR	 "\033[?25h"
 #define OPEN_SCREEN	 "\033[?1049h" HIDE_CURSOR "\033[H\033[2J"
 #define CLOSE_SCREEN "\033[?1049l" SHOW_CURSOR
 
-static volatile sig_atomic_t interrupted = 0;
+static volatile sig_atomic_t interrupts = 0;
+static bool interrupts_counted = false;
 static int signal_pipe[2] = {-1, -1};
 
 static bool is_terminal = false;
@@ -49,6 +48,7 @@ static int lines_drawn = 0;
 static char *drawn = NULL;
 
 static void catch_interrupt(int number);
+static void catch_child(int number);
 static void catch_stop(int number);
 static void catch_resize(int number);
 static void install(int number, void (*handler)(int));
@@ -70,17 +70,23 @@ wake(void)
 }
 
 /*
- * The second time does not wait for anybody.
+ * The second time does not wait for anybody; the third, where they count.
  */
 static void
 catch_interrupt(int number)
 {
-	if (interrupted)
+	if (interrupts >= (interrupts_counted ? 2 : 1))
 	{
 		term_restore();
 		_exit(CLI_INTERRUPTED);
 	}
-	interrupted = 1;
+	interrupts = interrupts + 1;
+	wake();
+}
+
+static void
+catch_child(int number)
+{
 	wake();
 }
 
@@ -202,17 +208,35 @@ term_height(void)
 bool
 term_interrupted(void)
 {
-	return interrupted != 0;
+	return interrupts != 0;
+}
+
+int
+term_count_interrupts(void)
+{
+	interrupts_counted = true;
+	return interrupts;
+}
+
+void
+term_watch_children(void)
+{
+	install(SIGCHLD, catch_child);
 }
 
 int
 term_poll(struct pollfd *descriptors, int count, double seconds)
 {
-	struct pollfd all[MOST_DESCRIPTORS];
+	static struct pollfd *all = NULL;
+	static int room = 0;
 	char bytes[64];
 	int ready;
 
-	Assert(count < MOST_DESCRIPTORS);
+	if (room <= count)
+	{
+		room = count + 8;
+		all = pg_realloc(all, room * sizeof(struct pollfd));
+	}
 	all[0].fd = signal_pipe[0];
 	all[0].events = POLLIN;
 	all[0].revents = 0;
@@ -440,7 +464,7 @@ read_answer(int terminal)
 	{
 		if (term_poll(&ready, 1, -1) < 0)
 		{
-			if (interrupted)
+			if (term_interrupted())
 				return NULL;
 			continue;
 		}

@@ -23,6 +23,8 @@ typedef struct Glyph
 
 static int utf8_encoding(void);
 static int decode(const unsigned char *at, unsigned int *code);
+static int decode_within(const unsigned char *at, const unsigned char *end,
+						 unsigned int *code);
 static bool is_hidden(unsigned int code);
 static void look_at(const char *at, bool lines, Glyph *glyph);
 static void append_glyph(PQExpBuffer to, const char *at, const Glyph *glyph);
@@ -71,6 +73,21 @@ decode(const unsigned char *at, unsigned int *code)
 		(*code >= 0xD800 && *code <= 0xDFFF))
 		return 0;
 	return length;
+}
+
+/*
+ * The same of text that no byte 0 ends.
+ */
+static int
+decode_within(const unsigned char *at, const unsigned char *end,
+			  unsigned int *code)
+{
+	unsigned char last[5] = "";
+
+	if (end - at >= 4)
+		return decode(at, code);
+	memcpy(last, at, end - at);
+	return decode(last, code);
 }
 
 /*
@@ -169,6 +186,41 @@ void
 text_append_lines(PQExpBuffer to, const char *text)
 {
 	append_escaped(to, text, true);
+}
+
+void
+text_append_bytes(PQExpBuffer to, const char *bytes, size_t length)
+{
+	const unsigned char *end = (const unsigned char *) bytes + length;
+	unsigned int code = 0;
+
+	for (const unsigned char *at = (const unsigned char *) bytes; at < end;)
+	{
+		int taken = decode_within(at, end, &code);
+
+		if (taken == 0 || code == 0)
+			appendPQExpBuffer(to, "\\x%02x", *at);
+		else
+			appendBinaryPQExpBuffer(to, (const char *) at, taken);
+		at += Max(taken, 1);
+	}
+}
+
+bool
+text_is_utf8(const char *bytes, size_t length)
+{
+	const unsigned char *at = (const unsigned char *) bytes;
+	const unsigned char *end = at + length;
+	unsigned int code;
+	int taken;
+
+	for (; at < end; at += taken)
+	{
+		taken = decode_within(at, end, &code);
+		if (taken == 0)
+			return false;
+	}
+	return true;
 }
 
 int
