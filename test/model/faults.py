@@ -1,0 +1,80 @@
+"""What can go wrong with an answer.
+
+    {"status": 429, "retry_after": 2}   another status
+    {"stall": true}                     no answer; the connection stays
+    {"reset": true}                     no answer; the connection is closed
+    {"garbage": true}                   no JSON, although it says so
+    {"truncate": true}                  half of it, then the connection is closed
+    {"huge": bytes}                     blanks before it
+    {"gzip": true}                      compressed, asked for or not
+    {"drip": seconds}                   a byte at a time, so far apart
+"""
+import gzip
+import json
+import threading
+
+
+def before(handler, fault):
+    """Faults that need no answer.  True: this is all that is said."""
+    if fault.get('stall'):
+        threading.Event().wait(60)
+        handler.close_connection = True
+        return True
+    if fault.get('reset'):
+        handler.close_connection = True
+        return True
+    if 'status' in fault:
+        headers = {'Content-Type': 'application/json'}
+        if 'retry_after' in fault:
+            headers['Retry-After'] = str(fault['retry_after'])
+        body = json.dumps({'error': {'message': 'scripted', 'type': 'scripted'}})
+        send(handler, fault['status'], headers, [body.encode()], {})
+        return True
+    return False
+
+
+def send(handler, status, headers, chunks, fault):
+    """Send an answer.  Several parts, or a drip, go in chunks as they come."""
+    if fault.get('garbage'):
+        chunks = [b'\x00\xff\xfe{"half": ']
+    if 'huge' in fault:
+        chunks = [b' ' * fault['huge']] + chunks
+    if fault.get('gzip'):
+        headers = headers | {'Content-Encoding': 'gzip'}
+        chunks = [gzip.compress(b''.join(chunks))]
+    handler.send_response(status)
+    for name, value in headers.items():
+        handler.send_header(name, value)
+    if fault.get('truncate'):
+        send_half(handler, chunks)
+    elif len(chunks) > 1 or 'drip' in fault:
+        send_chunks(handler, chunks, fault)
+    else:
+        body = b''.join(chunks)
+        handler.send_header('Content-Length', str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+        handler.wfile.flush()
+
+
+def send_half(handler, chunks):
+    body = b''.join(chunks)
+    handler.send_header('Content-Length', str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body[:len(body) // 2])
+    handler.wfile.flush()
+    handler.close_connection = True
+
+
+def send_chunks(handler, chunks, fault):
+    handler.send_header('Transfer-Encoding', 'chunked')
+    handler.end_headers()
+    if 'drip' in fault:
+        chunks = [bytes([byte]) for byte in b''.join(chunks)]
+    for chunk in chunks:
+        handler.wfile.write(b'%x\r\n%s\r\n' % (len(chunk), chunk))
+        handler.wfile.flush()
+        if 'drip' in fault:
+            threading.Event().wait(fault['drip'])
+    handler.wfile.write(b'0\r\n\r\n')
+    handler.wfile.flush()
