@@ -55,5 +55,5 @@ async function main() {
   }
   process.exit(0);
 }
-process.on('SIGTERM', () => { stopping = true; wake.emit('up'); setTimeout(() => running.forEach(release => release()), GRACE); });
+process.on('SIGTERM', () => { stopping = true; wake.emit('up'); setTimeout(() => running.forEach(release => release()), GRACE); setTimeout(() => process.exit(1), 5 * GRACE); });
 main();

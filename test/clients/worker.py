@@ -1,5 +1,4 @@
-"""A remote worker on psycopg: python3 worker.py QUEUE...
-The environment says where the server is (PGHOST, ...)."""
+"""A remote worker on psycopg: python3 worker.py QUEUE... (PGHOST and the like say where)"""
 import json, os, random, signal, sys, threading, time
 import psycopg2
 
@@ -19,6 +18,7 @@ def call(sql, *values):
                 return cursor.fetchall()
         except (psycopg2.OperationalError, psycopg2.InterfaceError):
             local.__dict__.clear()
+            if stopping.is_set() and attempt > 7: raise   # there is no server to tell
             time.sleep(0.05 * 2**min(attempt, 7) * random.uniform(0.5, 1.5))
 
 def pages(beat, pages, ms):

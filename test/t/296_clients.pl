@@ -42,7 +42,13 @@ foreach my $client ('worker.js', 'worker.py')
 }
 subtest 'both at once, and one is killed' => \&together;
 subtest "$_ draws" => sub { draws($_) } foreach 'progress.js', 'progress.py';
-$node->stop('fast');
+subtest 'told to stop while there is no server' => sub {
+	my @workers = map { start_client($node, $_, ['far'], role => 'worker') } 'worker.js', 'worker.py';
+	$node->wait_for(q{SELECT count(*) >= 2 FROM pg_stat_activity WHERE query LIKE 'CALL orchestrator.await_work%'}, 't', 'both wait for work');
+	$node->stop('fast');
+	kill 'TERM', map { $_->{pid} } @workers;
+	cmp_ok(ended_client($_), '<', 128, 'they end all the same') foreach @workers;
+};
 done_testing();
 
 # All that a worker does: batches, progress, failures, cancel, and to stop when it
