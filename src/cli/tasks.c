@@ -49,13 +49,8 @@ static const CliCommand cmd_schema = {
 	NULL,	  run_schema};
 
 static const CliCommand *const commands[] = {
-	&cmd_tasks_list,
-	&cmd_tasks_upload,
-	&cmd_tasks_purge,
-	&cmd_check,
-	&cmd_new,
-	&cmd_schema,
-	NULL,
+	&cmd_tasks_list, &cmd_tasks_upload, &cmd_tasks_purge, &cmd_tasks_test,
+	&cmd_check,		 &cmd_new,			&cmd_schema,	  NULL,
 };
 
 const CliCommand cmd_tasks = {

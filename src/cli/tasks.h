@@ -23,8 +23,11 @@ extern TaskFile **tasks_read(const CliCall *call, int *count,
 							 Problems *problems);
 /* Tell what is wrong, and exit. */
 extern void tasks_fail(const Problems *problems) pg_attribute_noreturn();
+/* Run the script of a task and define it; returns its version. */
+extern int tasks_install(const TaskFile *task);
 
 extern const CliCommand cmd_tasks_list, cmd_tasks_upload,
-	cmd_tasks_purge; /* upload.c */
+	cmd_tasks_purge;					/* upload.c */
+extern const CliCommand cmd_tasks_test; /* trial.c */
 
 #endif

@@ -312,11 +312,8 @@ define_sql(const TaskFile *task)
 	return sql.data;
 }
 
-/*
- * Install one task; returns its version.
- */
-static int
-install(const TaskFile *task)
+int
+tasks_install(const TaskFile *task)
 {
 	bool workflow = strcmp(task->kind, "workflow") == 0;
 	char *sql = define_sql(task);
@@ -377,7 +374,7 @@ run_upload(CliCall *call)
 		if (before)
 			appendPQExpBuffer(&rows, ", \"before\": %s", before);
 		appendPQExpBuffer(&rows, ", \"version\": %d}",
-						  same ? atoi(before) : install(tasks[i]));
+						  same ? atoi(before) : tasks_install(tasks[i]));
 	}
 	appendPQExpBufferStr(&rows, count > 0 ? "]" : "[]");
 	end(!dry);

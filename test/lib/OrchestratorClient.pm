@@ -17,6 +17,7 @@ use strict;
 use warnings;
 
 use Encode ();
+use File::Path qw(make_path);
 use IPC::Run ();
 use JSON::PP ();
 use PostgreSQL::Test::Utils;
@@ -24,7 +25,7 @@ use Test::More;
 use Time::HiRes qw(time usleep);
 
 use Exporter 'import';
-our @EXPORT = qw(client client_program client_files);
+our @EXPORT = qw(client client_program client_files put_file);
 
 my $json = JSON::PP->new->utf8->allow_nonref->canonical;
 
@@ -35,6 +36,19 @@ sub client_files
 	my ($folder) = run_command([ $ENV{PG_CONFIG} || 'pg_config', $option ]);
 	my $private = ($ENV{TESTDIR} || '.') . "/tmp_install$folder";
 	return join '/', (-d $private ? $private : $folder), @more;
+}
+
+# Write a file, and the folders it is in; what is a reference is made JSON.
+sub put_file
+{
+	my ($path, $content) = @_;
+	make_path($path =~ m{^(.*)/});
+	$content = $json->encode($content) if ref $content;
+	utf8::encode($content) if utf8::is_utf8($content);
+	open my $handle, '>:raw', $path or die "$path: $!";
+	print $handle $content;
+	close $handle;
+	return;
 }
 
 sub client_program { return client_files('--bindir', 'orchestrator') }

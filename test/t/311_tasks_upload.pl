@@ -4,7 +4,7 @@ use strict;
 use warnings;
 use utf8;
 
-use File::Path qw(make_path remove_tree);
+use File::Path qw(remove_tree);
 use JSON::PP ();
 use OrchestratorClient;
 use OrchestratorStep;
@@ -23,18 +23,7 @@ $node->safe_psql('postgres', 'CREATE SCHEMA app AUTHORIZATION app');
 my $folder = PostgreSQL::Test::Utils::tempdir() . '/tasks';
 my $cli = client($node, 'app');
 
-sub put
-{
-	my ($path, $content) = @_;
-	my ($parent) = $path =~ m{^(.*)/};
-	make_path("$folder/$parent");
-	open my $handle, '>:raw', "$folder/$path" or die "$path: $!";
-	$content = JSON::PP->new->canonical->encode($content) if ref $content;
-	utf8::encode($content);
-	print $handle $content;
-	close $handle;
-	return;
-}
+sub put { return put_file("$folder/$_[0]", $_[1]) }
 
 sub tasks
 {
