@@ -57,6 +57,12 @@ CLI_OBJS    = $(patsubst %.c,%.o,$(sort $(wildcard src/cli/*.c)))
 CLI_MAN     = src/cli/orchestrator.1
 CLI_WORDS   = src/cli/orchestrator.bash
 
+# The courier's program.  Without libcurl's headers the extension does without:
+# outside calls fail and say why.
+COURIER      = src/courier/orchestrator-courier
+COURIER_OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/courier/*.c))) src/courier/frame.o
+HAS_CURL     = $(shell printf '\043include <curl/curl.h>\n' | $(CC) -fsyntax-only -xc - 2>/dev/null && echo yes)
+
 # The install script is the sources of sql/, in the order of their numbers.
 SQL_SOURCES = $(sort $(wildcard sql/[0-9]*.sql))
 SQL_INSTALL = sql/$(EXTENSION)--$(EXTVERSION).sql
@@ -77,7 +83,7 @@ TAP_TESTS      = 1
 PROVE_TESTS    = test/t/*.pl
 export ORCHESTRATOR_CONF = $(CURDIR)/tmp_install/server.conf
 endif
-EXTRA_CLEAN    = $(CLI) $(CLI_OBJS) tmp_check tmp_check_regress tmp_check_iso tmp_failed tmp_install log results
+EXTRA_CLEAN    = $(CLI) $(CLI_OBJS) $(COURIER) $(COURIER_OBJS) tmp_check tmp_check_regress tmp_check_iso tmp_failed tmp_install log results
 
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 ifeq ($(PGXS),)
@@ -91,13 +97,39 @@ $(OBJS): $(wildcard src/*.h) $(EXTENSION).control
 
 all: $(CLI)
 install: install-cli
-uninstall: uninstall-cli
+uninstall: uninstall-cli uninstall-courier
+ifeq ($(HAS_CURL),yes)
+all: $(COURIER)
+install: install-courier
+else
+all: no-courier
+endif
 
 $(CLI_OBJS): $(wildcard src/cli/*.h) $(EXTENSION).control
 $(CLI_OBJS): override CPPFLAGS += -I$(libpq_srcdir)
 
 $(CLI): $(CLI_OBJS)
 	$(CC) $(CFLAGS) $(CLI_OBJS) $(LDFLAGS) $(LDFLAGS_EX) $(libpq_pgport) $(filter -lcrypto,$(LIBS)) -lm -o $@
+
+$(COURIER_OBJS): $(wildcard src/courier/*.h) src/frame.h
+$(COURIER_OBJS): override CPPFLAGS := -Isrc
+
+src/courier/frame.o: src/frame.c
+	$(CC) $(CFLAGS) $(CPPFLAGS) -c $< -o $@
+
+$(COURIER): $(COURIER_OBJS)
+	$(CC) $(CFLAGS) $(COURIER_OBJS) $(LDFLAGS) $(LDFLAGS_EX) -lcurl -o $@
+
+.PHONY: no-courier install-courier uninstall-courier
+no-courier:
+	@echo "no libcurl4-openssl-dev: outside calls (orchestrator-courier) are left out" >&2
+
+install-courier: $(COURIER)
+	$(MKDIR_P) '$(DESTDIR)$(pkglibdir)'
+	$(INSTALL_PROGRAM) $(COURIER) '$(DESTDIR)$(pkglibdir)/$(notdir $(COURIER))'
+
+uninstall-courier:
+	rm -f '$(DESTDIR)$(pkglibdir)/$(notdir $(COURIER))'
 
 # bash looks for completions beside the folder of PostgreSQL's own data.
 completiondir = $(firstword $(subst /postgresql, ,$(datadir)))/bash-completion/completions
@@ -144,7 +176,7 @@ lint:
 	@test/lint/run.sh
 
 format:
-	@$(or $(shell command -v clang-format-14),clang-format) -i src/*.[ch] src/cli/*.[ch]
+	@$(or $(shell command -v clang-format-14),clang-format) -i src/*.[ch] src/cli/*.[ch] src/courier/*.[ch]
 
 matrix:
 	@test/matrix.sh

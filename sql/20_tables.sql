@@ -106,7 +106,7 @@ CREATE TABLE orchestrator.definition (
   name                text        NOT NULL CHECK (name <> '' AND length(name) <= 200),
   version             int         NOT NULL CHECK (version > 0),
   is_current          boolean     NOT NULL,
-  kind                text        NOT NULL CHECK (kind IN ('function', 'sql', 'procedure', 'utility', 'workflow', 'map', 'batch', 'wait', 'remote')),
+  kind                text        NOT NULL CHECK (kind IN ('function', 'sql', 'procedure', 'utility', 'workflow', 'map', 'batch', 'wait', 'remote', 'http')),
   handler             text,       -- schema.name(jsonb), the command, or what a remote worker is to run; null: the task brings its own (run)
   handler_owner       name,
   queue               int,
@@ -132,6 +132,8 @@ CREATE TABLE orchestrator.definition (
   key_rate_period     interval,
   batch_size          int         CHECK (batch_size > 0),
   batch_wait          interval,
+  endpoint            text,       -- of a call: a server of orchestrator_http
+  request             jsonb,      -- and what is sent there
   notify              text        NOT NULL DEFAULT 'lifecycle' CHECK (notify IN ('off', 'lifecycle', 'all')),
   description         text,
   estimated_duration  interval,
@@ -197,7 +199,7 @@ CREATE TABLE orchestrator.task (
   iteration    int,                  -- of a step that repeats: which round, from 1; of a map: items that were started, 2147483647 when all were
   remaining    int,                  -- of a task with steps: those that are not final; null: it has none
   held_by      bigint,               -- paused together with this task
-  parked_on    bigint,               -- a pending task that waits for this limit (src/permit.c); below 0: one for remote workers, less the number of its queue
+  parked_on    bigint,               -- a pending task that waits for this limit (src/permit.c); below 0: one for remote workers, less the number of its queue; a call, less 2^30 besides
   changed_at   timestamptz,          -- when it was last paused, resumed, put off or given back
   name         text,
   key          text,

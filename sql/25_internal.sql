@@ -9,6 +9,8 @@
 --   OR006  the step was rejected
 --   OR007  a limit of the run was exceeded: max_steps, max_depth, max_repeats
 --   OR011  a remote worker reported that the step failed, without a code of its own
+--   OR012  an outside call failed: no answer came, or one whose status says so
+--   OR013  the answer of an outside call cannot be used: too large, no text, or not as expected
 -- This is given to a remote worker, whose report changes nothing:
 --   OR010  the task is no longer its own: the lease ended, or the task was cancelled, paused or taken over
 -- These are given to who enqueues, and nothing is enqueued:
@@ -48,12 +50,31 @@ CREATE FUNCTION orchestrator._ready(owner int, queue int, sort_key bigint, parke
 COMMENT ON FUNCTION orchestrator._ready(int, int, bigint, bigint) IS
   'A task became ready: who claims from its queue is woken; of one for remote workers (parked_on below 0), they are. Does nothing without a sort_key';
 
--- In the place of a limit that a row is parked on: it waits for remote workers,
--- in their lane of its queue, where no executor looks. Null: it does not.
+-- Kinds of tasks that are outside calls.
+CREATE FUNCTION orchestrator._call_kinds() RETURNS text[]
+  LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN '{http}'::text[];
+END
+$$;
+
+-- As ORCH_COURIER_LANE in src/shmem.h.
+CREATE FUNCTION orchestrator._courier_lane(queue int) RETURNS bigint
+  LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN -1073741824 - $1::bigint;
+END
+$$;
+
+-- In the place of a limit that a row is parked on: it waits for remote workers
+-- or the courier, in their lane of its queue, where no executor looks. Null: it
+-- does not.
 CREATE FUNCTION orchestrator._remote_lane(definition int, queue int) RETURNS bigint
   LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  RETURN (SELECT -$2::bigint FROM orchestrator.definition d WHERE d.id = $1 AND d.kind = 'remote');
+  RETURN (SELECT CASE WHEN d.kind = 'remote' THEN -$2::bigint
+                      WHEN d.kind = ANY (orchestrator._call_kinds()) THEN orchestrator._courier_lane($2) END
+          FROM orchestrator.definition d WHERE d.id = $1);
 END
 $$;
 -- What is taken of the limits that are in use; and the number of a limit, of

@@ -10,12 +10,13 @@ CREATE FUNCTION orchestrator.define(name text, handler text, kind text DEFAULT '
     estimated_duration interval DEFAULT NULL, metadata jsonb DEFAULT NULL, owner text DEFAULT NULL,
     success_callback text DEFAULT NULL, failure_callback text DEFAULT NULL, concurrency_key text DEFAULT NULL,
     key_max_running int DEFAULT NULL, key_rate_limit int DEFAULT NULL, key_rate_period interval DEFAULT NULL,
-    batch_size int DEFAULT NULL, batch_wait interval DEFAULT NULL, preset text DEFAULT NULL) RETURNS int
+    batch_size int DEFAULT NULL, batch_wait interval DEFAULT NULL, preset text DEFAULT NULL, endpoint text DEFAULT NULL,
+    request jsonb DEFAULT NULL) RETURNS int
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
 COMMENT ON FUNCTION orchestrator.define(text, text, text, text, int, int, text, interval, interval, float8, interval,
     text[], int, interval, interval, interval, text, int, int, interval, text, text, interval, jsonb, text, text, text,
-    text, int, int, interval, int, interval, text) IS
-  'Describes a kind of task; returns its version. An equal definition returns the version it already has; a changed one becomes the next version, which enqueue() takes from then on. preset gives what is not given: light is max_attempts 3 and priority 5, heavy 2 and 0, bulk 1 and -10; each takes 5 off the priority at a retry';
+    text, int, int, interval, int, interval, text, text, jsonb) IS
+  'Describes a kind of task; returns its version. An equal definition returns the version it already has; a changed one becomes the next version, which enqueue() takes from then on. preset gives what is not given: light is max_attempts 3 and priority 5, heavy 2 and 0, bulk 1 and -10; each takes 5 off the priority at a retry. Of kind http, endpoint is a server of orchestrator_http and request an object with method, path, query, headers, body and expect';
 
 CREATE FUNCTION orchestrator.drop_definition(name text, force boolean DEFAULT false, owner text DEFAULT NULL) RETURNS void
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
@@ -99,8 +100,8 @@ DECLARE
   v_what text;
   v_span interval;
 BEGIN
-  PERFORM orchestrator._require(d.kind IN ('function', 'sql', 'procedure', 'utility', 'remote'), format('unknown kind "%s"', d.kind),
-                                'Kinds are function, sql, procedure, utility and remote.');
+  PERFORM orchestrator._require(d.kind IN ('function', 'sql', 'procedure', 'utility', 'remote') OR d.kind = ANY (orchestrator._call_kinds()),
+                                format('unknown kind "%s"', d.kind), 'Kinds are function, sql, procedure, utility, remote and http.');
   PERFORM orchestrator._require(d.backoff IN ('exponential', 'fixed', 'linear'), format('unknown backoff "%s"', d.backoff),
                                 'Say exponential, fixed or linear.');
   PERFORM orchestrator._require(d.timeout_policy IN ('retry', 'fail', 'fail_workflow', 'alert'),
@@ -219,7 +220,7 @@ CREATE FUNCTION orchestrator._define(caller oid, name text, handler text, kind t
     response_timeout interval, timeout_policy text, max_running int, rate_limit int, rate_period interval,
     notify text, description text, estimated_duration interval, metadata jsonb, owner text,
     success_callback text, failure_callback text, concurrency_key text, key_max_running int, key_rate_limit int,
-    key_rate_period interval, batch_size int, batch_wait interval, preset text) RETURNS int
+    key_rate_period interval, batch_size int, batch_wait interval, preset text, endpoint text, request jsonb) RETURNS int
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   d        orchestrator.definition;
@@ -262,9 +263,12 @@ BEGIN
   d.key_rate_period := key_rate_period;
   d.batch_size := batch_size;
   d.batch_wait := nullif(batch_wait, '0');
+  d.endpoint := endpoint;
+  d.request := CASE WHEN d.kind = ANY (orchestrator._call_kinds()) THEN coalesce(request, '{}') ELSE request END;
   PERFORM orchestrator._check_definition(d);
-  PERFORM orchestrator._require(coalesce(btrim(handler, E' \t\r\n;'), '') <> '' OR d.kind = 'remote' AND handler IS NULL,
+  PERFORM orchestrator._require(coalesce(btrim(handler, E' \t\r\n;'), '') <> '' OR d.kind = 'remote' AND handler IS NULL OR d.kind = ANY (orchestrator._call_kinds()),
                                 format('definition "%s" has no handler', name), 'Give the name of a function or procedure, or a command.');
+  PERFORM orchestrator._check_call(v_role, d);
   IF d.kind IN ('function', 'procedure') THEN
     SELECT h.signature, h.handler_owner INTO d.handler, d.handler_owner
       FROM orchestrator._find_handler(v_role, d.kind, handler, d.batch_size IS NOT NULL) h;

@@ -244,7 +244,7 @@ BEGIN
   PERFORM orchestrator._ready(o.id, $1, r.sort_key, r.parked_on)
     FROM orchestrator.owner o
     CROSS JOIN LATERAL (SELECT l.sort_key, l.parked_on FROM orchestrator.task_live l
-                        WHERE l.owner = o.id AND l.parked_on = -$1::bigint AND l.state = 'pending'
+                        WHERE l.owner = o.id AND l.parked_on IN (-$1::bigint, orchestrator._courier_lane($1)) AND l.state = 'pending'
                         ORDER BY l.sort_key LIMIT 1) r;
 END
 $$;

@@ -17,11 +17,12 @@ CREATE FUNCTION orchestrator.step(name text, handler text DEFAULT NULL, kind tex
     max_retry_delay interval DEFAULT NULL, retry_jitter float8 DEFAULT NULL, retry_budget interval DEFAULT NULL,
     never_retry text[] DEFAULT NULL, retry_priority_step int DEFAULT NULL, queue_timeout interval DEFAULT NULL,
     response_timeout interval DEFAULT NULL, timeout_policy text DEFAULT NULL, max_running int DEFAULT NULL,
-    rate_limit int DEFAULT NULL, rate_period interval DEFAULT NULL, notify text DEFAULT NULL) RETURNS orchestrator.step_spec
+    rate_limit int DEFAULT NULL, rate_period interval DEFAULT NULL, notify text DEFAULT NULL, endpoint text DEFAULT NULL,
+    request jsonb DEFAULT NULL) RETURNS orchestrator.step_spec
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
 COMMENT ON FUNCTION orchestrator.step(text, text, text, text, text[], jsonb, text, text, int, text, interval, text, boolean,
     text, text, float8, text, interval, text, interval, int, text, int, int, text, interval, interval, float8, interval,
-    text[], int, interval, interval, text, int, int, interval, text) IS
+    text[], int, interval, interval, text, int, int, interval, text, text, jsonb) IS
   'One step of a workflow, for define_workflow(), enqueue_workflow() and add_steps(): what it runs or waits for, what it needs, and how it may fail';
 
 CREATE FUNCTION orchestrator.define_workflow(name text, steps orchestrator.step_spec[], queue text DEFAULT NULL,
@@ -61,7 +62,8 @@ CREATE FUNCTION orchestrator._step(caller oid, name text, handler text, kind tex
     repeat_while text, weight float8, description text, estimated_duration interval, on_timeout text, timeout interval,
     max_repeats int, queue text, priority int, max_attempts int, backoff text, retry_delay interval, max_retry_delay interval,
     retry_jitter float8, retry_budget interval, never_retry text[], retry_priority_step int, queue_timeout interval,
-    response_timeout interval, timeout_policy text, max_running int, rate_limit int, rate_period interval, notify text)
+    response_timeout interval, timeout_policy text, max_running int, rate_limit int, rate_period interval, notify text,
+    endpoint text, request jsonb)
   RETURNS orchestrator.step_spec
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET intervalstyle = postgres AS $$
 BEGIN
@@ -79,7 +81,8 @@ BEGIN
       'retry_jitter', retry_jitter, 'retry_budget', retry_budget, 'never_retry', never_retry,
       'retry_priority_step', retry_priority_step, 'queue_timeout', queue_timeout, 'response_timeout', response_timeout,
       'timeout_policy', timeout_policy, 'max_running', max_running, 'rate_limit', rate_limit, 'rate_period', rate_period,
-      'notify', notify))
+      'notify', notify, 'endpoint', endpoint))
+    || CASE WHEN request IS NULL THEN '{}' ELSE jsonb_build_object('request', request) END
     || CASE WHEN input IS NULL THEN '{}' ELSE jsonb_build_object('input', input) END;
 END
 $$;
@@ -100,7 +103,7 @@ BEGIN
            '{"handler": "string", "kind": "string", "definition": "string", "needs": "strings", "input": "any", "when": "path",
              "each": "path", "max_parallel": "integer", "wait_for": "string", "sleep": "interval", "on_failure": "string",
              "optional": "boolean", "undo": "string", "repeat_while": "path", "weight": "number", "on_timeout": "string",
-             "max_repeats": "integer"}'::jsonb
+             "max_repeats": "integer", "endpoint": "string", "request": "any"}'::jsonb
          ELSE
            '{"metadata": "any", "owner": "string", "success_callback": "string", "failure_callback": "string",
              "checkpoint_interval": "integer", "max_steps": "integer", "max_depth": "integer", "steps": "any"}'::jsonb
@@ -206,10 +209,14 @@ BEGIN
   v_what := format('step "%s"', s ->> 'name');
   s := orchestrator._check_document(v_what, s, 'step');
   -- what it does
-  IF NOT s ?| '{handler,definition,wait_for,sleep}' THEN
-    PERFORM orchestrator._require(false, v_what || ' does nothing', 'Give it a handler, a definition, wait_for or sleep.');
+  IF NOT s ?| '{handler,endpoint,definition,wait_for,sleep}' THEN
+    PERFORM orchestrator._require(false, v_what || ' does nothing', 'Give it a handler, an endpoint, a definition, wait_for or sleep.');
   END IF;
   v_bad := CASE WHEN s ?& '{handler,definition}' THEN 'handler and definition'
+                WHEN s ?& '{handler,endpoint}' THEN 'handler and endpoint'
+                WHEN s ?& '{endpoint,definition}' THEN 'endpoint and definition'
+                WHEN s ?& '{endpoint,wait_for}' THEN 'endpoint and wait_for'
+                WHEN s ?& '{endpoint,sleep}' THEN 'endpoint and sleep'
                 WHEN s ?& '{wait_for,sleep}' THEN 'wait_for and sleep'
                 WHEN s ?& '{handler,wait_for}' THEN 'handler and wait_for'
                 WHEN s ?& '{handler,sleep}' THEN 'handler and sleep'
@@ -220,7 +227,9 @@ BEGIN
     PERFORM orchestrator._require(false, format('%s has %s, which contradict each other', v_what, v_bad), 'Make two steps of it.');
   END IF;
   -- what goes only with something else
-  v_bad := CASE WHEN s ? 'kind' AND NOT s ? 'handler' AND s ->> 'kind' <> 'function' THEN 'kind without handler'
+  v_bad := CASE WHEN s ? 'kind' AND NOT s ?| '{handler,endpoint}' AND s ->> 'kind' <> 'function' THEN 'kind without handler'
+                WHEN s ? 'request' AND NOT s ? 'endpoint' THEN 'request without endpoint'
+                WHEN s ? 'endpoint' AND coalesce(s ->> 'kind', 'function') <> ALL (orchestrator._call_kinds()) THEN 'endpoint without kind http'
                 WHEN s ? 'max_parallel' AND NOT s ? 'each' THEN 'max_parallel without each'
                 WHEN s ? 'max_repeats' AND NOT s ? 'repeat_while' THEN 'max_repeats without repeat_while'
                 WHEN s ? 'on_timeout' AND NOT s ?& '{wait_for,timeout}' THEN 'on_timeout without wait_for and timeout' END;
@@ -239,9 +248,9 @@ BEGIN
                                   'Give it to orchestrator.define(), or give the step a handler instead of a definition.');
   END IF;
   -- values
-  IF s ? 'kind' AND s ->> 'kind' NOT IN ('function', 'sql', 'procedure', 'utility', 'remote') THEN
+  IF s ? 'kind' AND s ->> 'kind' NOT IN ('function', 'sql', 'procedure', 'utility', 'remote') AND s ->> 'kind' <> ALL (orchestrator._call_kinds()) THEN
     PERFORM orchestrator._require(false, format('%s, key "kind": unknown kind "%s"', v_what, s ->> 'kind'),
-                                  'Kinds are function, sql, procedure, utility and remote; a workflow is named by definition.');
+                                  'Kinds are function, sql, procedure, utility, remote and http; a workflow is named by definition.');
   END IF;
   IF s ? 'on_failure' THEN
     PERFORM orchestrator._require(s ->> 'on_failure' IN ('fail', 'continue', 'skip_dependants'),
@@ -539,18 +548,20 @@ BEGIN
   -- what they run
   FOR i IN 1 .. v_n LOOP
     s := v_specs[i];
-    c := s - '{handler,definition,kind,needs,undo,queue,on_timeout,max_attempts,backoff,retry_delay,max_retry_delay,retry_jitter,retry_budget,never_retry,retry_priority_step,queue_timeout,response_timeout,timeout_policy,max_running,rate_limit,rate_period,notify}'::text[];
+    c := s - '{handler,endpoint,request,definition,kind,needs,undo,queue,on_timeout,max_attempts,backoff,retry_delay,max_retry_delay,retry_jitter,retry_budget,never_retry,retry_priority_step,queue_timeout,response_timeout,timeout_policy,max_running,rate_limit,rate_period,notify}'::text[];
     d := NULL;
     u := NULL;
     v_queue[i] := 0;
     v_key := NULL;
     BEGIN
-      IF s ? 'handler' THEN
-        v_key := 'handler';
+      IF s ?| '{handler,endpoint}' THEN
+        v_key := CASE WHEN s ? 'handler' THEN 'handler' ELSE 'endpoint' END;
         d.owner := owner;
         d.name := orchestrator._hidden_name('step', workflow, names[i]);
         d.kind := coalesce(s ->> 'kind', 'function');
         d.handler := s ->> 'handler';
+        d.endpoint := s ->> 'endpoint';
+        d.request := CASE WHEN s ? 'endpoint' THEN coalesce(s -> 'request', '{}') END;
         PERFORM orchestrator._require(btrim(d.handler, E' \t\r\n;') <> '', 'it is empty', 'Give the name of a function or procedure, or a command.');
         IF d.kind IN ('function', 'procedure') THEN
           v_name := d.kind || ' ' || d.handler;
@@ -565,6 +576,7 @@ BEGIN
         d := orchestrator._policy(d, defaults || s - 'priority'::text);
         c := c - 'timeout';
         PERFORM orchestrator._check_definition(d);
+        PERFORM orchestrator._check_call(caller, d);
       ELSIF s ? 'definition' THEN
         v_key := 'definition';
         -- a step that is added while it runs may: max_depth ends that
@@ -591,7 +603,7 @@ BEGIN
           SELECT h.signature, h.handler_owner INTO u.handler, u.handler_owner
             FROM orchestrator._find_handler(caller, 'function', s ->> 'undo') h;
           v_specs[i] := jsonb_set(v_specs[i], '{undo}', to_jsonb(left(u.handler, -7)));
-          u := orchestrator._policy(u, defaults || CASE WHEN s ? 'handler' THEN s - 'priority'::text ELSE '{}' END);
+          u := orchestrator._policy(u, defaults || CASE WHEN s ?| '{handler,endpoint}' THEN s - 'priority'::text ELSE '{}' END);
         END IF;
       END IF;
     EXCEPTION
@@ -601,7 +613,7 @@ BEGIN
         RAISE EXCEPTION 'step "%"%: %', names[i], CASE WHEN v_key IS NULL THEN '' ELSE format(', key "%s"', v_key) END, sqlerrm
           USING ERRCODE = sqlstate, HINT = v_hint;
     END;
-    IF s ? 'handler' THEN
+    IF s ?| '{handler,endpoint}' THEN
       v_kept := orchestrator._put_definition(d, false);
       d.id := v_kept.id;
       v_changed := v_changed OR v_kept.changed;

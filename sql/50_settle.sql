@@ -162,6 +162,9 @@ BEGIN
     || jsonb_strip_nulls(jsonb_build_object('duration_ms', round(extract(epoch FROM v_now - t.started_at) * 1000, 3)));
 
   v_delay := orchestrator._retry_delay(d, t.attempt);
+  IF jsonb_typeof(t.error -> 'retry_after') = 'number' THEN   -- seconds that an outside call was told to wait
+    v_delay := greatest(v_delay, make_interval(secs => least((t.error ->> 'retry_after')::float8, extract(epoch FROM d.max_retry_delay))));
+  END IF;
   v_reason := CASE
     WHEN t.attempt >= t.max_attempts THEN 'max_attempts'
     WHEN $2 = 'timeout' AND d.timeout_policy IN ('fail', 'fail_workflow') THEN 'timeout_policy'

@@ -58,15 +58,20 @@ DECLARE
   v_tasks  bigint[];
   v_epochs int[];
   v_held   bigint[];
+  v_left   int;
+  v_count  int;
 BEGIN
   SELECT array_agg(l.id), array_agg(l.epoch) INTO v_tasks, v_epochs
     FROM orchestrator.task_live l
     WHERE l.state = 'running'
-      AND NOT (l.parked_on < 0 AND EXISTS (SELECT FROM orchestrator.lease z WHERE z.task_id = l.id AND z.epoch = l.epoch));   -- remote workers
+      AND NOT (l.parked_on < 0 AND EXISTS (SELECT FROM orchestrator.lease z WHERE z.task_id = l.id AND z.epoch = l.epoch))   -- remote workers
+      AND (l.worker IS NULL OR l.parked_on IS NULL OR l.parked_on >= orchestrator._courier_lane(0));   -- the courier
   v_held := coalesce($2, orchestrator._held());
   SELECT array_agg(u.task ORDER BY u.task), array_agg(u.epoch ORDER BY u.task) INTO v_tasks, v_epochs
     FROM unnest(v_tasks, v_epochs) u(task, epoch) WHERE u.task <> ALL (v_held);
-  RETURN orchestrator._recover(v_tasks, v_epochs, $1);
+  v_left := orchestrator._recover_calls();
+  v_count := orchestrator._recover(v_tasks, v_epochs, $1);
+  RETURN CASE WHEN v_left < 0 OR v_count < 0 THEN least(v_left, 0) + least(v_count, 0) ELSE v_left + v_count END;
 END
 $$;
 

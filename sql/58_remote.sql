@@ -104,9 +104,9 @@ BEGIN
 END
 $$;
 CREATE TRIGGER end_lease AFTER UPDATE OF epoch ON orchestrator.task_live
-  FOR EACH ROW WHEN (OLD.parked_on < 0 AND OLD.state = 'running' AND NEW.epoch <> OLD.epoch) EXECUTE FUNCTION orchestrator._end_lease();
+  FOR EACH ROW WHEN (OLD.parked_on < 0 AND OLD.worker IS NULL AND OLD.state = 'running' AND NEW.epoch <> OLD.epoch) EXECUTE FUNCTION orchestrator._end_lease();
 CREATE TRIGGER end_lease_of_deleted AFTER DELETE ON orchestrator.task_live
-  FOR EACH ROW WHEN (OLD.parked_on < 0 AND OLD.state = 'running') EXECUTE FUNCTION orchestrator._end_lease();
+  FOR EACH ROW WHEN (OLD.parked_on < 0 AND OLD.worker IS NULL AND OLD.state = 'running') EXECUTE FUNCTION orchestrator._end_lease();
 
 -- A lease of a task that starts, or is heard of, now: when it ends, and when
 -- somebody has to look at it.

@@ -107,6 +107,12 @@ static const struct
 	{"_decide", 5, {INT4OID, INT4OID, INT4OID, TEXTOID, JSONBOID}},
 	{"_work_queues", 2, {OIDOID, TEXTARRAYOID}},
 	{"_has_work", 2, {OIDOID, INT4ARRAYOID}},
+	{"_calls_wait", 0, {0}},
+	{"_recover_calls", 0, {0}},
+	{"_lost_calls", 2, {INT8ARRAYOID, INT4ARRAYOID}},
+	{"_settle_calls",
+	 4,
+	 {INT8ARRAYOID, INT4ARRAYOID, TEXTARRAYOID, JSONBARRAYOID}},
 };
 
 /* A name as a role knows it; a role that was renamed is another owner. */
@@ -563,7 +569,7 @@ read_plan(HeapTupleHeader row, OrchPlan *plan)
 	plan->max_attempts =
 		DatumGetInt32(GetAttributeByName(row, "max_attempts", &isnull));
 	plan->notify = DatumGetBool(GetAttributeByName(row, "notify", &isnull));
-	plan->is_workflow = plan->is_remote = false;
+	plan->is_workflow = plan->is_remote = plan->is_call = false;
 	plan->run_timeout = 0;
 	timeout = GetAttributeByName(row, "queue_timeout", &isnull);
 	plan->has_queue_timeout = !isnull;
@@ -626,6 +632,7 @@ orch_catalog_plan(const char *definition)
 	known = orch_catalog_definition(plan.definition);
 	plan.is_workflow = known != NULL && known->kind == ORCH_KIND_WORKFLOW;
 	plan.is_remote = known != NULL && known->kind == ORCH_KIND_REMOTE;
+	plan.is_call = known != NULL && known->kind > ORCH_KIND_REMOTE;
 	plan.run_timeout = plan.is_workflow ? known->timeout : 0;
 
 	/* resolving may have invalidated: then the answer serves once */
@@ -857,12 +864,13 @@ column_int(HeapTuple row, TupleDesc desc, const char *column)
 static void
 fill_definition(OrchDefinition *definition, HeapTuple row, TupleDesc desc)
 {
-	static const char *const kinds[] = {"function", "sql",		"procedure",
-										"utility",	"workflow", "map",
-										"batch",	"wait",		"remote"};
+	static const char *const kinds[] = {
+		"function", "sql",	 "procedure", "utility", "workflow",
+		"map",		"batch", "wait",	  "remote",	 "http"};
 	char *kind = column_text(row, desc, "kind");
 	char *policy = column_text(row, desc, "timeout_policy");
 	char *notify = column_text(row, desc, "notify");
+	char *request = column_text(row, desc, "request");
 
 	definition->kind = ORCH_KIND_FUNCTION;
 	for (int i = 0; i < lengthof(kinds); i++)
@@ -884,6 +892,9 @@ fill_definition(OrchDefinition *definition, HeapTuple row, TupleDesc desc)
 		column_text(row, desc, "failure_callback") != NULL;
 	definition->batch_size = column_int(row, desc, "batch_size");
 	definition->batch_wait = column_milliseconds(row, desc, "batch_wait");
+	definition->endpoint = column_text(row, desc, "endpoint");
+	definition->expects =
+		request != NULL && strstr(request, "\"expect\": ") != NULL;
 	fill_limits(definition, row, desc);
 }
 

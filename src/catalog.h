@@ -92,6 +92,10 @@ typedef enum OrchFunction
 	ORCH_FN_DECIDE,
 	ORCH_FN_WORK_QUEUES,
 	ORCH_FN_HAS_WORK,
+	ORCH_FN_CALLS_WAIT,
+	ORCH_FN_RECOVER_CALLS,
+	ORCH_FN_LOST_CALLS,
+	ORCH_FN_SETTLE_CALLS,
 	ORCH_FN_COUNT
 } OrchFunction;
 
@@ -107,6 +111,7 @@ typedef struct OrchPlan
 	int32 max_attempts;
 	bool notify;
 	bool is_remote;	   /* its tasks are for remote workers */
+	bool is_call;	   /* its tasks are calls, for the courier */
 	bool is_workflow;  /* its tasks are runs ... */
 	int64 run_timeout; /* ... that may take so many milliseconds; 0: any */
 	bool has_queue_timeout;
@@ -126,7 +131,10 @@ typedef enum OrchKind
 	ORCH_KIND_BATCH,
 	ORCH_KIND_WAIT,
 
-	ORCH_KIND_REMOTE /* claimed by remote workers only */
+	ORCH_KIND_REMOTE, /* claimed by remote workers only */
+
+	/* outside calls, claimed by the courier only */
+	ORCH_KIND_HTTP
 } OrchKind;
 
 /* What an executor needs of a definition. */
@@ -145,6 +153,8 @@ typedef struct OrchDefinition
 	bool has_callbacks; /* its tasks' ends start others */
 	int32 batch_size;	/* its handler takes so many inputs; 0: one */
 	int64 batch_wait;	/* milliseconds that a task waits for others */
+	char *endpoint;		/* of a call; NULL: it is none */
+	bool expects;		/* its answer must be as expected */
 	bool valid;
 
 	/* of the current version, whichever this is */

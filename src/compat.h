@@ -90,10 +90,11 @@ typedef enum OrchWaitEvent
 	ORCH_WAIT_EXECUTOR,
 	ORCH_WAIT_TASK,
 	ORCH_WAIT_YIELD,
-	ORCH_WAIT_WORK
+	ORCH_WAIT_WORK,
+	ORCH_WAIT_COURIER
 } OrchWaitEvent;
 
-#define ORCH_WAIT_EVENTS (ORCH_WAIT_WORK + 1)
+#define ORCH_WAIT_EVENTS (ORCH_WAIT_COURIER + 1)
 
 /* 17 lets extensions name their wait events. */
 static inline uint32
@@ -103,7 +104,8 @@ orch_wait_event(OrchWaitEvent which)
 	static const char *const names[ORCH_WAIT_EVENTS] = {
 		"OrchestratorLauncherMain", "OrchestratorSupervisorMain",
 		"OrchestratorExecutorMain", "OrchestratorTask",
-		"OrchestratorYield",		"OrchestratorWork"};
+		"OrchestratorYield",		"OrchestratorWork",
+		"OrchestratorCourierMain"};
 	static uint32 events[ORCH_WAIT_EVENTS];
 
 	if (events[which] == 0)

@@ -73,6 +73,7 @@ static void check_size(Datum value, const char *what);
 static void check_length(NullableDatum value, int limit, const char *what);
 static void prepare_row(OrchRow *row, OrchPlan *plan, const Options *options,
 						int priority_bias);
+static int64 lane_of(const OrchPlan *plan);
 static TimestampTz ready_time(const Options *options, TimestampTz now);
 static void set_expiry(OrchRow *row, const OrchPlan *plan,
 					   const Options *options, TimestampTz now,
@@ -367,9 +368,8 @@ prepare_row(OrchRow *row, OrchPlan *plan, const Options *options,
 	orch_row_set(row, ORCH_TASK_OWNER, Int32GetDatum(plan->owner));
 	orch_row_set(row, ORCH_TASK_DEFINITION, Int32GetDatum(plan->definition));
 	orch_row_set(row, ORCH_TASK_QUEUE, Int32GetDatum(plan->queue));
-	if (plan->is_remote)
-		orch_row_set(row, ORCH_TASK_PARKED_ON,
-					 Int64GetDatum(ORCH_REMOTE_LANE(plan->queue)));
+	if (lane_of(plan) != 0)
+		orch_row_set(row, ORCH_TASK_PARKED_ON, Int64GetDatum(lane_of(plan)));
 	orch_row_set(row, ORCH_TASK_PRIORITY, Int32GetDatum(priority));
 	orch_row_set(row, ORCH_TASK_ATTEMPT, Int32GetDatum(0));
 	orch_row_set(row, ORCH_TASK_MAX_ATTEMPTS,
@@ -380,6 +380,17 @@ prepare_row(OrchRow *row, OrchPlan *plan, const Options *options,
 	set_option(row, ORCH_TASK_NAME, options->name);
 	set_option(row, ORCH_TASK_METADATA, options->metadata);
 	set_option(row, ORCH_TASK_TRACEPARENT, options->traceparent);
+}
+
+/*
+ * Where tasks wait that no executor runs; 0: executors do.
+ */
+static int64
+lane_of(const OrchPlan *plan)
+{
+	return plan->is_remote ? ORCH_REMOTE_LANE(plan->queue)
+		   : plan->is_call ? ORCH_COURIER_LANE(plan->queue)
+						   : 0;
 }
 
 static TimestampTz
@@ -699,8 +710,8 @@ announce(const OrchRow *row, const OrchPlan *plan)
 {
 	if (!row->nulls[ORCH_TASK_RUN_AT])
 		orch_event_due(DatumGetTimestampTz(row->values[ORCH_TASK_RUN_AT]));
-	else if (plan->is_remote)
-		orch_event_parked(plan->owner, ORCH_REMOTE_LANE(plan->queue),
+	else if (lane_of(plan) != 0)
+		orch_event_parked(plan->owner, lane_of(plan),
 						  ORCH_INT64(row, ORCH_TASK_SORT_KEY));
 	else if (!plan->is_workflow)
 		orch_event_ready(plan->owner, GetUserId(), plan->queue,

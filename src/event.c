@@ -476,7 +476,9 @@ deliver_all(void)
 	{
 		PendingReady *entry = &pending.ready[i];
 
-		if (ORCH_IS_REMOTE(entry->limit))
+		if (ORCH_IS_COURIER(entry->limit))
+			orch_shmem_wake_courier(MyDatabaseId);
+		else if (ORCH_IS_REMOTE(entry->limit))
 			orch_waiter_wake(MyDatabaseId, (int32) -entry->limit);
 		else
 			orch_lane_ready(MyDatabaseId, entry->owner, entry->roleoid,
@@ -545,6 +547,7 @@ deliver_interrupts(void)
 			interrupt_executor(executor);
 	}
 	LWLockRelease(orch_shared->lock);
+	orch_shmem_interrupt_courier(MyDatabaseId);
 }
 
 static void
@@ -795,7 +798,7 @@ orchestrator_ready(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(0) || PG_ARGISNULL(1) || PG_ARGISNULL(2))
 		PG_RETURN_VOID(); /* it is not ready yet */
 	orch_depth_add(PG_GETARG_INT32(0), PG_GETARG_INT32(1), 1);
-	if (!PG_ARGISNULL(3) && ORCH_IS_REMOTE(PG_GETARG_INT64(3)))
+	if (!PG_ARGISNULL(3) && PG_GETARG_INT64(3) < 0)
 		orch_event_parked(PG_GETARG_INT32(0), PG_GETARG_INT64(3),
 						  PG_GETARG_INT64(2));
 	else

@@ -58,7 +58,8 @@ extern void orch_event_install(void);
 extern void orch_event_ready(int32 owner, Oid roleoid, int32 queue,
 							 int64 sort_key);
 
-/* A pending row was parked on a limit, or is for remote workers. */
+/* A pending row was parked on a limit, or is for remote workers or the
+ * courier. */
 extern void orch_event_parked(int32 owner, int64 limit, int64 sort_key);
 
 /* A row waits for this time. */

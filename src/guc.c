@@ -14,6 +14,7 @@
 #include "utils/guc.h"
 
 #include "guc.h"
+#include "url.h"
 
 int orch_adaptive_failures = 10;
 int orch_adaptive_free_connections = 5;
@@ -21,6 +22,10 @@ int orch_adaptive_lock_waits = 25;
 int orch_adaptive_replication_lag = 64;
 int orch_batch_size = 200;
 int orch_batch_time = 10;
+int orch_courier_hang_timeout = 5;
+int orch_courier_idle_timeout = 600;
+int orch_courier_max_in_flight = 256;
+int orch_courier_memory = 1024;
 int orch_executor_idle_timeout = 600;
 int orch_executor_max_tasks = 1000000;
 int orch_executors_per_role = 2;
@@ -32,6 +37,8 @@ int orch_priority_step = 60;
 int orch_retention = 7 * 24 * 60;
 int orch_retention_failed = 30 * 24 * 60;
 int orch_test_clock_offset = 0;
+char *orch_http_allow = NULL;
+char *orch_secrets_directory = NULL;
 bool orch_enabled = true;
 bool orch_fast_lane = true;
 bool orch_statistics = true;
@@ -43,14 +50,17 @@ bool orch_preloaded = false;
 
 static void define_adaptive_settings(void);
 static void define_batch_settings(void);
+static void define_courier_settings(void);
 static void define_executor_settings(void);
 static void define_task_settings(void);
+static bool check_http_allow(char **value, void **extra, GucSource source);
 
 void
 orch_guc_define(void)
 {
 	define_adaptive_settings();
 	define_batch_settings();
+	define_courier_settings();
 	define_executor_settings();
 	define_task_settings();
 	MarkGUCPrefixReserved("orchestrator");
@@ -109,6 +119,55 @@ define_batch_settings(void)
 		"Mean run time up to which a definition takes the fast lane.", NULL,
 		&orch_fast_lane_limit, 5, 0, 1000, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL,
 		NULL);
+}
+
+/*
+ * Outside calls: how many, and where they may go.
+ */
+static void
+define_courier_settings(void)
+{
+	DefineCustomIntVariable(
+		"orchestrator.courier_hang_timeout",
+		"Time after which a program that makes outside calls and says nothing is replaced.",
+		NULL, &orch_courier_hang_timeout, 5, 1, 3600, PGC_SIGHUP, GUC_UNIT_S,
+		NULL, NULL, NULL);
+	DefineCustomIntVariable("orchestrator.courier_idle_timeout",
+							"Time after which an idle courier leaves.", NULL,
+							&orch_courier_idle_timeout, 600, 1, 86400,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable(
+		"orchestrator.courier_max_in_flight",
+		"Most outside calls of a database that are under way at once.", NULL,
+		&orch_courier_max_in_flight, 256, 1, 4096, PGC_SIGHUP, 0, NULL, NULL,
+		NULL);
+	DefineCustomIntVariable(
+		"orchestrator.courier_memory",
+		"Most memory that the program which makes outside calls may have.",
+		NULL, &orch_courier_memory, 1024, 128, 1024 * 1024, PGC_SIGHUP,
+		GUC_UNIT_MB, NULL, NULL, NULL);
+	DefineCustomStringVariable(
+		"orchestrator.http_allow",
+		"Where outside calls may go, of what the endpoints say.",
+		"A list of scheme://host or scheme://host:port; *. at the beginning of a host stands for any names. Empty: anywhere.",
+		&orch_http_allow, "", PGC_SIGHUP, 0, check_http_allow, NULL, NULL);
+	DefineCustomStringVariable(
+		"orchestrator.secrets_directory",
+		"Folder with the secrets that endpoints name.",
+		"Files of the server's own user, with mode 0600.",
+		&orch_secrets_directory, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, NULL,
+		NULL, NULL);
+}
+
+static bool
+check_http_allow(char **value, void **extra, GucSource source)
+{
+	if (orch_url_is_list(*value))
+		return true;
+	GUC_check_errdetail("It is no list of scheme://host.");
+	GUC_check_errhint(
+		"Write it like https://api.example.com, https://*.example.org, http://10.0.0.7:8080.");
+	return false;
 }
 
 /*

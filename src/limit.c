@@ -8,12 +8,14 @@
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
+#include "endpoint.h"
 #include "guc.h"
 #include "limit.h"
 
 static bool is_undo(const OrchRow *row);
 static int add_limit(OrchLimit *limits, int n, const OrchLimit *limit);
 static int add_quota(OrchLimit *limits, int n, int32 owner);
+static int add_endpoint(OrchLimit *limits, int n, const char *name);
 static const OrchDefinition *workflow_of(const OrchRow *row);
 static bool is_known(const OrchLimitMemo *memo, const OrchRow *row);
 static void learn(OrchLimitMemo *memo, const OrchRow *row,
@@ -55,6 +57,14 @@ add_quota(OrchLimit *limits, int n, int32 owner)
 	if (limit.max_running > 0)
 		limit.id = orch_permit_id(ORCH_LIMIT_ROLE, owner, "", 0);
 	return add_limit(limits, n, &limit);
+}
+
+static int
+add_endpoint(OrchLimit *limits, int n, const char *name)
+{
+	const OrchEndpoint *endpoint = orch_endpoint(name);
+
+	return endpoint == NULL ? n : add_limit(limits, n, &endpoint->limit);
 }
 
 static const OrchDefinition *
@@ -116,6 +126,8 @@ learn(OrchLimitMemo *memo, const OrchRow *row,
 		memo->n = add_limit(memo->limits, memo->n, &workflow->limit);
 	if (definition != NULL)
 		memo->n = add_limit(memo->limits, memo->n, &definition->limit);
+	if (definition != NULL && definition->endpoint != NULL)
+		memo->n = add_endpoint(memo->limits, memo->n, definition->endpoint);
 }
 
 static int

@@ -10,6 +10,7 @@
 #include "catalog.h"
 #include "database.h"
 #include "depth.h"
+#include "endpoint.h"
 #include "event.h"
 #include "guc.h"
 #include "launcher.h"
@@ -33,6 +34,7 @@ void
 _PG_init(void)
 {
 	orch_guc_define();
+	orch_endpoint_install();
 	orch_catalog_install();
 	orch_event_install();
 	orch_retention_install();

@@ -21,7 +21,8 @@ typedef enum OrchLimitKind
 	ORCH_LIMIT_QUEUE,
 	ORCH_LIMIT_DEFINITION,
 	ORCH_LIMIT_KEY,
-	ORCH_LIMIT_ROLE
+	ORCH_LIMIT_ROLE,
+	ORCH_LIMIT_ENDPOINT
 } OrchLimitKind;
 
 typedef struct OrchLimit
@@ -37,9 +38,9 @@ typedef struct OrchLimit
 	int64 piece_end;   /* ... and when that is over */
 } OrchLimit;
 
-/* Limits of one row: its queue's, its definition's, its workflow's, the key's
- * and its role's. */
-#define ORCH_MAX_LIMITS 5
+/* Limits of one row: its queue's, its definition's, its workflow's, the key's,
+ * its role's and its endpoint's. */
+#define ORCH_MAX_LIMITS 6
 
 /* Whether there is anything to hold or to count. */
 #define ORCH_IS_LIMITED(limit)                                                \
@@ -47,7 +48,8 @@ typedef struct OrchLimit
 
 /*
  * The number of a limit: of a queue by its id, of a definition by the id of
- * its owner and its name, of a key by its definition's number and its value.
+ * its owner and its name, of a key by its definition's number and its value,
+ * of an endpoint by its name.
  * Always positive.
  */
 extern int64 orch_permit_id(OrchLimitKind kind, int64 number, const void *name,

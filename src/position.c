@@ -52,8 +52,8 @@
 #define ASKED	  16
 #define ASKED_FOR USECS_PER_SEC
 
-/* The ready rows of an owner in a queue; those for remote workers: in the one
- * with the number less than 0. */
+/* The ready rows of an owner in a queue; those that no executor runs: in the
+ * lane, with a number less than 0, in which they are parked. */
 typedef struct Lane
 {
 	int32 owner;
@@ -115,6 +115,7 @@ static int64 count_rows(const Lane *lane, int64 from, int64 key, int64 id,
 static int64 first_key(const Lane *lane, int64 from);
 static int64 exact_position(const Lane *lane, int64 key, int64 id);
 static OrchReadyScan *begin_scan(OrchLeaf *live, const Lane *lane, int64 from);
+static int32 queue_of(int32 lane);
 static Asked *ask(int32 owner, int32 queue);
 static int64 jobs_ahead(Asked *asked, int64 key);
 static TimestampTz estimated_start(double rate, int64 ahead);
@@ -411,8 +412,7 @@ begin_scan(OrchLeaf *live, const Lane *lane, int64 from)
 {
 	return lane->queue > 0
 			   ? orch_heap_ready_begin(live, lane->owner, lane->queue, from)
-			   : orch_heap_parked_begin(live, lane->owner,
-										ORCH_REMOTE_LANE(-lane->queue), from);
+			   : orch_heap_parked_begin(live, lane->owner, lane->queue, from);
 }
 
 static int64
@@ -488,8 +488,8 @@ orchestrator_queue_position(PG_FUNCTION_ARGS)
 						errmsg("task %lld does not exist", (long long) task)));
 	if (live && place.state == ORCH_STATE_PENDING && place.parked_on <= 0)
 	{
-		Lane lane = {place.owner,
-					 place.parked_on < 0 ? -place.queue : place.queue};
+		Lane lane = {place.owner, place.parked_on < 0 ? (int32) place.parked_on
+													  : place.queue};
 		int64 ahead = exact_position(&lane, place.sort_key, task);
 		double rate = orch_stats_rate(place.owner, place.queue);
 
@@ -503,6 +503,17 @@ orchestrator_queue_position(PG_FUNCTION_ARGS)
 		elog(ERROR, "queue_position must return a row");
 	PG_RETURN_DATUM(HeapTupleGetDatum(
 		heap_form_tuple(BlessTupleDesc(tupdesc), values, nulls)));
+}
+
+/*
+ * The queue of a lane.
+ */
+static int32
+queue_of(int32 lane)
+{
+	return lane > 0				   ? lane
+		   : ORCH_IS_COURIER(lane) ? -lane - ORCH_COURIER_BASE
+								   : -lane;
 }
 
 /*
@@ -536,8 +547,8 @@ ask(int32 owner, int32 queue)
 	asked->userid = GetUserId();
 	asked->lane = lane;
 	asked->seen = orch_catalog_may_see(owner);
-	asked->paused = orch_catalog_queue_paused(abs(queue));
-	asked->rate = orch_stats_rate(owner, abs(queue));
+	asked->paused = orch_catalog_queue_paused(queue_of(queue));
+	asked->rate = orch_stats_rate(owner, queue_of(queue));
 	asked->front = first_key(&lane, lane_mark(&lane));
 	asked->at = now;
 	return asked;

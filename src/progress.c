@@ -77,6 +77,14 @@ typedef struct SlotCopy
 	} called[ORCH_MAX_CLAIM];
 } SlotCopy;
 
+/* The same of the courier. */
+typedef struct CourierCopy
+{
+	pid_t pid; /* 0: none runs */
+	TimestampTz since;
+	int calls;
+} CourierCopy;
+
 /* In the order of OrchExecutorState; a free slot is not shown. */
 static const char *const state_names[] = {"free", "starting", "idle", "busy",
 										  "dead"};
@@ -97,6 +105,7 @@ static int clip_text(const text *from, char *to, int size);
 static void tell_progress(void);
 static void push_called(const OrchStep *step);
 static void fill_task(const OrchStep *step, Datum *values, bool *nulls);
+static void copy_courier(OrchDatabase *database, CourierCopy *copy);
 static void copy_slot(OrchExecutor *executor, SlotCopy *copy);
 static void copy_called(OrchExecutor *executor, SlotCopy *copy, int first,
 						int n);
@@ -104,6 +113,7 @@ static int count_claims(OrchExecutor *executor);
 static bool may_see_slot(const SlotCopy *copy);
 static void put_process(ReturnSetInfo *rsinfo, const char *kind, pid_t pid,
 						Oid database);
+static void put_courier(ReturnSetInfo *rsinfo, const CourierCopy *copy);
 static void put_slots(ReturnSetInfo *rsinfo, const SlotCopy *copy);
 static void put_slot(ReturnSetInfo *rsinfo, const SlotCopy *copy, int item);
 
@@ -337,6 +347,7 @@ orchestrator_slots(PG_FUNCTION_ARGS)
 	SlotCopy *copies;
 	pid_t launcher;
 	pid_t supervisor;
+	CourierCopy courier = {0};
 	int count = 0;
 
 	InitMaterializedSRF(fcinfo, 0);
@@ -350,6 +361,8 @@ orchestrator_slots(PG_FUNCTION_ARGS)
 	launcher = orch_shared->launcher_pid;
 	database = orch_shmem_database(MyDatabaseId, false);
 	supervisor = database ? database->supervisor_pid : 0;
+	if (database != NULL)
+		copy_courier(database, &courier);
 	for (int i = 0; i < orch_shared->nexecutors; i++)
 	{
 		OrchExecutor *executor = &orch_shared->executors[i];
@@ -364,10 +377,20 @@ orchestrator_slots(PG_FUNCTION_ARGS)
 		put_process(rsinfo, "launcher", launcher, InvalidOid);
 	if (supervisor != 0)
 		put_process(rsinfo, "supervisor", supervisor, MyDatabaseId);
+	if (courier.pid != 0)
+		put_courier(rsinfo, &courier);
 	for (int i = 0; i < count; i++)
 		if (may_see_slot(&copies[i]))
 			put_slots(rsinfo, &copies[i]);
 	return (Datum) 0;
+}
+
+static void
+copy_courier(OrchDatabase *database, CourierCopy *copy)
+{
+	copy->pid = database->courier_pid;
+	copy->since = database->courier_since;
+	copy->calls = pg_atomic_read_u32(&database->courier_calls);
 }
 
 static void
@@ -462,6 +485,30 @@ put_process(ReturnSetInfo *rsinfo, const char *kind, pid_t pid, Oid database)
 	nulls[SLOT_DATABASE] = !OidIsValid(database);
 	values[SLOT_ITEM] = Int32GetDatum(0);
 	nulls[SLOT_ITEM] = false;
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+/*
+ * It carries tasks of many roles: how many, but not which.
+ */
+static void
+put_courier(ReturnSetInfo *rsinfo, const CourierCopy *copy)
+{
+	Datum values[SLOT_COLUMNS] = {0};
+	bool nulls[SLOT_COLUMNS];
+
+	memset(nulls, true, sizeof(nulls));
+	values[SLOT_PID] = Int32GetDatum(copy->pid);
+	values[SLOT_KIND] = CStringGetTextDatum("courier");
+	values[SLOT_STATE] =
+		CStringGetTextDatum(copy->calls > 0 ? "busy" : "idle");
+	values[SLOT_SINCE] = TimestampTzGetDatum(copy->since);
+	values[SLOT_CLAIMED] = Int32GetDatum(copy->calls);
+	values[SLOT_DATABASE] = ObjectIdGetDatum(MyDatabaseId);
+	values[SLOT_ITEM] = Int32GetDatum(0);
+	nulls[SLOT_PID] = nulls[SLOT_KIND] = nulls[SLOT_STATE] = false;
+	nulls[SLOT_SINCE] = nulls[SLOT_CLAIMED] = nulls[SLOT_ITEM] = false;
+	nulls[SLOT_DATABASE] = false;
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 

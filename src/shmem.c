@@ -158,6 +158,10 @@ initialize_memory(void)
 		OrchDatabase *database = &orch_shared->databases[i];
 
 		database->supervisor_procno = -1;
+		database->courier_procno = -1;
+		pg_atomic_init_u32(&database->courier_told, 0);
+		pg_atomic_init_u32(&database->courier_interrupted, 0);
+		pg_atomic_init_u32(&database->courier_calls, 0);
 		pg_atomic_init_u32(&database->wake, 0);
 		pg_atomic_init_u64(&database->next_due, PG_INT64_MAX);
 		pg_atomic_init_u64(&database->next_permit, PG_INT64_MAX);
@@ -216,6 +220,9 @@ orch_shmem_database(Oid dboid, bool create)
 	pg_atomic_write_u64(&unused->next_alert, PG_INT64_MAX);
 	pg_atomic_write_u64(&unused->retention_at, PG_INT64_MAX);
 	unused->retention_busy = 0;
+	unused->courier_pid = 0;
+	unused->courier_procno = -1;
+	pg_atomic_write_u32(&unused->courier_told, 0);
 	unused->ring_head = unused->ring_tail = 0;
 	unused->ring_lost = false;
 	unused->dboid = dboid;
@@ -293,6 +300,44 @@ orch_shmem_wake_supervisor(Oid dboid, uint32 why)
 		orch_shmem_set_latch(procno);
 	else if (launcher)
 		orch_shmem_wake_launcher(false);
+}
+
+/*
+ * Who leaves looks whether it was told after it cannot be told any more.
+ */
+void
+orch_shmem_wake_courier(Oid dboid)
+{
+	OrchDatabase *database;
+	int procno = -1;
+
+	LWLockAcquire(orch_shared->lock, LW_SHARED);
+	database = orch_shmem_database(dboid, false);
+	if (database != NULL)
+	{
+		pg_atomic_write_u32(&database->courier_told, 1);
+		procno = database->courier_procno;
+	}
+	LWLockRelease(orch_shared->lock);
+	if (procno >= 0)
+		orch_shmem_set_latch(procno);
+	else
+		orch_shmem_wake_supervisor(dboid, ORCH_WAKE_COURIER);
+}
+
+void
+orch_shmem_interrupt_courier(Oid dboid)
+{
+	OrchDatabase *database;
+
+	LWLockAcquire(orch_shared->lock, LW_SHARED);
+	database = orch_shmem_database(dboid, false);
+	if (database != NULL && database->courier_procno >= 0)
+	{
+		pg_atomic_write_u32(&database->courier_interrupted, 1);
+		orch_shmem_set_latch(database->courier_procno);
+	}
+	LWLockRelease(orch_shared->lock);
 }
 
 void

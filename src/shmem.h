@@ -51,6 +51,7 @@
 #define ORCH_WAKE_PERMITS 0x40	/* next_permit was lowered */
 #define ORCH_WAKE_TUNE	  0x80	/* an adaptive queue is at work */
 #define ORCH_WAKE_STATS	  0x100 /* statistics began to count a minute */
+#define ORCH_WAKE_COURIER 0x200 /* calls wait, and no courier runs */
 
 typedef struct OrchEvent
 {
@@ -89,6 +90,14 @@ typedef struct OrchDatabase
 	pg_atomic_uint64 retention_at; /* likewise: when retention looks again */
 	bool retention_done;		   /* its worker came to its end */
 	uint32 retention_busy;		   /* how often in a row it met a lock */
+
+	pid_t courier_pid; /* 0: none runs */
+	int courier_procno;
+	TimestampTz courier_since;			  /* it is idle, or busy */
+	pg_atomic_uint32 courier_told;		  /* there may be calls to make */
+	pg_atomic_uint32 courier_interrupted; /* a running task was stopped */
+	pg_atomic_uint32 courier_calls;		  /* under way */
+
 	pg_atomic_uint32
 		listeners; /* sessions that LISTEN to any of our channels */
 
@@ -124,10 +133,14 @@ typedef struct OrchOwner
 
 /*
  * In the place of the limit that a row is parked on: it is for remote workers,
- * and stands in their lane of its queue.  No executor sees it.
+ * or for the courier, and stands in their lane of its queue.  No executor sees
+ * it.
  */
-#define ORCH_REMOTE_LANE(queue) (-(int64) (queue))
-#define ORCH_IS_REMOTE(limit)	((limit) < 0)
+#define ORCH_COURIER_BASE		 (1 << 30)
+#define ORCH_REMOTE_LANE(queue)	 (-(int64) (queue))
+#define ORCH_COURIER_LANE(queue) (-(int64) (queue) -ORCH_COURIER_BASE)
+#define ORCH_IS_REMOTE(limit)	 ((limit) < 0 && !ORCH_IS_COURIER(limit))
+#define ORCH_IS_COURIER(limit)	 ((limit) < -ORCH_COURIER_BASE)
 
 /*
  * One queue of one owner, or what was parked on one limit: where its ready rows begin.  No pending row that a
@@ -412,6 +425,13 @@ extern void orch_shmem_set_latch(int procno);
 /* Ask the supervisor of a database to look at something (ORCH_WAKE_*); the
  * launcher is asked to start one when there is none. */
 extern void orch_shmem_wake_supervisor(Oid dboid, uint32 why);
+
+/*
+ * Tell the courier of a database, or the supervisor, which starts one, that
+ * there may be calls to make; that the task of one may have been stopped.
+ */
+extern void orch_shmem_wake_courier(Oid dboid);
+extern void orch_shmem_interrupt_courier(Oid dboid);
 
 /* The same for a signal handler: no lock, and only a supervisor that runs. */
 extern void orch_shmem_signal_supervisor(Oid dboid, uint32 why);

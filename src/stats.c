@@ -760,7 +760,7 @@ orchestrator_count(PG_FUNCTION_ARGS)
 	queue = PG_GETARG_INT32(1);
 	definition = orch_catalog_definition(PG_GETARG_INT32(2));
 	if (definition != NULL && definition->kind > ORCH_KIND_UTILITY &&
-		definition->kind != ORCH_KIND_REMOTE)
+		definition->kind < ORCH_KIND_REMOTE)
 		queue = 0;
 	if (!PG_ARGISNULL(4))
 	{
@@ -776,7 +776,8 @@ orchestrator_count(PG_FUNCTION_ARGS)
 }
 
 /*
- * _count_attempt(task): an attempt of it that a remote worker made ends now.
+ * _count_attempt(task): an attempt of it that a remote worker or the courier
+ * made ends now.
  */
 Datum
 orchestrator_count_attempt(PG_FUNCTION_ARGS)

@@ -2,7 +2,7 @@
  * supervisor.c
  *	  The supervisor: one per database that has the extension.
  *
- * Starts executors where work waits, hands back what dead ones held, moves
+ * Starts executors and the courier where work waits, hands back what dead ones held, moves
  * due tasks, notifies listeners, makes partitions ahead.  It runs as the
  * superuser of the cluster and therefore no user code, ever: only direct
  * access (heap.c) and the extension's internal functions.
@@ -42,6 +42,7 @@
 
 #include "catalog.h"
 #include "compat.h"
+#include "courier.h"
 #include "event.h"
 #include "gather.h"
 #include "guc.h"
@@ -233,7 +234,10 @@ check_extension(void)
 			  orch_catalog(true) != NULL;
 	live = present ? orch_catalog(true)->task_live : InvalidOid;
 	if (live != live_now && OidIsValid(live_now))
+	{
 		orch_tune_forget(MyDatabaseId);
+		orch_courier_dismiss(database);
+	}
 	live_now = live;
 	CommitTransactionCommand();
 	if (present)
@@ -509,6 +513,8 @@ find_work(void)
 
 	if (may_fire)
 		orch_retention_find();
+	if (DatumGetBool(orch_catalog_call(ORCH_FN_CALLS_WAIT, 0, NULL, NULL)))
+		orch_shmem_wake_courier(MyDatabaseId);
 
 	/* the evidence is used up only when all of it was */
 	for (int i = 0; recovered && i < orch_shared->nguilty; i++)
@@ -608,6 +614,7 @@ manage_pool(void)
 	PG_TRY();
 	{
 		orch_pool_manage(may_fire);
+		orch_courier_manage(database, may_fire);
 	}
 	PG_CATCH();
 	{
@@ -1043,6 +1050,7 @@ sleep_until_needed(void)
 		until = Min(until, Max(alerts_at, (TimestampTz) pg_atomic_read_u64(
 											  &database->next_alert)));
 	until = Min(until, orch_pool_retry_at());
+	until = Min(until, orch_courier_at());
 	until = Min(until, orch_retention_at(database, may_fire));
 	if (look_in >= 0)
 		until = Min(until, now + look_in * 1000);

@@ -125,7 +125,7 @@ else
 		*) choose_version ;;
 	esac
 	need_server "postgresql-$wanted"
-	need "postgresql-server-dev-$wanted" "postgresql-$wanted-pgtap" "postgresql-$wanted-cron" libpq-dev perl libipc-run-perl libio-pty-perl
+	need "postgresql-server-dev-$wanted" "postgresql-$wanted-pgtap" "postgresql-$wanted-cron" libpq-dev libcurl4-openssl-dev perl libipc-run-perl libio-pty-perl
 	PG_CONFIG=/usr/lib/postgresql/$wanted/bin/pg_config
 fi
 like clang-format-14 cppcheck poppler-utils python3 xfig-doc

@@ -23,8 +23,10 @@
 static const SchemaKey keys[] = {
 	{"name", KEY_TEXT, ALL, NULL, 0, 0, "of a task the name of its folder, if it is given at all"},
 	{"description", KEY_TEXT, ALL, NULL, 0, 0, "for people"},
-	{"kind", KEY_TEXT, RUN, "function sql procedure utility remote", 0, 0, "what the handler is; of a task remote if it has a program, else function"},
+	{"kind", KEY_TEXT, RUN, "function sql procedure utility remote http", 0, 0, "what the handler is; of a task remote if it has a program, else function"},
 	{"handler", KEY_TEXT, RUN, NULL, 0, 0, "schema.function, or of kind sql and utility a command"},
+	{"endpoint", KEY_TEXT, RUN, NULL, 0, 0, "of kind http, the server of orchestrator_http that is called"},
+	{"request", KEY_OBJECT, RUN, NULL, 0, 0, "of kind http, what is sent: method, path, query, headers, body, expect"},
 	{"program", KEY_TEXT, PART_TASK | PART_FILE, NULL, 0, 0, "of kind remote, the file that does it; else the only executable <name> or <name>.*"},
 	{"dependencies", KEY_TEXT, PART_TASK | PART_FILE, NULL, 0, 0, "requirements.txt or package.json, if that is there; or another file in that form, of this ending"},
 	{"queue", KEY_TEXT, ALL, NULL, 0, 0, "where its tasks wait"},
@@ -462,11 +464,12 @@ check_step(const Check *check, const DocNode *step)
 	check_object(check, step, PART_STEP);
 	if (doc_text(step, "name") == NULL)
 		problem_add(check->problems, check->file, 0, step, "it has no name");
-	if (!doc_member(step, "handler") && !doc_member(step, "definition") &&
-		!doc_member(step, "wait_for") && !doc_member(step, "sleep"))
+	if (!doc_member(step, "handler") && !doc_member(step, "endpoint") &&
+		!doc_member(step, "definition") && !doc_member(step, "wait_for") &&
+		!doc_member(step, "sleep"))
 		problem_add(
 			check->problems, check->file, 0, step,
-			"it does nothing: give it a definition, a handler, wait_for or sleep");
+			"it does nothing: give it a definition, a handler, an endpoint, wait_for or sleep");
 	if (doc_member(step, "handler") && doc_member(step, "definition"))
 		problem_add(check->problems, check->file, 0,
 					doc_member(step, "definition"), "it has a handler, too");

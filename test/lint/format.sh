@@ -8,7 +8,7 @@ if [ -z "$tool" ] || ! "$tool" --version | grep -q 'version 14\.'; then
 	exit 0
 fi
 bad=0
-for file in src/*.[ch] src/cli/*.[ch]; do
+for file in src/*.[ch] src/cli/*.[ch] src/courier/*.[ch]; do
 	[ -e "$file" ] || continue
 	lines=$("$tool" --dry-run -Werror "$file" 2>&1 | sed -n 's/^[^:]*:\([0-9]*\):.*/\1/p' | uniq | wc -l)
 	if [ "$lines" -gt 0 ]; then

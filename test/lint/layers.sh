@@ -3,6 +3,8 @@
 # include its own header and those of the layers before it.
 set -eu
 order="
+frame
+url
 compat
 guc
 adapt
@@ -13,6 +15,7 @@ note
 lane
 depth
 permit
+endpoint
 waiter
 event
 notify
@@ -41,6 +44,10 @@ execute
 workflow
 settle
 lease
+carry
+call
+child
+courier
 executor
 pool
 retention
@@ -69,6 +76,17 @@ for file in src/*.[ch]; do
 		fi
 	done
 done
+
+# The courier's program shares the frames with the module, and nothing else.
+for file in src/courier/*.[ch]; do
+	for dep in $(sed -n 's/^#include "\([a-z_]*\)\.h"$/\1/p' "$file"); do
+		if [ -f "src/$dep.h" ] && [ "$dep" != frame ]; then
+			echo "$file: includes $dep.h of the module"
+			bad=1
+		fi
+	done
+done
+if grep -n '^#include "courier/' src/*.[ch]; then bad=1; fi
 
 # The client stands apart: neither includes anything of the other.
 for file in src/cli/*.[ch]; do

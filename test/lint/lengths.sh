@@ -10,4 +10,4 @@ exec awk '
 		start = 0
 	}
 	FNR == 1 { start = 0 }
-	END { exit bad }' src/*.c src/cli/*.c /dev/null
+	END { exit bad }' src/*.c src/cli/*.c src/courier/*.c /dev/null

@@ -50,7 +50,7 @@ SELECT orchestrator.cancel_many(all_tasks => true);
 
 -- What is kept
 SELECT orchestrator.define('plain', 'lib.echo');
-SELECT is(to_jsonb(d) - '{id,owner,created_at,handler_owner,success_callback,failure_callback,checkpoint_interval,max_steps,max_depth,document,steps,step_names,plan}'::text[],
+SELECT is(to_jsonb(d) - '{id,owner,created_at,handler_owner,success_callback,failure_callback,checkpoint_interval,max_steps,max_depth,document,steps,step_names,plan,endpoint,request}'::text[],
           '{"concurrency_key": null, "key_max_running": null, "key_rate_limit": null, "key_rate_period": null, "batch_size": null,
             "batch_wait": null, "name": "plain", "version": 1, "is_current": true, "kind": "function", "handler": "lib.echo(jsonb)",
             "queue": null, "priority": 0, "max_attempts": 3, "backoff": "exponential", "retry_delay": "00:00:01",
@@ -64,7 +64,7 @@ SELECT orchestrator.define_queue('q');
 SELECT orchestrator.define('full', 'lib.many', 'function', 'q', 7, 9, 'linear', '2 s', '3 min', 0.5, '1 day',
     '{23505,40}', 4, '5 s', '6 s', '7 s', 'fail', 8, 9, '10 s', 'all', 'words', '11 s', '{"m": 1}',
     concurrency_key => '$.a', key_max_running => 3, key_rate_limit => 4, key_rate_period => '12 s', batch_size => 5, batch_wait => '3 s');
-SELECT is(to_jsonb(d) - '{id,owner,created_at,handler_owner,queue,success_callback,failure_callback,checkpoint_interval,max_steps,max_depth,document,steps,step_names,plan}'::text[],
+SELECT is(to_jsonb(d) - '{id,owner,created_at,handler_owner,queue,success_callback,failure_callback,checkpoint_interval,max_steps,max_depth,document,steps,step_names,plan,endpoint,request}'::text[],
           '{"name": "full", "version": 1, "is_current": true, "kind": "function", "handler": "lib.many(jsonb[])",
             "concurrency_key": "$.a", "key_max_running": 3, "key_rate_limit": 4, "key_rate_period": "00:00:12",
             "batch_size": 5, "batch_wait": "00:00:03", "priority": 7, "max_attempts": 9, "backoff": "linear", "retry_delay": "00:00:02",
@@ -135,7 +135,7 @@ SELECT is(error_of($$SELECT orchestrator.define('orchestrator.run.sql', 'lib.ech
           '22023: definition "orchestrator.run.sql" has a reserved name [Names that begin with "orchestrator." are the engine''s own.]', 'a reserved name');
 SELECT is(error_of(format($$SELECT orchestrator.define('x', 'lib.echo', %s)$$, parameter)), message, parameter)
 FROM (VALUES
-  ($$kind => 'http'$$,                 '22023: unknown kind "http" [Kinds are function, sql, procedure, utility and remote.]'),
+  ($$kind => 'smtp'$$,                 '22023: unknown kind "smtp" [Kinds are function, sql, procedure, utility, remote and http.]'),
   ($$backoff => 'random'$$,            '22023: unknown backoff "random" [Say exponential, fixed or linear.]'),
   ($$timeout_policy => 'ignore'$$,     '22023: unknown timeout_policy "ignore" [Say retry, fail, fail_workflow or alert.]'),
   ($$notify => 'yes'$$,                '22023: unknown value "yes" of notify [Say off, lifecycle or all.]'),

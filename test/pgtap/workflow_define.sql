@@ -76,7 +76,7 @@ SELECT orchestrator.define('cb', 'lib.echo');
 SELECT orchestrator.define_workflow('full', ARRAY[orchestrator.step('a', 'lib.echo'), orchestrator.step('b', 'lib.echo', max_attempts => 2, notify => 'all')],
     'q', 7, 9, 'linear', '2 s', '3 min', 0.5, '1 day', '{23505,40}', 4, '5 s', '6 s', '7 s', 'fail', 8, 9, '10 s', 'off', 'words', '11 s',
     '{"m": null}', NULL, 'cb', 'cb', 3, 60, 4);
-SELECT is(to_jsonb(d) - '{id,owner,created_at,handler_owner,queue,document,steps,plan,concurrency_key,key_max_running,key_rate_limit,key_rate_period,batch_size,batch_wait}'::text[],
+SELECT is(to_jsonb(d) - '{id,owner,created_at,handler_owner,queue,document,steps,plan,concurrency_key,key_max_running,key_rate_limit,key_rate_period,batch_size,batch_wait,endpoint,request}'::text[],
           '{"name": "full", "version": 1, "is_current": true, "kind": "workflow", "handler": null, "priority": 7, "max_attempts": 1,
             "backoff": "exponential", "retry_delay": "00:00:01", "max_retry_delay": "01:00:00", "retry_jitter": 0.1, "retry_budget": null,
             "never_retry": [], "retry_priority_step": 1, "timeout": "00:00:05", "queue_timeout": "00:00:06", "response_timeout": null,
@@ -85,7 +85,7 @@ SELECT is(to_jsonb(d) - '{id,owner,created_at,handler_owner,queue,document,steps
             "checkpoint_interval": 3, "max_steps": 60, "max_depth": 4, "step_names": ["a", "b"]}'::jsonb,
           'what is about the run is kept with the workflow; a run is one attempt')
 FROM orchestrator.definition d WHERE name = 'full';
-SELECT is(to_jsonb(definition_of('full', 'a')) - '{id,owner,version,created_at,handler_owner,concurrency_key,key_max_running,key_rate_limit,key_rate_period,batch_size,batch_wait}'::text[],
+SELECT is(to_jsonb(definition_of('full', 'a')) - '{id,owner,version,created_at,handler_owner,concurrency_key,key_max_running,key_rate_limit,key_rate_period,batch_size,batch_wait,endpoint,request}'::text[],
           '{"name": "orchestrator.step.full.a", "is_current": false, "kind": "function", "handler": "lib.echo(jsonb)", "queue": null,
             "priority": 0, "max_attempts": 9, "backoff": "linear", "retry_delay": "00:00:02", "max_retry_delay": "00:03:00", "retry_jitter": 0.5,
             "retry_budget": "1 day", "never_retry": ["23505", "40"], "retry_priority_step": 4, "timeout": null, "queue_timeout": null,
@@ -238,7 +238,7 @@ SELECT is(error_of($$SELECT orchestrator.define_workflow('x', NULL)$$), '22023: 
 SELECT is(error_of(format('SELECT orchestrator.define_workflow(jsonb_build_object(''name'', ''x'', ''steps'', jsonb_build_array(''{"name": "z", "sleep": "1 s"}''::jsonb, ''{"name": "a"}''::jsonb || %L)))', '{' || spec || '}')), message, spec)
 FROM (VALUES
   ('"name": ""',                             '22023: the name of a step must have 1 to 200 bytes'),
-  ('"sleep": null',                          '22023: step "a" does nothing [Give it a handler, a definition, wait_for or sleep.]'),
+  ('"sleep": null',                          '22023: step "a" does nothing [Give it a handler, an endpoint, a definition, wait_for or sleep.]'),
   ('"handler": 1',                           '22023: step "a", key "handler": 1 is not a string'),
   ('"handler": "lib.echo", "needs": "z"',    '22023: step "a", key "needs": "z" is not an array of strings'),
   ('"handler": "lib.echo", "needs": [1]',    '22023: step "a", key "needs": [1] is not an array of strings'),
@@ -249,7 +249,7 @@ FROM (VALUES
   ('"handler": "lib.nope"',                  '42883: step "a", key "handler": function lib.nope(jsonb) does not exist [A handler of kind function is a function with one argument, of type jsonb.]'),
   ('"handler": "nope"',                      '22023: step "a", key "handler": handler "nope" is not the name of a function [Write schema.name or schema.name(jsonb).]'),
   ('"handler": " ;", "kind": "sql"',         '22023: step "a", key "handler": it is empty [Give the name of a function or procedure, or a command.]'),
-  ('"handler": "lib.echo", "kind": "http"',  '22023: step "a", key "kind": unknown kind "http" [Kinds are function, sql, procedure, utility and remote; a workflow is named by definition.]'),
+  ('"handler": "lib.echo", "kind": "smtp"',  '22023: step "a", key "kind": unknown kind "smtp" [Kinds are function, sql, procedure, utility, remote and http; a workflow is named by definition.]'),
   ('"definition": "nope"',                   '42704: step "a", key "definition": definition "nope" does not exist [Make it with orchestrator.define(), or have its owner share it with orchestrator.share_definition().]'),
   ('"definition": "x"',                      '22023: step "a", key "definition": a workflow cannot be a step of itself [Use repeat_while, or enqueue it from a step.]'),
   ('"definition": "plain", "kind": "sql"',   '22023: step "a" has kind without handler [Leave it out, or give what it is about.]'),

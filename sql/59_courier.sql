@@ -1,0 +1,308 @@
+-- The courier: outside calls, as steps.
+--
+-- A task of a kind of _call_kinds() stands in the courier's lane of its queue,
+-- where no executor looks. One worker of the database (src/courier.c) claims
+-- such tasks, for all roles, commits, and hands each call to a program of its
+-- own; what comes back it settles, many in one transaction. Nothing of the task
+-- runs in it: what is sent is made of paths over the task's input, and where it
+-- goes is said by an endpoint, a server of the foreign data wrapper below, which
+-- the role of the task must have USAGE on.
+--
+-- Calls are at least once: whatever ends the courier or its program has spent
+-- an attempt of the calls that were under way.
+--
+--   _claim_calls -> src/call.c -> orchestrator-courier -> _settle_calls
+--
+-- Another kind is a name in _call_kinds(), what define() asks of it in
+-- _check_call(), and what is sent in _make_call().
+
+CREATE FUNCTION orchestrator._endpoint_validator(options text[], catalog oid) RETURNS void
+  LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_endpoint_validator';
+CREATE FOREIGN DATA WRAPPER orchestrator_http VALIDATOR orchestrator._endpoint_validator;
+COMMENT ON FOREIGN DATA WRAPPER orchestrator_http IS
+  'Endpoints of outside calls: each server is one, and USAGE on it the right to call it';
+
+-- Process id of the courier of this database; null: none runs.
+CREATE FUNCTION orchestrator._courier_pid() RETURNS int
+  LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'orchestrator_courier_pid';
+
+-- Definitions ----------------------------------------------------------------
+
+-- The endpoint of a call, as a role may use it: why it may not, or null.
+CREATE FUNCTION orchestrator._endpoint_refusal(role oid, endpoint text) RETURNS jsonb
+  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_server oid;
+BEGIN
+  SELECT s.oid INTO v_server FROM pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw
+    WHERE s.srvname = $2 AND w.fdwname = 'orchestrator_http';
+  IF NOT FOUND THEN
+    RETURN jsonb_build_object('sqlstate', '42704', 'message', format('endpoint "%s" does not exist', $2),
+      'hint', format('CREATE SERVER %I FOREIGN DATA WRAPPER orchestrator_http OPTIONS (url ''https://...'').', $2));
+  ELSIF NOT coalesce(has_server_privilege($1, v_server, 'USAGE'), false) THEN
+    RETURN jsonb_build_object('sqlstate', '42501', 'message', format('permission denied for endpoint "%s"', $2),
+      'hint', format('GRANT USAGE ON FOREIGN SERVER %I TO %I.', $2, pg_get_userbyid($1)));
+  END IF;
+  RETURN NULL;
+END
+$$;
+
+-- What a definition that is a call says of it, checked for a role.
+CREATE FUNCTION orchestrator._check_call(role oid, d orchestrator.definition) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_refusal jsonb;
+BEGIN
+  IF d.kind <> ALL (orchestrator._call_kinds()) THEN
+    PERFORM orchestrator._require(d.endpoint IS NULL AND d.request IS NULL, format('endpoint or request with kind "%s"', d.kind),
+                                  format('They belong to kind %s.', array_to_string(orchestrator._call_kinds(), ', ')));
+    RETURN;
+  END IF;
+  PERFORM orchestrator._require(d.handler IS NULL, format('handler with kind "%s"', d.kind), 'Its endpoint and request say what it does.');
+  PERFORM orchestrator._require(d.endpoint IS NOT NULL, format('kind "%s" without endpoint', d.kind), 'Give the name of a server of orchestrator_http.');
+  PERFORM orchestrator._require(d.timeout_policy <> 'alert', format('timeout_policy alert with kind "%s"', d.kind), 'Say retry, fail or fail_workflow.');
+  v_refusal := orchestrator._endpoint_refusal($1, d.endpoint);
+  IF v_refusal IS NOT NULL THEN
+    RAISE EXCEPTION '%', v_refusal ->> 'message' USING ERRCODE = v_refusal ->> 'sqlstate', HINT = v_refusal ->> 'hint';
+  END IF;
+  PERFORM orchestrator._check_request(d.request);
+END
+$$;
+
+-- The request of kind http. Strings in path, query, headers and body that begin
+-- with $ are paths over the input.
+CREATE FUNCTION orchestrator._check_request(request jsonb) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+  v_key  text;
+  v_path text;
+BEGIN
+  PERFORM orchestrator._require(jsonb_typeof($1) = 'object', 'request is not an object');
+  SELECT k INTO v_key FROM jsonb_object_keys($1) k WHERE k NOT IN ('method', 'path', 'query', 'headers', 'body', 'expect') ORDER BY k LIMIT 1;
+  PERFORM orchestrator._require(v_key IS NULL, format('request: unknown key "%s"', v_key), 'The keys of a request are method, path, query, headers, body and expect.');
+  PERFORM orchestrator._require($1 ->> 'method' IN ('GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'),
+                                format('request, key "method": unknown method "%s"', $1 ->> 'method'), 'Say GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS.');
+  PERFORM orchestrator._require(jsonb_typeof($1 -> 'path') IN ('string', 'array'), 'request, key "path": is neither a string nor an array of its parts');
+  PERFORM orchestrator._require(jsonb_typeof($1 -> 'query') IN ('object', 'string'), 'request, key "query": is not an object');
+  PERFORM orchestrator._require(jsonb_typeof($1 -> 'headers') IN ('object', 'string'), 'request, key "headers": is not an object');
+  PERFORM orchestrator._require(jsonb_typeof($1 -> 'expect') = 'string', 'request, key "expect": is not a path');
+  IF $1 ? 'expect' THEN
+    PERFORM orchestrator._check_path('request', 'expect', $1 ->> 'expect');
+  END IF;
+  FOR v_path IN
+    SELECT p.value #>> '{}' FROM jsonb_path_query($1 - 'expect'::text, 'strict $.** ? (@.type() == "string" && @ starts with "$")') p(value)
+  LOOP
+    IF v_path NOT LIKE '$$%' THEN
+      PERFORM orchestrator._check_path('request', 'input', v_path);
+    END IF;
+  END LOOP;
+END
+$body$;
+
+-- Claim ----------------------------------------------------------------------
+
+-- Lanes in which calls wait, as _work_lanes() of chapter 58 gives them.
+CREATE FUNCTION orchestrator._call_lanes(OUT queue int, OUT owner int) RETURNS SETOF record
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+DECLARE
+  v_last   constant bigint := orchestrator._courier_lane(0);
+  v_owners int[] := '{}';
+  v_queues int[] := '{}';
+  v_owner  int := 0;
+  v_lane   bigint;
+BEGIN
+  LOOP
+    SELECT min(l.owner) INTO v_owner FROM orchestrator.task_live l WHERE l.owner > v_owner AND l.state = 'pending' AND l.parked_on IS NOT NULL;
+    EXIT WHEN v_owner IS NULL;
+    v_lane := (-9223372036854775807)::bigint;
+    LOOP
+      SELECT min(l.parked_on) INTO v_lane FROM orchestrator.task_live l
+        WHERE l.owner = v_owner AND l.parked_on > v_lane AND l.parked_on < v_last AND l.state = 'pending' AND l.parked_on IS NOT NULL;
+      EXIT WHEN v_lane IS NULL;
+      v_owners := v_owners || v_owner;
+      v_queues := v_queues || (v_last - v_lane)::int;
+    END LOOP;
+  END LOOP;
+  RETURN QUERY
+    SELECT q.id, u.o FROM unnest(v_owners, v_queues) u(o, n) JOIN orchestrator.queue q ON q.id = u.n
+    WHERE NOT q.paused ORDER BY -ln(1 - random()) / q.weight;
+END
+$$;
+
+-- Whether calls wait that could be claimed, but for limits.
+CREATE FUNCTION orchestrator._calls_wait() RETURNS boolean
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN orchestrator._may_fire() AND EXISTS (SELECT FROM orchestrator._call_lanes());
+END
+$$;
+
+-- Claim calls for the courier, up to max_rows, and say what each is. Where
+-- refusal is not null it cannot be made, and is to be settled with that.
+CREATE FUNCTION orchestrator._claim_calls(worker int, max_rows int, OUT task_id bigint, OUT epoch int, OUT endpoint text, OUT request jsonb, OUT refusal jsonb, OUT timeout_ms bigint, OUT silence_ms bigint, OUT key text,
+    OUT traceparent text, OUT permits bigint[]) RETURNS SETOF record
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_left  int := $2;
+  v_n     int;
+  v_lanes record;
+BEGIN
+  IF NOT orchestrator._may_fire() THEN
+    RETURN;
+  END IF;
+  -- each lane its share; then, who has more
+  FOR v_round IN 1 .. 2 LOOP
+    FOR v_lanes IN SELECT w.*, row_number() OVER () AS place, count(*) OVER () AS n FROM orchestrator._call_lanes() w LOOP
+      EXIT WHEN v_left <= 0;
+      v_n := CASE v_round WHEN 1 THEN greatest(v_left / (v_lanes.n - v_lanes.place + 1), 1) ELSE v_left END;
+      RETURN QUERY SELECT c.* FROM orchestrator._claim_call_lane($1, v_lanes.queue, v_lanes.owner, v_n) c;
+      GET DIAGNOSTICS v_n = ROW_COUNT;
+      v_left := v_left - v_n;
+    END LOOP;
+    EXIT WHEN v_left = $2 OR v_left <= 0;
+  END LOOP;
+END
+$$;
+
+-- Provided by the library (src/carry.c): the oldest ready calls of one lane, and
+-- completing those that nothing hangs on.
+CREATE FUNCTION orchestrator._claim_call_rows(worker int, queue int, owner int, max_rows int, OUT task_id bigint, OUT epoch int,
+    OUT definition int, OUT input jsonb, OUT deadline timestamptz, OUT traceparent text, OUT permits bigint[]) RETURNS SETOF record
+  LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_claim_call_rows';
+CREATE FUNCTION orchestrator._complete_calls(tasks bigint[], epochs int[], outputs jsonb[]) RETURNS bigint[]
+  LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_complete_calls';
+
+-- Calls of one owner and queue. Their role must be what it was, and may use the
+-- endpoint now.
+CREATE FUNCTION orchestrator._claim_call_lane(worker int, queue int, owner int, max_rows int, OUT task_id bigint, OUT epoch int,
+    OUT endpoint text, OUT request jsonb, OUT refusal jsonb, OUT timeout_ms bigint, OUT silence_ms bigint,
+    OUT key text, OUT traceparent text, OUT permits bigint[]) RETURNS SETOF record
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+  v_now  timestamptz := orchestrator._now();
+  v_here text := (SELECT i.system_identifier || '-' || i.database FROM orchestrator.database_identity i LIMIT 1);
+  v_role oid := (SELECT a.oid FROM orchestrator.owner o JOIN pg_authid a ON a.oid = o.role AND a.rolname = o.name WHERE o.id = $3);
+BEGIN
+  RETURN QUERY
+    WITH claimed AS MATERIALIZED (
+      SELECT c.* FROM orchestrator._claim_call_rows($1, $2, $3, $4) c
+    ), known AS MATERIALIZED (
+      SELECT d.id, d.kind, d.endpoint, d.request, d.timeout, (extract(epoch FROM d.response_timeout) * 1000)::bigint AS silence,
+             strpos(d.request::text, '"$') > 0 AS filled_in,
+             CASE WHEN v_role IS NULL THEN '{"sqlstate": "OR005", "message": "the task cannot run: its role is gone, or was renamed"}'::jsonb
+                  ELSE orchestrator._endpoint_refusal(v_role, d.endpoint) END AS refusal
+      FROM orchestrator.definition d WHERE d.id IN (SELECT c.definition FROM claimed c)
+    )
+    SELECT c.task_id, c.epoch, k.endpoint, coalesce(m.request, k.request), coalesce(k.refusal, m.refusal),
+           (extract(epoch FROM least(k.timeout, c.deadline - v_now)) * 1000)::bigint, k.silence, v_here || '-' || c.task_id, c.traceparent, c.permits
+    FROM claimed c
+    JOIN known k ON k.id = c.definition
+    LEFT JOIN LATERAL orchestrator._make_call(k.kind, k.request, c.input) m ON k.filled_in;
+END
+$$;
+
+-- What is sent for a task: its request with the templates filled in; or why
+-- that cannot be.
+CREATE FUNCTION orchestrator._make_call(kind text, template jsonb, input jsonb, OUT request jsonb, OUT refusal jsonb)
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  request := orchestrator._render($2 - 'expect'::text, $3);
+EXCEPTION WHEN OTHERS OR query_canceled THEN
+  refusal := jsonb_build_object('sqlstate', CASE SQLSTATE WHEN '57014' THEN 'OR004' ELSE SQLSTATE END, 'message', 'its request cannot be made: ' || SQLERRM);
+END
+$$;
+
+-- Settle ---------------------------------------------------------------------
+
+-- Settle calls: outcomes are completed, error or timeout, and lost; results the
+-- outputs and errors. Returns the tasks that somebody has locked: to be settled
+-- a little later. Reports that are stale change nothing.
+CREATE FUNCTION orchestrator._settle_calls(tasks bigint[], epochs int[], outcomes text[], results jsonb[]) RETURNS bigint[]
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '50ms' SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+  v_plain   bigint[];
+  v_left    bigint[] := '{}';
+  v_began   timestamptz;
+  v_task    bigint;
+  v_epoch   int;
+  v_outcome text;
+  v_result  jsonb;
+BEGIN
+  SELECT orchestrator._complete_calls(array_agg(u.task), array_agg(u.epoch), array_agg(u.result)) INTO v_plain
+    FROM (SELECT * FROM unnest($1, $2, $3, $4) u(task, epoch, outcome, result) WHERE u.outcome = 'completed' ORDER BY u.task) u;
+  IF cardinality(v_plain) = cardinality($1) THEN
+    RETURN v_left;
+  END IF;
+  FOR v_task, v_epoch, v_outcome, v_result IN
+    SELECT u.task, u.epoch, u.outcome, u.result FROM unnest($1, $2, $3, $4) u(task, epoch, outcome, result)
+    WHERE coalesce(u.task <> ALL (v_plain), true) ORDER BY u.task
+  LOOP
+    v_began := clock_timestamp();
+    BEGIN
+      PERFORM orchestrator._settle_call(v_task, v_epoch, v_outcome, v_result);
+    EXCEPTION
+      WHEN lock_not_available OR deadlock_detected THEN
+        v_left := v_left || v_task;
+      WHEN OTHERS OR query_canceled THEN
+        PERFORM orchestrator._give_up(v_task, v_began, 'the call of task %s could not be settled', SQLERRM);
+        v_left := v_left || v_task;
+    END;
+  END LOOP;
+  RETURN v_left;
+END
+$$;
+
+CREATE FUNCTION orchestrator._settle_call(task bigint, epoch int, outcome text, result jsonb) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
+DECLARE
+  v_error jsonb;
+BEGIN
+  PERFORM orchestrator._count_attempt(l) FROM orchestrator.task_live l WHERE l.id = $1 AND l.epoch = $2 AND l.state = 'running';
+  IF $3 = 'completed' THEN
+    v_error := orchestrator._judge_answer((SELECT d.request ->> 'expect' FROM orchestrator.task_live l JOIN orchestrator.definition d ON d.id = l.definition
+                                           WHERE l.id = $1), $4);
+  END IF;
+  IF $3 = 'completed' AND v_error IS NULL THEN
+    PERFORM orchestrator._settle_completed($1, $2, $4, NULL, NULL);
+  ELSE
+    PERFORM orchestrator._settle_failed($1, $2, CASE $3 WHEN 'completed' THEN 'error' ELSE $3 END, coalesce(v_error, $4), NULL, NULL);
+  END IF;
+END
+$$;
+
+-- Whether an answer is what a definition expects: null, or the error.
+CREATE FUNCTION orchestrator._judge_answer(expect text, answer jsonb) RETURNS jsonb
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF $1 IS NULL OR orchestrator._holds($1, $2) THEN
+    RETURN NULL;
+  END IF;
+  RETURN jsonb_build_object('sqlstate', 'OR013', 'message', format('the answer is not as expected: %s does not hold', left($1, 200)), 'status', $2 -> 'status');
+EXCEPTION WHEN OTHERS OR query_canceled THEN
+  RETURN jsonb_build_object('sqlstate', 'OR013', 'message', 'the answer could not be judged: ' || SQLERRM, 'retry', false);
+END
+$$;
+
+-- Of the calls that the courier makes, those that are no longer its own.
+CREATE FUNCTION orchestrator._lost_calls(tasks bigint[], epochs int[]) RETURNS bigint[]
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
+BEGIN
+  RETURN ARRAY(SELECT u.task FROM unnest($1, $2) u(task, epoch)
+               WHERE NOT EXISTS (SELECT FROM orchestrator.task_live l WHERE l.id = u.task AND l.epoch = u.epoch AND l.state = 'running'));
+END
+$$;
+
+-- Calls whose courier is gone have spent their attempt. Returns how many;
+-- negative: some are locked, come again.
+CREATE FUNCTION orchestrator._recover_calls() RETURNS int
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
+DECLARE
+  v_tasks  bigint[];
+  v_epochs int[];
+BEGIN
+  SELECT array_agg(l.id), array_agg(l.epoch) INTO v_tasks, v_epochs FROM orchestrator.task_live l
+    WHERE l.state = 'running' AND l.worker IS NOT NULL AND l.parked_on < orchestrator._courier_lane(0)
+      AND l.worker IS DISTINCT FROM orchestrator._courier_pid();
+  RETURN orchestrator._recover(v_tasks, v_epochs, v_tasks);
+END
+$$;

@@ -1,0 +1,41 @@
+/*
+ * call.h
+ *	  An outside call: what is sent for a task, and what its answer means.
+ */
+#ifndef ORCHESTRATOR_CALL_H
+#define ORCHESTRATOR_CALL_H
+
+#include "utils/jsonb.h"
+
+#include "endpoint.h"
+#include "frame.h"
+
+/* What _claim_calls() says of a call. */
+typedef struct OrchCallSpec
+{
+	uint64 number; /* of the courier's */
+	const OrchEndpoint *endpoint;
+	Jsonb *request;
+	int64 timeout; /* milliseconds; 0: the endpoint's */
+	int64 silence; /* likewise; 0: any */
+	const char *key;
+	const char *traceparent; /* NULL: none */
+} OrchCallSpec;
+
+/*
+ * Write the frame of a call.  Returns NULL, or why it cannot be made: an error
+ * as _settle_calls() takes it; then no frame is written.
+ */
+extern Datum orch_call_write(FrameBuffer *out, const OrchCallSpec *spec);
+
+/* An error that is final. */
+extern Datum orch_call_refusal(const char *sqlstate, const char *message,
+							   const char *hint);
+
+/*
+ * Read what FRAME_DONE says behind the number of the call.  Returns the
+ * outcome, as _settle_calls() takes it, and the result or error.
+ */
+extern const char *orch_call_read(FrameReader *frame, Datum *result);
+
+#endif
