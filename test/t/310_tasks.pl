@@ -99,6 +99,13 @@ subtest 'new and check' => sub {
 	is((local_run('tasks', 'check', '--tasks', $folder))[1], "no tasks\n", 'what begins with . or _ is no task');
 };
 
+subtest 'completion' => sub {
+	my ($code, $out) = local_run('help', '--words', 'tasks');
+	is(join(' ', grep { /^[a-z]/ } split /\n/, $out), 'list upload purge test check new schema', 'the commands of tasks');
+	($code, $out) = local_run('help', '--words', 'tasks', 'upload');
+	like($out, qr/^--tasks=\n--all\n--force\n--dry-run\n/, 'and their options');
+};
+
 subtest 'keys' => sub {
 	document_says("{\n \"handler\": \"a.b\",\n \"colour\": 1\n}", qr{/doc/task\.json:3: key "colour": a task without steps has no such key$}m, 'an unknown key');
 	document_says({ handler => 'a.b', owner => 'app' }, qr{key "owner": a task belongs to the role that uploads it}, 'the owner');
