@@ -23,7 +23,7 @@
 
 CREATE FUNCTION orchestrator.claim(queues text[], worker text, max_tasks int DEFAULT 1, lease interval DEFAULT NULL,
     definitions text[] DEFAULT NULL) RETURNS SETOF orchestrator.claimed_task
-  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner_loosely';
 COMMENT ON FUNCTION orchestrator.claim(text[], text, int, interval, text[]) IS
   'Gives a remote worker up to max_tasks (1 to 1000) ready tasks of kind remote, its own or those of queues that were shared with it for that; of some definitions (or handlers) only, if they are named. Unless it reports, they are taken back when the lease ends: after response_timeout of the definition or 1 minute, if not given';
 
@@ -34,13 +34,13 @@ COMMENT ON PROCEDURE orchestrator.await_work(text[], interval, boolean) IS
 
 CREATE FUNCTION orchestrator.heartbeat(task bigint, token text, lease interval DEFAULT NULL, fraction float8 DEFAULT NULL,
     message text DEFAULT NULL, stage text DEFAULT NULL) RETURNS text
-  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner_loosely';
 COMMENT ON FUNCTION orchestrator.heartbeat(bigint, text, interval, float8, text, text) IS
   'Begins the lease of a claimed task again, and tells how far it is (0 to 1). What the worker should obey: running (go on), cancel (stop: it was cancelled or paused) or lost (stop: the lease ended, or somebody else has it)';
 
 CREATE FUNCTION orchestrator.heartbeat_many(tasks bigint[], tokens text[], lease interval DEFAULT NULL)
     RETURNS TABLE (task_id bigint, state text)
-  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner_loosely';
 COMMENT ON FUNCTION orchestrator.heartbeat_many(bigint[], text[], interval) IS 'heartbeat() of many tasks at once';
 
 CREATE FUNCTION orchestrator.complete(task bigint, token text, output jsonb DEFAULT NULL) RETURNS void
@@ -245,9 +245,10 @@ DECLARE
 BEGIN
   RETURN QUERY
     WITH RECURSIVE waiting (id) AS (
-      SELECT min(l.owner) FROM orchestrator.task_live l WHERE l.state = 'pending' AND l.parked_on IS NOT NULL
+      -- not min(): that may be made a scan of all that waits
+      (SELECT l.owner FROM orchestrator.task_live l WHERE l.state = 'pending' AND l.parked_on IS NOT NULL ORDER BY l.owner LIMIT 1)
       UNION ALL
-      SELECT (SELECT min(l.owner) FROM orchestrator.task_live l WHERE l.owner > h.id AND l.state = 'pending' AND l.parked_on IS NOT NULL)
+      SELECT (SELECT l.owner FROM orchestrator.task_live l WHERE l.owner > h.id AND l.state = 'pending' AND l.parked_on IS NOT NULL ORDER BY l.owner LIMIT 1)
       FROM waiting h WHERE h.id IS NOT NULL
     )
     SELECT q.id, h.id FROM waiting h

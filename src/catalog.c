@@ -168,6 +168,7 @@ static HTAB *make_cache(const char *name, Size keysize, Size entrysize,
 static Oid find_function(Oid schema, const char *name, int nargs,
 						 const Oid *args);
 static FmgrInfo *lookup_twin(FunctionCallInfo fcinfo);
+static Datum call_twin(FunctionCallInfo fcinfo);
 static bool is_attached(Oid relid);
 static void read_plan(HeapTupleHeader row, OrchPlan *plan);
 static HeapTuple fetch_row(const char *table, const char *index,
@@ -186,6 +187,7 @@ static void fill_adaptive(OrchQueue *queue, HeapTuple row, TupleDesc desc);
 static int32 fetch_last_running(int32 queue);
 
 PG_FUNCTION_INFO_V1(orchestrator_as_owner);
+PG_FUNCTION_INFO_V1(orchestrator_as_owner_loosely);
 PG_FUNCTION_INFO_V1(orchestrator_has_partitions);
 PG_FUNCTION_INFO_V1(orchestrator_invalidate);
 PG_FUNCTION_INFO_V1(orchestrator_next_id);
@@ -397,6 +399,24 @@ orch_catalog_call(OrchFunction function, int nargs, const NullableDatum *args,
 Datum
 orchestrator_as_owner(PG_FUNCTION_ARGS)
 {
+	orch_catalog_require_flush();
+	return call_twin(fcinfo);
+}
+
+/*
+ * The same for calls of which a crash may take the last ones back: a claim that
+ * is lost is only a task that waits again, and the report on it is refused.
+ * The commit is as the session has it.
+ */
+Datum
+orchestrator_as_owner_loosely(PG_FUNCTION_ARGS)
+{
+	return call_twin(fcinfo);
+}
+
+static Datum
+call_twin(FunctionCallInfo fcinfo)
+{
 	LOCAL_FCINFO(inner, FUNC_MAX_ARGS);
 	FmgrInfo *twin = fcinfo->flinfo->fn_extra;
 	OrchIdentity saved;
@@ -412,7 +432,6 @@ orchestrator_as_owner(PG_FUNCTION_ARGS)
 	for (int i = 0; i < PG_NARGS(); i++)
 		inner->args[i + 1] = fcinfo->args[i];
 
-	orch_catalog_require_flush();
 	orch_catalog_begin_owner(&saved);
 	result = FunctionCallInvoke(inner);
 	orch_catalog_end_owner(&saved);

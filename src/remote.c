@@ -53,6 +53,14 @@ typedef enum Work
 	WORK_HELD_UP
 } Work;
 
+/* Why a session in await_work() goes on. */
+typedef enum Wake
+{
+	WAKE_TOLD,	   /* of a task that became ready, or of room under a limit */
+	WAKE_LOOK,	   /* it is time to look again */
+	WAKE_TIMED_OUT /* its time is over */
+} Wake;
+
 /* Permits that this transaction took, or is to give back at its commit. */
 typedef struct Held
 {
@@ -76,7 +84,7 @@ PG_FUNCTION_INFO_V1(orchestrator_secret);
 static bool await_work(const NullableDatum *queues, TimestampTz until);
 static int32 *find_queues(const NullableDatum *queues, int *n);
 static Work look(const int32 *queues, int n);
-static bool sleep_until_told(TimestampTz until, bool registered, Work seen);
+static Wake sleep_until_told(TimestampTz until, bool registered, Work seen);
 static void make_room(void);
 static void append(const Held *entry);
 static const OrchLimit *take(const OrchRow *row, OrchLimitMemo *memo,
@@ -167,8 +175,18 @@ await_work(const NullableDatum *queues, TimestampTz until)
 		Assert(!TransactionIdIsValid(MyProc->xmin));
 		if (seen == WORK_READY)
 			return true;
-		if (!sleep_until_told(until, registered, seen))
-			return false;
+		switch (sleep_until_told(until, registered, seen))
+		{
+			case WAKE_TIMED_OUT:
+				return false;
+			case WAKE_TOLD:
+				/* the claim to come is as good a look */
+				if (seen == WORK_NONE)
+					return true;
+				break;
+			case WAKE_LOOK:
+				break;
+		}
 	}
 }
 
@@ -210,10 +228,7 @@ look(const int32 *queues, int n)
 		orch_catalog_call(ORCH_FN_HAS_WORK, 2, args, NULL));
 }
 
-/*
- * False: the time is up.
- */
-static bool
+static Wake
 sleep_until_told(TimestampTz until, bool registered, Work seen)
 {
 	int pause = seen == WORK_HELD_UP ? LIMITED_MS
@@ -228,14 +243,14 @@ sleep_until_told(TimestampTz until, bool registered, Work seen)
 													 Min(until, look_at));
 
 		if (delay <= 0)
-			return GetCurrentTimestamp() < until;
+			return GetCurrentTimestamp() < until ? WAKE_LOOK : WAKE_TIMED_OUT;
 		(void) WaitLatch(MyLatch,
 						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 delay, orch_wait_event(ORCH_WAIT_WORK));
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
-	return true;
+	return WAKE_TOLD;
 }
 
 /*

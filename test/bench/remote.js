@@ -1,12 +1,13 @@
 // What a remote worker on node-postgres does: drain N [SIZE], or latency N.
-// Prints one JSON object. The environment says where the server is.
+// Prints one JSON object. The environment says where the server is. The worker's
+// claims are not flushed, its reports are.
 const { Client } = require('pg');
 const [what, n, size = 1000] = [process.argv[2], ...process.argv.slice(3).map(Number)];
 const now = () => Number(process.hrtime.bigint()) / 1e6; // ms
 const CLAIM = "SELECT task_id, token, input FROM orchestrator.claim('{far}', 'bench', $1)";
 
 async function connect(user) {
-  const client = new Client({ user });
+  const client = new Client({ user, options: user === 'worker' ? '-c synchronous_commit=off' : undefined });
   await client.connect();
   return client;
 }

@@ -52,12 +52,12 @@ SELECT results_eq($$SELECT tablename::text COLLATE "default" FROM pg_policies WH
   $$VALUES ('added_step'), ('alert'), ('archive_hook'), ('archive_run'), ('checkpoint'), ('definition'), ('definition_share'), ('lease'), ('owner'), ('partition_state'), ('queue'), ('queue_decision'), ('queue_share'), ('role_quota'), ('run_context'), ('schedule'), ('schedule_tick'), ('signal'), ('stats'), ('step_memo'), ('task'), ('task_key'), ('trace_log'), ('usage_grant')$$, 'these tables have one; the others show nothing');
 
 -- Every public function has its twin, which is told who called
-SELECT is_empty($$SELECT p.oid::regprocedure FROM routine p WHERE p.prosrc = 'orchestrator_as_owner'
+SELECT is_empty($$SELECT p.oid::regprocedure FROM routine p WHERE p.prosrc LIKE 'orchestrator\_as\_owner%'
   AND NOT EXISTS (SELECT FROM routine t WHERE t.proname = '_' || p.proname AND t.pronargs = p.pronargs + 1 AND t.proargtypes::text = concat_ws(' ', 'oid'::regtype::oid, nullif(p.proargtypes::text, ''))
                   AND t.prorettype = p.prorettype)$$, 'every public function that acts as the owner has an internal twin');
-SELECT is_empty($$SELECT p.oid::regprocedure FROM routine p JOIN routine t ON t.proname = '_' || p.proname WHERE p.prosrc = 'orchestrator_as_owner' AND t.pronargs = p.pronargs + 1
+SELECT is_empty($$SELECT p.oid::regprocedure FROM routine p JOIN routine t ON t.proname = '_' || p.proname WHERE p.prosrc LIKE 'orchestrator\_as\_owner%' AND t.pronargs = p.pronargs + 1
   AND t.proargnames IS DISTINCT FROM array_prepend('caller', p.proargnames)$$, 'with the same parameters in the same order');
-SELECT is_empty($$SELECT oid::regprocedure FROM routine WHERE prosrc = 'orchestrator_as_owner' AND (proisstrict OR provolatile <> 'v' OR proparallel <> 'u')$$, 'and is called for nulls, is volatile, and not in parallel');
+SELECT is_empty($$SELECT oid::regprocedure FROM routine WHERE prosrc LIKE 'orchestrator\_as\_owner%' AND (proisstrict OR provolatile <> 'v' OR proparallel <> 'u')$$, 'and is called for nulls, is volatile, and not in parallel');
 
 -- Documented
 SELECT is_empty($$SELECT oid::regprocedure FROM routine WHERE proname NOT LIKE '\_%' AND obj_description(oid, 'pg_proc') IS NULL$$, 'every public function has a comment');
