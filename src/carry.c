@@ -17,6 +17,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "carry.h"
 #include "catalog.h"
 #include "event.h"
 #include "fair.h"
@@ -25,6 +26,18 @@
 
 /* Rows that limits or others keep from a claim, until it gives up. */
 #define MAX_PASSED 1000
+
+/*
+ * Where the claims of the lane that was claimed from last go on: what comes
+ * before is dead.  The courier forgets it when it is told that a call is ready,
+ * for that one may stand before.
+ */
+static struct
+{
+	int32 owner;
+	int32 queue;
+	int64 from;
+} mark = {.from = PG_INT64_MIN};
 
 /* Columns of _claim_call_rows(). */
 enum
@@ -64,6 +77,12 @@ static OrchTask *complete(OrchLeaf *live, int64 id, int32 epoch,
 static bool is_plain(const OrchRow *row, int32 epoch,
 					 const OrchDefinition *definition);
 
+void
+orch_carry_forget(void)
+{
+	mark.from = PG_INT64_MIN;
+}
+
 /*
  * _claim_call_rows(worker, queue, owner, max_rows): the oldest ready calls of
  * one lane that nobody has locked and that limits have room for.
@@ -87,8 +106,12 @@ orchestrator_claim_call_rows(PG_FUNCTION_ARGS)
 	claim.live = orch_heap_open_live();
 	row_context = AllocSetContextCreate(
 		CurrentMemoryContext, "orchestrator calls", ALLOCSET_DEFAULT_SIZES);
-	claim.rows = orch_heap_parked_begin(
-		claim.live, owner, ORCH_COURIER_LANE(queue), PG_INT64_MIN);
+	if (mark.owner != owner || mark.queue != queue)
+		orch_carry_forget();
+	mark.owner = owner;
+	mark.queue = queue;
+	claim.rows = orch_heap_parked_begin(claim.live, owner,
+										ORCH_COURIER_LANE(queue), mark.from);
 	while (claim.taken < claim.wanted && claim.passed < MAX_PASSED &&
 		   orch_heap_ready_next(claim.rows, &row, &tid))
 	{
@@ -142,6 +165,8 @@ claim_row(Claim *claim, OrchRow *row, ItemPointer tid)
 		return true;
 	}
 	claim->taken++;
+	if (claim->passed == 0)
+		mark.from = ORCH_INT64(row, ORCH_TASK_SORT_KEY);
 	claim->turn =
 		Max(claim->turn, orch_fair_turn(ORCH_INT64(row, ORCH_TASK_SORT_KEY),
 										ORCH_INT32(row, ORCH_TASK_PRIORITY)));

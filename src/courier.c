@@ -39,6 +39,7 @@
 #include "utils/timeout.h"
 
 #include "call.h"
+#include "carry.h"
 #include "catalog.h"
 #include "child.h"
 #include "compat.h"
@@ -94,8 +95,10 @@ static Oid live = InvalidOid;
 static MemoryContext turn_context = NULL;
 static MemoryContext result_context = NULL;
 static TimeoutId watchdog;
-static TimestampTz claim_at = 0;  /* not before */
-static TimestampTz settle_at = 0; /* likewise */
+static TimestampTz claim_at = 0;   /* look again then; 0: when told */
+static TimestampTz not_before = 0; /* claim nothing until then */
+static Size unsent = 0;			   /* before a claim */
+static TimestampTz settle_at = 0;  /* likewise */
 static TimestampTz idle_since = 0;
 static bool look = true; /* for calls to claim */
 static bool one_by_one = false;
@@ -105,6 +108,10 @@ static int64 *locked = NULL; /* of the batch */
 static int nlocked = 0;
 static bool goes_idle = false;
 static SPIPlanPtr claim_plan = NULL;
+static SPIPlanPtr lane_plan = NULL;
+static SPIPlanPtr lanes_plan = NULL;
+static int32 only_queue = 0; /* where all calls wait; 0: not known */
+static int32 only_owner = 0;
 static int room = 0;
 static int nclaimed = 0;
 static uint64 first_claimed = 0;
@@ -128,12 +135,18 @@ static void drop_lost(void);
 static void find_lost(void);
 static void forget(Call *call);
 static void claim_calls(void);
-static bool claim_some(void);
+static bool begin_claim(int leaving);
+static void undo_claim(void);
+static bool end_claim(void);
+static void forget_lane(void);
 static void claim(void);
+static void execute(SPIPlanPtr *plan, const char *query, int n, Datum *values);
+static void find_only_lane(void);
 static void ask_whether_calls_wait(void);
 static void take_row(HeapTuple row, TupleDesc desc);
 static void read_spec(OrchCallSpec *spec, HeapTuple row, TupleDesc desc);
 static void settle_calls(void);
+static void settle_and_claim(void);
 static void settle_batch(void);
 static void settle(void);
 static void finish_batch(void);
@@ -452,7 +465,7 @@ lose_child(const char *why)
 							 "calls were under way",
 							 why, under_way())));
 	if (!child.ready || now - child.started_at < ERROR_PAUSE)
-		claim_at = now + ERROR_PAUSE; /* it may do so again */
+		not_before = now + ERROR_PAUSE; /* it may do so again */
 	if (child.pid != 0)
 		read_answers(); /* what it had said before */
 	orch_child_stop(&child);
@@ -601,68 +614,101 @@ forget(Call *call)
 static void
 claim_calls(void)
 {
-	TimestampTz now = GetCurrentTimestamp();
-
 	if (pg_atomic_exchange_u32(&database->courier_told, 0) != 0)
+	{
 		look = true;
-	if (!orch_enabled || now < claim_at ||
-		!(look || (claim_at != 0 && now >= claim_at)))
-		return;
-	claim_at = 0;
-	while (claim_some())
-		continue;
+		forget_lane();
+	}
+	if (claim_at != 0 && GetCurrentTimestamp() >= claim_at)
+	{
+		look = true;
+		forget_lane();
+	}
+	while (look && begin_claim(0))
+	{
+		if (!perform(claim))
+			undo_claim();
+		else if (!end_claim())
+			break;
+	}
 }
 
 /*
- * False: there is no room, or no more to claim.
+ * Whether to claim, when so many calls are about to be over.
  */
 static bool
-claim_some(void)
+begin_claim(int leaving)
 {
-	Size before = child.out.size - child.out.start;
-	bool was_idle = under_way() == 0;
+	TimestampTz now = GetCurrentTimestamp();
 
-	room = Min(orch_courier_max_in_flight - (int) hash_get_num_entries(calls),
+	room = Min(orch_courier_max_in_flight - (int) hash_get_num_entries(calls) +
+				   leaving,
 			   CLAIM);
-	if (room <= 0)
+	if (room <= 0 || !orch_enabled || now < not_before)
 		return false; /* look again when there is */
 	if (child.pid == 0 && orch_child_installed() && !orch_child_start(&child))
 	{
-		claim_at = GetCurrentTimestamp() + ERROR_PAUSE;
+		not_before = now + ERROR_PAUSE;
 		return false;
 	}
+	if (under_way() == 0)
+		child.heard_at = now;
 	look = false;
+	claim_at = 0;
 	nclaimed = 0;
 	first_claimed = last_number + 1;
-	if (!perform(claim))
+	unsent = child.out.size - child.out.start;
+	return true;
+}
+
+/*
+ * Nothing was claimed: what was written for it is not sent.
+ */
+static void
+undo_claim(void)
+{
+	forget_lane();
+	child.out.size = child.out.start + unsent;
+	while (ended != NULL && ended->number >= first_claimed)
 	{
-		/* nothing was claimed: what was written for it is not sent */
-		child.out.size = child.out.start + before;
-		while (ended != NULL && ended->number >= first_claimed)
-		{
-			ended = ended->next_ended;
-			nended--;
-		}
-		while (last_number >= first_claimed)
-		{
-			hash_search(calls, &last_number, HASH_REMOVE, NULL);
-			last_number--;
-		}
-		claim_at = GetCurrentTimestamp() + ERROR_PAUSE;
-		return false;
+		ended = ended->next_ended;
+		nended--;
 	}
-	if (was_idle)
-		child.heard_at = GetCurrentTimestamp();
+	while (last_number >= first_claimed)
+	{
+		hash_search(calls, &last_number, HASH_REMOVE, NULL);
+		last_number--;
+	}
+	look = true;
+	not_before = GetCurrentTimestamp() + ERROR_PAUSE;
+}
+
+/*
+ * False: there is no more to claim.
+ */
+static bool
+end_claim(void)
+{
 	if (child.pid != 0 && !frame_send(&child.out, child.socket))
 	{
 		lose_child("ended");
 		return false;
 	}
+	look = look || nclaimed == room;
+	if (nclaimed == room)
+		return true;
+	forget_lane();
 	calls_wait = false;
-	if (nclaimed < room && perform(ask_whether_calls_wait) && calls_wait)
+	if (perform(ask_whether_calls_wait) && calls_wait)
 		claim_at = GetCurrentTimestamp() + HELD_UP_PAUSE;
-	look = look || (nclaimed == room && room < CLAIM);
-	return nclaimed == CLAIM;
+	return false;
+}
+
+static void
+forget_lane(void)
+{
+	only_queue = 0;
+	orch_carry_forget();
 }
 
 /*
@@ -671,8 +717,7 @@ claim_some(void)
 static void
 claim(void)
 {
-	Oid types[2] = {INT4OID, INT4OID};
-	Datum values[2] = {Int32GetDatum(MyProcPid), Int32GetDatum(room)};
+	Datum values[4] = {Int32GetDatum(MyProcPid), Int32GetDatum(room)};
 	OrchIdentity saved;
 
 	check_extension();
@@ -680,19 +725,63 @@ claim(void)
 		proc_exit(0);
 	orch_catalog_begin_owner(&saved);
 	SPI_connect();
-	if (claim_plan == NULL)
+	if (only_queue != 0 && !orch_catalog_queue_paused(only_queue))
 	{
-		claim_plan = SPI_prepare(
-			"SELECT c.* FROM orchestrator._claim_calls($1, $2) c", 2, types);
-		SPI_keepplan(claim_plan);
+		values[1] = Int32GetDatum(only_queue);
+		values[2] = Int32GetDatum(only_owner);
+		values[3] = Int32GetDatum(room);
+		execute(
+			&lane_plan,
+			"SELECT c.* FROM orchestrator._claim_call_lane($1, $2, $3, $4) c",
+			4, values);
 	}
-	if (SPI_execute_plan(claim_plan, values, NULL, false, 0) != SPI_OK_SELECT)
-		elog(ERROR, "could not claim calls");
-	orch_catalog_end_owner(&saved);
+	else
+		execute(&claim_plan,
+				"SELECT c.* FROM orchestrator._claim_calls($1, $2) c", 2,
+				values);
 	nclaimed = SPI_processed;
 	for (int i = 0; i < nclaimed; i++)
 		take_row(SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
+	if (nclaimed == room && only_queue == 0)
+		find_only_lane();
 	SPI_finish();
+	orch_catalog_end_owner(&saved);
+}
+
+/*
+ * Arguments are integers.
+ */
+static void
+execute(SPIPlanPtr *plan, const char *query, int n, Datum *values)
+{
+	Oid types[4] = {INT4OID, INT4OID, INT4OID, INT4OID};
+
+	if (*plan == NULL)
+	{
+		*plan = SPI_prepare(query, n, types);
+		SPI_keepplan(*plan);
+	}
+	if (SPI_execute_plan(*plan, values, NULL, false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not claim calls");
+}
+
+/*
+ * There are more: if all are in one lane, the next claims need not look for
+ * lanes until somebody tells us of others.
+ */
+static void
+find_only_lane(void)
+{
+	bool isnull;
+
+	execute(&lanes_plan, "SELECT l.* FROM orchestrator._call_lanes() l", 0,
+			NULL);
+	if (SPI_processed != 1)
+		return;
+	only_queue = DatumGetInt32(SPI_getbinval(
+		SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	only_owner = DatumGetInt32(SPI_getbinval(
+		SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
 }
 
 /*
@@ -795,12 +884,23 @@ settle_calls(void)
 }
 
 /*
+ * A duty: in one transaction, so that there is one flush.
+ */
+static void
+settle_and_claim(void)
+{
+	settle();
+	claim();
+}
+
+/*
  * One that cannot be settled with others is settled by itself.
  */
 static void
 settle_batch(void)
 {
 	Call **place = &ended;
+	bool claims;
 
 	nbatch = 0;
 	while (*place != NULL && nbatch < (one_by_one ? 1 : BATCH))
@@ -809,12 +909,17 @@ settle_batch(void)
 		*place = (*place)->next_ended;
 	}
 	nended -= nbatch;
-	if (perform(settle))
+	claims = !one_by_one && child.pid != 0 && begin_claim(nbatch);
+	if (perform(claims ? settle_and_claim : settle))
 	{
 		one_by_one = one_by_one && nended > 0;
 		finish_batch();
+		if (claims)
+			(void) end_claim();
 		return;
 	}
+	if (claims)
+		undo_claim();
 	for (int i = 0; i < nbatch; i++)
 		end_call(batch[i], batch[i]->outcome, batch[i]->result);
 	if (one_by_one)
@@ -940,6 +1045,8 @@ sleep_until_needed(void)
 
 	if (claim_at != 0)
 		until = Min(until, claim_at);
+	if (look && not_before > GetCurrentTimestamp())
+		until = Min(until, not_before);
 	if (nended > 0)
 		until = Min(until, settle_at);
 	if (under_way() > 0)

@@ -20,12 +20,15 @@
 /* The courier's socket. */
 #define COURIER STDIN_FILENO
 
-#define EVENTS 256
+/* Seen to at once: then what ended is told, while the rest goes on. */
+#define EVENTS 64
+#define FRAMES 32
 
 static FrameBuffer received;
 static FrameBuffer answers;
 static int epoll = -1;
 static bool watches_room = false;
+static bool more_frames = false;
 
 static bool is_socket(int fd);
 static bool prepare(void);
@@ -141,6 +144,8 @@ turn(void)
 
 	if (transfer_count() > 0 && (due < 0 || due > FRAME_BEAT_MS))
 		due = FRAME_BEAT_MS;
+	if (more_frames)
+		due = 0;
 	n = epoll_wait(epoll, events, EVENTS, due);
 	if (n < 0 && errno != EINTR)
 		return false;
@@ -148,25 +153,31 @@ turn(void)
 	{
 		if (events[i].data.fd != COURIER)
 			transfer_ready(events[i].data.fd, events[i].events);
-		else if (!read_frames())
+		else if (!frame_receive(&received, COURIER))
 			return false;
+		else
+			more_frames = true;
 	}
+	if (more_frames && !read_frames())
+		return false;
 	transfer_go_on();
 	return true;
 }
 
 /*
- * What is to be done; also by a courier that has said all it will.
+ * What is to be done.  False: that cannot be read.
  */
 static bool
 read_frames(void)
 {
-	bool open = frame_receive(&received, COURIER);
 	FrameType type;
 	FrameReader frame;
 
-	while (frame_next(&received, &type, &frame))
+	more_frames = false;
+	for (int i = 0; i < FRAMES; i++)
 	{
+		if (!frame_next(&received, &type, &frame))
+			return !received.failed;
 		if (type == FRAME_CALL)
 			transfer_begin(&frame);
 		else if (type == FRAME_CANCEL)
@@ -174,5 +185,6 @@ read_frames(void)
 		if (frame.bad)
 			return false;
 	}
-	return open && !received.failed;
+	more_frames = true;
+	return true;
 }
