@@ -214,13 +214,12 @@ $$;
 
 -- Settle ---------------------------------------------------------------------
 
--- Settle calls: outcomes are completed, error or timeout, and lost; results the
+-- Settle calls that _complete_calls() has left: outcomes are completed, error or timeout, and lost; results the
 -- outputs and errors. Returns the tasks that somebody has locked: to be settled
 -- a little later. Reports that are stale change nothing.
 CREATE FUNCTION orchestrator._settle_calls(tasks bigint[], epochs int[], outcomes text[], results jsonb[]) RETURNS bigint[]
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '50ms' SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
-  v_plain   bigint[];
   v_left    bigint[] := '{}';
   v_began   timestamptz;
   v_task    bigint;
@@ -228,14 +227,9 @@ DECLARE
   v_outcome text;
   v_result  jsonb;
 BEGIN
-  SELECT orchestrator._complete_calls(array_agg(u.task), array_agg(u.epoch), array_agg(u.result)) INTO v_plain
-    FROM (SELECT * FROM unnest($1, $2, $3, $4) u(task, epoch, outcome, result) WHERE u.outcome = 'completed' ORDER BY u.task) u;
-  IF cardinality(v_plain) = cardinality($1) THEN
-    RETURN v_left;
-  END IF;
   FOR v_task, v_epoch, v_outcome, v_result IN
     SELECT u.task, u.epoch, u.outcome, u.result FROM unnest($1, $2, $3, $4) u(task, epoch, outcome, result)
-    WHERE coalesce(u.task <> ALL (v_plain), true) ORDER BY u.task
+    ORDER BY u.task
   LOOP
     v_began := clock_timestamp();
     BEGIN

@@ -113,6 +113,7 @@ static const struct
 	{"_settle_calls",
 	 4,
 	 {INT8ARRAYOID, INT4ARRAYOID, TEXTARRAYOID, JSONBARRAYOID}},
+	{"_complete_calls", 3, {INT8ARRAYOID, INT4ARRAYOID, JSONBARRAYOID}},
 };
 
 /* A name as a role knows it; a role that was renamed is another owner. */

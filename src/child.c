@@ -21,6 +21,7 @@
 #include "utils/timestamp.h"
 
 #include "child.h"
+#include "compat.h"
 #include "guc.h"
 
 #define PROGRAM "orchestrator-courier"
@@ -29,8 +30,8 @@
 #define STACK_SIZE (1024 * 1024)
 
 static const char *program_path(void);
-static void run_program(const char *path, int socket, pid_t parent)
-	pg_attribute_noreturn();
+orch_noreturn static void run_program(const char *path, int socket,
+									  pid_t parent);
 static void close_others(void);
 static void bound(int what, rlim_t most);
 

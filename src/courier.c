@@ -149,6 +149,8 @@ static void settle_calls(void);
 static void settle_and_claim(void);
 static void settle_batch(void);
 static void settle(void);
+static int complete_plain(Call **plain, int n, Call **rest, int nrest);
+static void settle_rest(Call **rest, int n);
 static void finish_batch(void);
 static void report(void);
 static void sleep_until_needed(void);
@@ -323,7 +325,7 @@ start_session(Oid dboid)
 	LWLockRelease(orch_shared->lock);
 	before_shmem_exit(leave, (Datum) 0);
 	idle_since = GetCurrentTimestamp();
-	if (!perform(check_extension) || !OidIsValid(live))
+	if (!perform(check_extension))
 		proc_exit(0);
 }
 
@@ -358,7 +360,9 @@ check_extension(void)
 			? orch_catalog(true)
 			: NULL;
 
-	live = catalog == NULL ? InvalidOid : catalog->task_live;
+	if (catalog == NULL || (OidIsValid(live) && catalog->task_live != live))
+		proc_exit(0); /* it was dropped, and maybe made again */
+	live = catalog->task_live;
 }
 
 static void
@@ -721,8 +725,6 @@ claim(void)
 	OrchIdentity saved;
 
 	check_extension();
-	if (live == InvalidOid)
-		proc_exit(0);
 	orch_catalog_begin_owner(&saved);
 	SPI_connect();
 	if (only_queue != 0 && !orch_catalog_queue_paused(only_queue))
@@ -928,18 +930,18 @@ settle_batch(void)
 }
 
 static Datum
-column_of_batch(Oid type, Datum (*get)(const Call *call))
+column(Call *const *some, int n, Oid type, Datum (*get)(const Call *call))
 {
-	Datum *values = palloc(nbatch * sizeof(Datum));
+	Datum *values = palloc(n * sizeof(Datum));
 	int16 size;
 	bool by_value;
 	char align;
 
-	for (int i = 0; i < nbatch; i++)
-		values[i] = get(batch[i]);
+	for (int i = 0; i < n; i++)
+		values[i] = get(some[i]);
 	get_typlenbyvalalign(type, &size, &by_value, &align);
 	return PointerGetDatum(
-		construct_array(values, nbatch, type, size, by_value, align));
+		construct_array(values, n, type, size, by_value, align));
 }
 
 static Datum
@@ -967,19 +969,69 @@ result_of(const Call *call)
 }
 
 /*
- * A duty.
+ * A duty: those that are completed and that nothing hangs on; then the others.
  */
 static void
 settle(void)
+{
+	Call **plain = palloc(nbatch * sizeof(Call *));
+	Call **rest = palloc(nbatch * sizeof(Call *));
+	int nplain = 0;
+	int nrest = 0;
+
+	for (int i = 0; i < nbatch; i++)
+	{
+		if (strcmp(batch[i]->outcome, "completed") == 0)
+			plain[nplain++] = batch[i];
+		else
+			rest[nrest++] = batch[i];
+	}
+	nlocked = 0;
+	if (nplain > 0)
+		nrest = complete_plain(plain, nplain, rest, nrest);
+	if (nrest > 0)
+		settle_rest(rest, nrest);
+}
+
+/*
+ * Adds to the rest what could not be completed so; returns how many it is.
+ */
+static int
+complete_plain(Call **plain, int n, Call **rest, int nrest)
+{
+	NullableDatum args[3] = {0};
+	Datum *done;
+	int ndone;
+	int next = 0;
+
+	args[0].value = column(plain, n, INT8OID, task_of);
+	args[1].value = column(plain, n, INT4OID, epoch_of);
+	args[2].value = column(plain, n, JSONBOID, result_of);
+	deconstruct_array(DatumGetArrayTypeP(orch_catalog_call(
+						  ORCH_FN_COMPLETE_CALLS, 3, args, NULL)),
+					  INT8OID, 8, true, 'd', &done, NULL, &ndone);
+	/* in the order in which they were given */
+	for (int i = 0; i < n; i++)
+	{
+		if (next < ndone && DatumGetInt64(done[next]) == plain[i]->task)
+			next++;
+		else
+			rest[nrest++] = plain[i];
+	}
+	return nrest;
+}
+
+static void
+settle_rest(Call **rest, int n)
 {
 	NullableDatum args[4] = {0};
 	Datum *tasks;
 	MemoryContext old;
 
-	args[0].value = column_of_batch(INT8OID, task_of);
-	args[1].value = column_of_batch(INT4OID, epoch_of);
-	args[2].value = column_of_batch(TEXTOID, outcome_of);
-	args[3].value = column_of_batch(JSONBOID, result_of);
+	args[0].value = column(rest, n, INT8OID, task_of);
+	args[1].value = column(rest, n, INT4OID, epoch_of);
+	args[2].value = column(rest, n, TEXTOID, outcome_of);
+	args[3].value = column(rest, n, JSONBOID, result_of);
 	deconstruct_array(DatumGetArrayTypeP(orch_catalog_call(
 						  ORCH_FN_SETTLE_CALLS, 4, args, NULL)),
 					  INT8OID, 8, true, 'd', &tasks, NULL, &nlocked);
