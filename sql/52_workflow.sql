@@ -312,7 +312,8 @@ BEGIN
   END IF;
   SELECT x.kind, x.checkpoint_interval INTO d.kind, d.checkpoint_interval FROM orchestrator.definition x WHERE x.id = p.definition;
   IF d.kind IN ('map', 'batch') THEN
-    UPDATE orchestrator.task_live l SET remaining = l.remaining - $3 WHERE l.id = p.id RETURNING l.* INTO p;
+    UPDATE orchestrator.task_live l SET remaining = l.remaining - $3, started_at = coalesce(l.started_at, orchestrator._run_started(p.id))
+      WHERE l.id = p.id RETURNING l.* INTO p;
     BEGIN
       PERFORM orchestrator._start_items(p, $3);
     EXCEPTION WHEN data_exception OR program_limit_exceeded OR feature_not_supported OR SQLSTATE 'OR007' THEN
@@ -333,7 +334,8 @@ BEGIN
         v_dependants := v_dependants || orchestrator._dependants(v_spec, p.id, v_step);
       END IF;
     END LOOP;
-    UPDATE orchestrator.task_live l SET remaining = l.remaining - v_count WHERE l.id = p.id RETURNING l.* INTO p;
+    UPDATE orchestrator.task_live l SET remaining = l.remaining - v_count, started_at = coalesce(l.started_at, orchestrator._run_started(p.id))
+      WHERE l.id = p.id RETURNING l.* INTO p;
     IF d.checkpoint_interval IS NOT NULL AND v_count > 0 THEN
       v_done := orchestrator._step_count(p) - p.remaining;
       IF v_done / d.checkpoint_interval > (v_done - v_count) / d.checkpoint_interval THEN

@@ -70,7 +70,8 @@ BEGIN
     v_total := CASE d.kind WHEN 'map' THEN jsonb_array_length(p.input -> 'items')
                            ELSE (SELECT count(*) FROM orchestrator.task x WHERE x.parent_id = $1 AND x.id > $1) END;
     SELECT v_total - p.remaining + coalesce(sum(s.progress), 0) INTO v_done
-      FROM orchestrator._slots() s JOIN orchestrator.task x ON x.id = s.task_id AND x.live
+      FROM (SELECT y.task_id, y.progress FROM orchestrator._slots() y UNION ALL SELECT z.task_id, z.progress FROM orchestrator.lease z) s
+      JOIN orchestrator.task x ON x.id = s.task_id AND x.live
       WHERE x.parent_id = $1;
     IF p.remaining > 0 AND (SELECT x.remaining FROM orchestrator.task x WHERE x.parent_id = $1 AND x.live LIMIT 1) IS NOT NULL THEN
       -- items that are workflows: the share of their steps that are final
@@ -82,7 +83,7 @@ BEGIN
     SELECT sum(s.weight * CASE WHEN x.id IS NULL THEN 0
                                WHEN NOT x.live AND (p.live OR x.state IN ('completed', 'skipped')) THEN 1
                                WHEN x.remaining IS NOT NULL THEN orchestrator._run_progress(x.id)
-                               ELSE coalesce(z.progress, 0) END), sum(s.weight)
+                               ELSE coalesce(z.progress, r.progress, 0) END), sum(s.weight)
       INTO v_done, v_total
       FROM (SELECT e.place AS step, coalesce((e.spec ->> 'weight')::float8, 1) AS weight
             FROM jsonb_array_elements(d.steps) WITH ORDINALITY e(spec, place)
@@ -90,7 +91,8 @@ BEGIN
             SELECT a.step, coalesce((a.spec ->> 'weight')::float8, 1) FROM orchestrator.added_step a WHERE a.task_id = $1) s
       LEFT JOIN (SELECT y.id, y.live, y.state, y.remaining, y.step FROM orchestrator.task y
                  WHERE y.parent_id = $1 AND y.id > $1 AND y.step > 0 AND y.item IS NULL) x ON x.step = s.step
-      LEFT JOIN orchestrator._slots() z ON z.task_id = x.id AND x.live;
+      LEFT JOIN orchestrator._slots() z ON z.task_id = x.id AND x.live
+      LEFT JOIN orchestrator.lease r ON r.task_id = x.id AND x.live;
   END IF;
   RETURN coalesce(least(greatest(v_done / nullif(v_total, 0), 0), 1), 0);
 END

@@ -2,7 +2,7 @@
 -- becomes of leases that are not kept. Sleeping in await_work(), real clients and
 -- the limits in shared memory are in test/t.
 \ir lib/setup.psql
-SELECT plan(117);
+SELECT plan(120);
 
 CREATE ROLE remote_app LOGIN;
 CREATE ROLE remote_worker LOGIN;
@@ -248,9 +248,14 @@ SELECT is(:'c'::jsonb -> 0 ->> 'handler', 'thumb', 'a step with a handler of its
 SELECT report('complete', :'c', $$, '"first"'$$);
 SELECT claimed() AS c \gset
 SELECT is(:'c'::jsonb -> 0 -> 'input' -> 'steps', '{"one": "first"}', 'the next gets what the first gave');
+SELECT is((SELECT started_at FROM orchestrator.task WHERE id = :run), (SELECT started_at FROM orchestrator.task WHERE parent_id = :run AND step = 1), 'the run began with its first step');
+SELECT heartbeat(:'c', ', fraction => 0.5');
+SELECT ok((SELECT progress FROM orchestrator.task_status WHERE task_id = :run) > 1.0 / (SELECT total_steps FROM orchestrator.workflow_status WHERE task_id = :run), 'what its worker reports counts for the run');
 SELECT report('complete', :'c', $$, '"second"'$$);
 SELECT claimed(5) AS c \gset
 SELECT is(jsonb_array_length(:'c'), 2, 'items of a map');
+SELECT heartbeat(:'c', ', fraction => 0.5');
+SELECT is((SELECT progress FROM orchestrator.task_status WHERE task_id = (SELECT parent_id FROM orchestrator.task WHERE id = (:'c'::jsonb -> 0 ->> 'task_id')::bigint)), 0.25::float8, 'and for the map');
 SELECT is(value_of(format('SELECT string_agg(r.state, '','') FROM orchestrator.complete_many(%L, %L) r', ids(:'c'), (SELECT array_agg(e ->> 'token' ORDER BY n) FROM jsonb_array_elements(:'c') WITH ORDINALITY x(e, n))), 'remote_worker'),
           'completed,completed', 'many steps at once');
 SELECT is(state_of(:run), 'completed', 'and the run is completed');
