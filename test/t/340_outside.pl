@@ -104,6 +104,7 @@ subtest 'steps of workflows' => \&steps;
 subtest 'limits' => \&limits;
 subtest 'cancel, pause, time-outs' => \&interruption;
 subtest 'a program that dies' => \&deaths;
+subtest 'a program that wants too much memory' => \&memory;
 subtest 'the courier comes and goes' => \&lifecycle;
 subtest 'nothing is left waiting for a worker that hangs' => \&others;
 subtest 'a program that is not there' => \&absent;
@@ -489,6 +490,27 @@ sub deaths
 	is(admin('SELECT pg_postmaster_start_time()'), $postmaster, 'the server went on');
 	is($session->query('SELECT pg_backend_pid()'), $backend, 'and so did its sessions');
 	$session->quit;
+	return;
+}
+
+sub memory
+{
+	my $postmaster = admin('SELECT pg_postmaster_start_time()');
+
+	admin(endpoint('large', "url '$server->{url}', allow_private 'on', max_response_size '16MB', timeout '10 s'"));
+	define('large', 'large', '{"path": "/big/15000000"}', q{max_attempts => 1});
+	$node->set('orchestrator.courier_memory' => '128MB');
+	$node->reload;
+	$node->wait_for('SHOW orchestrator.courier_memory', '128MB', 'reloaded');
+	kill 'KILL', child();    # the next one has it
+	app(q{SELECT orchestrator.enqueue_many('large', array_fill('{}'::jsonb, ARRAY[20]))});
+	$node->wait_for(q{SELECT count(*) FROM orchestrator.task t JOIN orchestrator.definition d ON d.id = t.definition WHERE d.name = 'large' AND t.state = 'failed'}, '20', 'calls with 300 MB of answers end');
+	is(admin(q{SELECT count(*) FILTER (WHERE error ->> 'sqlstate' NOT IN ('OR003', 'OR012', 'OR013')) || ' ' || (count(*) FILTER (WHERE error ->> 'sqlstate' <> 'OR013') > 0) FROM orchestrator.task t JOIN orchestrator.definition d ON d.id = t.definition WHERE d.name = 'large'}),
+		'0 true', 'not all answers had room');
+	$node->set('orchestrator.courier_memory' => '1GB');
+	$node->reload;
+	is(run('plain', '{"text": "again"}', 'status'), 'completed|200', 'others are made');
+	is(admin('SELECT pg_postmaster_start_time()'), $postmaster, 'the server went on');
 	return;
 }
 
