@@ -197,7 +197,8 @@ BEGIN
            (extract(epoch FROM least(k.timeout, c.deadline - v_now)) * 1000)::bigint, k.silence, v_here || '-' || c.task_id, c.traceparent, c.permits
     FROM claimed c
     JOIN known k ON k.id = c.definition
-    LEFT JOIN LATERAL orchestrator._make_call(k.kind, k.request, c.input) m ON k.filled_in;
+    -- the condition within: else it is called first
+    LEFT JOIN LATERAL (SELECT x.* FROM orchestrator._make_call(k.kind, k.request, c.input) x WHERE k.filled_in OFFSET 0) m ON true;
 END
 $$;
 
