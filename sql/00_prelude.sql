@@ -14,7 +14,9 @@
 --   50 settle     completed, failed, retried; the picture of the states
 --   55 recover    tasks whose worker is gone
 --   56 procedure  durable procedures: what they remember, how they wait
+--   59 courier    outside calls; what stands on them: json_schema, model, tool
 --   60 control    cancel, pause, resume, retry one task
+--   63 agent      runs whose steps a model decides on
 --   65 bulk       the same for many
 --   66 schedule   cron lines and single times that enqueue tasks, by pg_cron
 --   70 observe    wait, progress, current_task

@@ -106,7 +106,7 @@ CREATE TABLE orchestrator.definition (
   name                text        NOT NULL CHECK (name <> '' AND length(name) <= 200),
   version             int         NOT NULL CHECK (version > 0),
   is_current          boolean     NOT NULL,
-  kind                text        NOT NULL CHECK (kind IN ('function', 'sql', 'procedure', 'utility', 'workflow', 'map', 'batch', 'wait', 'remote', 'http')),
+  kind                text        NOT NULL CHECK (kind IN ('function', 'sql', 'procedure', 'utility', 'workflow', 'map', 'batch', 'wait', 'remote', 'http', 'llm', 'embedding', 'tool')),
   handler             text,       -- schema.name(jsonb), the command, or what a remote worker is to run; null: the task brings its own (run)
   handler_owner       name,
   queue               int,
@@ -209,7 +209,7 @@ CREATE TABLE orchestrator.task (
   output       jsonb,
   error        jsonb,
   metadata     jsonb,
-  resources    jsonb,                -- rows, buffers, wal_bytes, cpu_time, where measured
+  resources    jsonb,                -- rows, buffers, wal_bytes, cpu_time, where measured; tokens_in, tokens_out, cost of models, with what is below
   compensation text,                 -- null: none
   callbacks    jsonb                 -- what on_completion() asked for
 ) PARTITION BY LIST (live);
@@ -351,3 +351,53 @@ CREATE TABLE orchestrator.trace_log (
 ) PARTITION BY RANGE (task_id);
 COMMENT ON TABLE orchestrator.trace_log IS
   'Written part of the audit trail; read the view trace, which adds what a task''s row already says';
+
+-- Models: what they cost, what was spent, and what may be.
+CREATE TABLE orchestrator.model_price (
+  model           text    PRIMARY KEY,   -- or how its name begins
+  per_million_in  numeric NOT NULL,
+  per_million_out numeric NOT NULL
+);
+COMMENT ON TABLE orchestrator.model_price IS 'What set_price() says that tokens cost';
+
+CREATE TABLE orchestrator.model_usage (
+  owner      int         NOT NULL,
+  hour       timestamptz NOT NULL,
+  definition text        NOT NULL,
+  model      text        NOT NULL,
+  calls      bigint      NOT NULL,
+  tokens_in  bigint      NOT NULL,
+  tokens_out bigint      NOT NULL,
+  cost       numeric     NOT NULL,
+  PRIMARY KEY (owner, hour, definition, model)
+);
+COMMENT ON TABLE orchestrator.model_usage IS 'What calls of models used, by the hour; kept for 400 days';
+
+CREATE TABLE orchestrator.model_budget (
+  owner      int      PRIMARY KEY,       -- 0: roles that have none of their own
+  max_tokens bigint   CHECK (max_tokens > 0),
+  max_cost   numeric  CHECK (max_cost > 0),
+  period     interval NOT NULL
+);
+COMMENT ON TABLE orchestrator.model_budget IS 'What set_budget() allows a role; null: any';
+
+CREATE TABLE orchestrator.tool (
+  owner          int     NOT NULL,
+  name           text    NOT NULL,       -- of the definition
+  parameters     jsonb   NOT NULL,
+  description    text,
+  needs_approval boolean NOT NULL,
+  PRIMARY KEY (owner, name)
+);
+COMMENT ON TABLE orchestrator.tool IS 'Definitions that agents may run, by define_tool()';
+
+-- Sessions with servers of tools. Shown to nobody: who knows one may use it.
+CREATE TABLE orchestrator.tool_session (
+  endpoint text    NOT NULL,
+  owner    int     NOT NULL,
+  session  text,                         -- null: the server has none
+  protocol text    NOT NULL,
+  is_ready boolean NOT NULL,             -- it was told that we are
+  PRIMARY KEY (endpoint, owner)
+);
+COMMENT ON TABLE orchestrator.tool_session IS 'Sessions with MCP servers, one for each endpoint and role';

@@ -11,6 +11,9 @@
 --   OR011  a remote worker reported that the step failed, without a code of its own
 --   OR012  an outside call failed: no answer came, or one whose status says so
 --   OR013  the answer of an outside call cannot be used: too large, no text, or not as expected
+--   OR014  a budget is spent: of the task at the top, or of its role
+--   OR015  a tool, or its server, says that it failed
+--   OR016  an agent gave up
 -- This is given to a remote worker, whose report changes nothing:
 --   OR010  the task is no longer its own: the lease ended, or the task was cancelled, paused or taken over
 -- These are given to who enqueues, and nothing is enqueued:
@@ -54,7 +57,7 @@ COMMENT ON FUNCTION orchestrator._ready(int, int, bigint, bigint) IS
 CREATE FUNCTION orchestrator._call_kinds() RETURNS text[]
   LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  RETURN '{http}'::text[];
+  RETURN '{http,llm,embedding,tool}'::text[];
 END
 $$;
 

@@ -250,7 +250,7 @@ BEGIN
   -- values
   IF s ? 'kind' AND s ->> 'kind' NOT IN ('function', 'sql', 'procedure', 'utility', 'remote') AND s ->> 'kind' <> ALL (orchestrator._call_kinds()) THEN
     PERFORM orchestrator._require(false, format('%s, key "kind": unknown kind "%s"', v_what, s ->> 'kind'),
-                                  'Kinds are function, sql, procedure, utility, remote and http; a workflow is named by definition.');
+                                  'Kinds are function, sql, procedure, utility, remote, http, llm, embedding and tool; a workflow is named by definition.');
   END IF;
   IF s ? 'on_failure' THEN
     PERFORM orchestrator._require(s ->> 'on_failure' IN ('fail', 'continue', 'skip_dependants'),

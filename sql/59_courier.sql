@@ -65,7 +65,12 @@ BEGIN
   IF v_refusal IS NOT NULL THEN
     RAISE EXCEPTION '%', v_refusal ->> 'message' USING ERRCODE = v_refusal ->> 'sqlstate', HINT = v_refusal ->> 'hint';
   END IF;
-  PERFORM orchestrator._check_request(d.request);
+  PERFORM orchestrator._check_provider(d);
+  CASE d.kind
+    WHEN 'http' THEN PERFORM orchestrator._check_request(d.request);
+    WHEN 'tool' THEN PERFORM orchestrator._check_tool_request(d.request);
+    ELSE PERFORM orchestrator._check_model_request(d.kind, d.request);
+  END CASE;
 END
 $$;
 
@@ -75,7 +80,6 @@ CREATE FUNCTION orchestrator._check_request(request jsonb) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
   v_key  text;
-  v_path text;
 BEGIN
   PERFORM orchestrator._require(jsonb_typeof($1) = 'object', 'request is not an object');
   SELECT k INTO v_key FROM jsonb_object_keys($1) k WHERE k NOT IN ('method', 'path', 'query', 'headers', 'body', 'expect') ORDER BY k LIMIT 1;
@@ -89,8 +93,17 @@ BEGIN
   IF $1 ? 'expect' THEN
     PERFORM orchestrator._check_path('request', 'expect', $1 ->> 'expect');
   END IF;
+  PERFORM orchestrator._check_templates($1 - 'expect'::text);
+END
+$body$;
+
+CREATE FUNCTION orchestrator._check_templates(template jsonb) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+  v_path text;
+BEGIN
   FOR v_path IN
-    SELECT p.value #>> '{}' FROM jsonb_path_query($1 - 'expect'::text, 'strict $.** ? (@.type() == "string" && @ starts with "$")') p(value)
+    SELECT p.value #>> '{}' FROM jsonb_path_query($1, 'strict $.** ? (@.type() == "string" && @ starts with "$")') p(value)
   LOOP
     IF v_path NOT LIKE '$$%' THEN
       PERFORM orchestrator._check_path('request', 'input', v_path);
@@ -98,6 +111,26 @@ BEGIN
   END LOOP;
 END
 $body$;
+
+-- Of what kind of service an endpoint is.
+CREATE FUNCTION orchestrator._provider(endpoint text) RETURNS text
+  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN coalesce((SELECT substr(o, 10) FROM pg_foreign_server s, unnest(s.srvoptions) o WHERE s.srvname = $1 AND starts_with(o, 'provider=')), 'http');
+END
+$$;
+
+-- Whether the endpoint of a definition is of a kind that it can call.
+CREATE FUNCTION orchestrator._check_provider(d orchestrator.definition) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_is    text := orchestrator._provider(d.endpoint);
+  v_fit   text[] := CASE d.kind WHEN 'llm' THEN '{openai,anthropic,ollama}' WHEN 'embedding' THEN '{openai,ollama}' WHEN 'tool' THEN '{mcp}' END;
+BEGIN
+  PERFORM orchestrator._require(v_is = ANY (v_fit), format('endpoint "%s" is of provider %s, which kind %s cannot call', d.endpoint, v_is, d.kind),
+                                format('Its provider must be %s.', array_to_string(v_fit, ' or ')));
+END
+$$;
 
 -- Claim ----------------------------------------------------------------------
 
@@ -198,16 +231,32 @@ BEGIN
     FROM claimed c
     JOIN known k ON k.id = c.definition
     -- the condition within: else it is called first
-    LEFT JOIN LATERAL (SELECT x.* FROM orchestrator._make_call(k.kind, k.request, c.input) x WHERE k.filled_in OFFSET 0) m ON true;
+    LEFT JOIN LATERAL (SELECT x.* FROM orchestrator._make_call(k.kind, k.request, c.input, c.definition, c.task_id) x
+                       WHERE k.filled_in OR k.kind <> 'http' OFFSET 0) m ON true;
 END
 $$;
 
 -- What is sent for a task: its request with the templates filled in; or why
 -- that cannot be.
-CREATE FUNCTION orchestrator._make_call(kind text, template jsonb, input jsonb, OUT request jsonb, OUT refusal jsonb)
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+CREATE FUNCTION orchestrator._make_call(kind text, template jsonb, input jsonb, definition int, task bigint, OUT request jsonb, OUT refusal jsonb)
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
+DECLARE
+  d orchestrator.definition;
+  t orchestrator.task;
 BEGIN
-  request := orchestrator._render($2 - 'expect'::text, $3);
+  IF $1 = 'http' THEN
+    request := orchestrator._render($2 - 'expect'::text, $3);
+    RETURN;
+  END IF;
+  SELECT x.* INTO d FROM orchestrator.definition x WHERE x.id = $4;
+  SELECT l.* INTO t FROM orchestrator.task_live l WHERE l.id = $5;
+  PERFORM orchestrator._check_provider(d);
+  IF $1 = 'tool' THEN
+    request := orchestrator._tool_call(d, t);
+    RETURN;
+  END IF;
+  refusal := orchestrator._budget_refusal(t);
+  request := orchestrator._model_call(d.kind, orchestrator._provider(d.endpoint), orchestrator._model_document(d, t));
 EXCEPTION WHEN OTHERS OR query_canceled THEN
   refusal := jsonb_build_object('sqlstate', CASE SQLSTATE WHEN '57014' THEN 'OR004' ELSE SQLSTATE END, 'message', 'its request cannot be made: ' || SQLERRM);
 END
@@ -253,7 +302,9 @@ DECLARE
   v_error jsonb;
 BEGIN
   PERFORM orchestrator._count_attempt(l) FROM orchestrator.task_live l WHERE l.id = $1 AND l.epoch = $2 AND l.state = 'running';
-  IF $3 = 'completed' THEN
+  IF orchestrator._settle_answer($1, $2, $3, $4) THEN
+    RETURN;
+  ELSIF $3 = 'completed' THEN
     v_error := orchestrator._judge_answer((SELECT d.request ->> 'expect' FROM orchestrator.task_live l JOIN orchestrator.definition d ON d.id = l.definition
                                            WHERE l.id = $1), $4);
   END IF;
@@ -262,6 +313,66 @@ BEGIN
   ELSE
     PERFORM orchestrator._settle_failed($1, $2, CASE $3 WHEN 'completed' THEN 'error' ELSE $3 END, coalesce(v_error, $4), NULL, NULL);
   END IF;
+END
+$$;
+
+-- The same of calls of other kinds than http: what the answer means is their
+-- own. False: it is such a one.
+CREATE FUNCTION orchestrator._settle_answer(task bigint, epoch int, outcome text, result jsonb) RETURNS boolean
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
+DECLARE
+  t       orchestrator.task;
+  d       orchestrator.definition;
+  r       record;
+  v_again boolean := false;
+BEGIN
+  SELECT x.* INTO d FROM orchestrator.task_live l JOIN orchestrator.definition x ON x.id = l.definition WHERE l.id = $1;
+  IF NOT FOUND OR d.kind = 'http' THEN
+    RETURN false;
+  END IF;
+  t := orchestrator._lock_running($1, $2);
+  IF t.id IS NULL THEN
+    RETURN true;   -- the report is stale
+  ELSIF d.kind = 'tool' THEN
+    IF $3 = 'completed' THEN
+      SELECT x.output, x.error, x.again, NULL::jsonb AS resources, NULL::jsonb AS requests INTO r FROM orchestrator._read_answer(t, d, $4) x;
+      v_again := r.again;
+    ELSE
+      v_again := orchestrator._forget_session(t, d, $4);
+    END IF;
+    -- a server that never gets on must not keep us here
+    IF v_again AND t.epoch - 2 * t.attempt < 60 THEN
+      PERFORM orchestrator._settle_failed($1, $2, 'released', NULL, NULL, NULL);
+      RETURN true;
+    END IF;
+  ELSIF $3 = 'completed' THEN
+    SELECT x.output, x.error, x.resources, x.requests INTO r FROM orchestrator._read_answer(t, d, $4) x;
+  END IF;
+  IF $3 <> 'completed' THEN
+    PERFORM orchestrator._settle_failed($1, $2, $3, $4, NULL, NULL);
+  ELSIF v_again OR r.error IS NOT NULL THEN
+    PERFORM orchestrator._settle_failed($1, $2, 'error', coalesce(r.error, '{"sqlstate": "OR013", "message": "the server of the tool opens no session"}'), NULL, r.resources);
+  ELSE
+    PERFORM orchestrator._settle_completed($1, $2, r.output, NULL, r.resources, r.requests);
+  END IF;
+  RETURN true;
+END
+$$;
+
+-- What came back for a locked task: what its step gives, or its error. Whatever
+-- is wrong with it is that step's error.
+CREATE FUNCTION orchestrator._read_answer(t orchestrator.task, d orchestrator.definition, answer jsonb,
+    OUT output jsonb, OUT error jsonb, OUT resources jsonb, OUT requests jsonb, OUT again boolean)
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF d.kind = 'tool' THEN
+    SELECT x.output, x.error, x.again INTO output, error, again FROM orchestrator._read_tool(t, d, $3) x;
+  ELSE
+    SELECT x.output, x.error, x.resources, x.requests INTO output, error, resources, requests
+      FROM orchestrator._read_model(t, d, orchestrator._provider(d.endpoint), $3 -> 'body') x;
+  END IF;
+EXCEPTION WHEN data_exception OR program_limit_exceeded OR statement_too_complex THEN
+  error := jsonb_build_object('sqlstate', 'OR013', 'message', 'the answer cannot be read: ' || SQLERRM);
 END
 $$;
 

@@ -134,7 +134,8 @@ CREATE VIEW orchestrator.task_status WITH (security_invoker = true) AS
          coalesce(t.compensation, 'none') AS compensation, t.step, t.item, t.iteration,
          CASE WHEN t.state = 'pending' AND coalesce(t.parked_on, 0) <= 0 AND s.task_id IS NULL THEN orchestrator._jobs_ahead(t.owner, coalesce(t.parked_on::int, t.queue), t.sort_key) END AS jobs_ahead,
          CASE WHEN t.state = 'pending' AND coalesce(t.parked_on, 0) <= 0 AND s.task_id IS NULL THEN orchestrator._estimated_start(t.owner, coalesce(t.parked_on::int, t.queue), t.sort_key) END AS estimated_start,
-         z.worker AS remote_worker, z.ends_at AS lease_until
+         z.worker AS remote_worker, z.ends_at AS lease_until,
+         (t.resources ->> 'tokens_in')::bigint AS tokens_in, (t.resources ->> 'tokens_out')::bigint AS tokens_out, (t.resources ->> 'cost')::numeric AS cost
   FROM orchestrator.task t
   LEFT JOIN orchestrator.definition d ON d.id = t.definition
   LEFT JOIN orchestrator.queue q ON q.id = t.queue
@@ -389,6 +390,7 @@ COMMENT ON COLUMN orchestrator.task_status.progress IS 'From 0 to 1: what the st
 COMMENT ON COLUMN orchestrator.task_status.duration IS 'Of the last attempt: of a running task until now, of a finished one altogether';
 COMMENT ON COLUMN orchestrator.task_status.updated_at IS 'The last of created_at, started_at and finished_at, and of what an executor does with it';
 COMMENT ON COLUMN orchestrator.task_status.worker_pid IS 'Process that runs the task, or ran its last attempt';
+COMMENT ON COLUMN orchestrator.task_status.cost IS 'What calls of models cost, by set_price(), in all attempts; of a task with steps, theirs as well. So tokens_in and tokens_out';
 COMMENT ON COLUMN orchestrator.task_status.cpu_time IS 'Processor time of the last attempt, with orchestrator.track_resources';
 COMMENT ON COLUMN orchestrator.task_status.expire_at IS 'When the task fails unless it was started: the first of its deadline and the end of queue_timeout';
 COMMENT ON COLUMN orchestrator.task_status.held_state IS 'Of a paused task, the state that resume() returns it to; paused: a running task will be paused';
@@ -430,3 +432,9 @@ COMMENT ON COLUMN orchestrator.worker_status.lease_until IS 'Of a remote worker,
 COMMENT ON COLUMN orchestrator.worker_status.state IS 'Of an executor: starting, idle, busy or dead; of other workers: running';
 COMMENT ON COLUMN orchestrator.worker_status.since IS 'When it entered this state';
 COMMENT ON COLUMN orchestrator.worker_status.claimed IS 'Tasks that it has claimed and not finished';
+
+-- What models were used for, by whom.
+CREATE VIEW orchestrator.usage_status WITH (security_invoker = true) AS
+  SELECT o.name AS owner, u.definition, u.model, u.hour, u.calls, u.tokens_in, u.tokens_out, u.cost
+  FROM orchestrator.model_usage u JOIN orchestrator.owner o ON o.id = u.owner;
+COMMENT ON VIEW orchestrator.usage_status IS 'Calls of models, their tokens and their cost, by role, definition, model and hour';

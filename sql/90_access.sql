@@ -103,7 +103,7 @@ $$;
 CREATE FUNCTION orchestrator._grant_level(role text, level text) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  v_administrative constant text[] := '{grant_usage,revoke_usage,activate,set_quota,tick}';
+  v_administrative constant text[] := '{grant_usage,revoke_usage,activate,set_quota,set_price,set_budget,tick}';
   v_workers        constant text[] := '{claim,await_work,heartbeat,heartbeat_many,complete,complete_many,fail,release,log}';
   v_routine regprocedure;
 BEGIN
@@ -119,7 +119,8 @@ BEGIN
                   orchestrator.worker_status, orchestrator.definition_status, orchestrator.stats,
                   orchestrator.stats_by_period, orchestrator.queue_stats, orchestrator.definition_stats,
                   orchestrator.role_quota, orchestrator.quota_status, orchestrator.alert, orchestrator.alert_status,
-                  orchestrator.schedule, orchestrator.schedule_tick, orchestrator.schedule_status TO %I', $1);
+                  orchestrator.schedule, orchestrator.schedule_tick, orchestrator.schedule_status,
+                  orchestrator.model_price, orchestrator.model_usage, orchestrator.model_budget, orchestrator.tool, orchestrator.usage_status TO %I', $1);
   -- but for the secret
   EXECUTE format('GRANT SELECT (task_id, epoch, worker, claimed_by, owner, queue, started_at, heartbeat_at, length, ends_at, progress, message, stage)
                   ON orchestrator.lease TO %I', $1);
@@ -224,6 +225,11 @@ ALTER TABLE orchestrator.trace_log ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SE
 ALTER TABLE orchestrator.schedule ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.schedule_tick ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.stats ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.model_price ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.model_usage ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.model_budget ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.tool ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.tool_session ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 
 CREATE POLICY visible ON orchestrator.task FOR SELECT
   USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
@@ -279,6 +285,13 @@ CREATE POLICY visible ON orchestrator.owner FOR SELECT
 CREATE POLICY visible ON orchestrator.partition_state FOR SELECT USING (true);
 CREATE POLICY visible ON orchestrator.archive_hook FOR SELECT
   USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
+CREATE POLICY visible ON orchestrator.model_price FOR SELECT USING (true);
+CREATE POLICY visible ON orchestrator.model_usage FOR SELECT
+  USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
+CREATE POLICY visible ON orchestrator.model_budget FOR SELECT
+  USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
+CREATE POLICY visible ON orchestrator.tool FOR SELECT
+  USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
 CREATE POLICY visible ON orchestrator.archive_run FOR SELECT
   USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
 
@@ -311,6 +324,10 @@ SELECT pg_catalog.pg_extension_config_dump('orchestrator.step_memo', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.schedule', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.schedule_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.stats', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.model_price', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.model_usage', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.model_budget', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.tool', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.partition_state', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.archive_hook', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.archive_run', '');

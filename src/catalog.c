@@ -885,8 +885,9 @@ static void
 fill_definition(OrchDefinition *definition, HeapTuple row, TupleDesc desc)
 {
 	static const char *const kinds[] = {
-		"function", "sql",	 "procedure", "utility", "workflow",
-		"map",		"batch", "wait",	  "remote",	 "http"};
+		"function", "sql",		 "procedure", "utility", "workflow",
+		"map",		"batch",	 "wait",	  "remote",	 "http",
+		"llm",		"embedding", "tool"};
 	char *kind = column_text(row, desc, "kind");
 	char *policy = column_text(row, desc, "timeout_policy");
 	char *notify = column_text(row, desc, "notify");
@@ -914,7 +915,8 @@ fill_definition(OrchDefinition *definition, HeapTuple row, TupleDesc desc)
 	definition->batch_wait = column_milliseconds(row, desc, "batch_wait");
 	definition->endpoint = column_text(row, desc, "endpoint");
 	definition->expects =
-		request != NULL && strstr(request, "\"expect\": ") != NULL;
+		definition->kind > ORCH_KIND_HTTP ||
+		(request != NULL && strstr(request, "\"expect\": ") != NULL);
 	fill_limits(definition, row, desc);
 }
 

@@ -135,7 +135,10 @@ typedef enum OrchKind
 	ORCH_KIND_REMOTE, /* claimed by remote workers only */
 
 	/* outside calls, claimed by the courier only */
-	ORCH_KIND_HTTP
+	ORCH_KIND_HTTP,
+	ORCH_KIND_LLM,
+	ORCH_KIND_EMBEDDING,
+	ORCH_KIND_TOOL
 } OrchKind;
 
 /* What an executor needs of a definition. */

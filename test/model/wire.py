@@ -200,12 +200,17 @@ class Anthropic:
         return {'type': 'error', 'error': {'type': refused.kind, 'message': str(refused)}}
 
     def answer(self, request, answer):
-        schema = request.get('output_config', {}).get('format', {}).get('schema')
-        content, calls = reply_to(request['messages'], schema, answer)
+        content, calls = reply_to(request['messages'], None, answer)
+        forced = request.get('tool_choice', {}).get('name')
+        if forced and not calls:
+            # a content that was scripted is what the tool is called with
+            schema = next(tool['input_schema'] for tool in request['tools'] if tool['name'] == forced)
+            calls = [{'id': f'toolu_{next(numbers)}', 'name': forced, 'arguments': answer.get('content', smallest(schema))}]
+            content = None
         blocks = [{'type': 'text', 'text': content}] if content else []
         blocks += [{'type': 'tool_use', 'id': call['id'], 'name': call['name'], 'input': call.get('arguments', {})} for call in calls]
         reason = answer.get('finish_reason') or ('tool_use' if calls else 'end_turn')
-        given = [request.get('system') or ''] + [message['content'] for message in request['messages']]
+        given = [text_of(text) for text in [request.get('system')] + [message['content'] for message in request['messages']]]
         usage = {'input_tokens': sum(count_tokens(text) for text in given),
                  'output_tokens': count_tokens(content or '') + sum(count_tokens(call.get('arguments', {})) for call in calls)}
         frame = {'id': f'msg_{next(numbers)}', 'type': 'message', 'role': 'assistant', 'model': request['model'], 'stop_sequence': None}

@@ -49,7 +49,7 @@ SELECT is_empty($$SELECT oid::regclass FROM relation WHERE relkind IN ('r', 'p')
 SELECT is_empty($$SELECT oid::regclass FROM relation WHERE relkind = 'v' AND NOT coalesce('security_invoker=true' = ANY (reloptions), false)$$, 'every view is read with the reader''s rights');
 SELECT is_empty($$SELECT tablename, policyname FROM pg_policies WHERE schemaname = 'orchestrator' AND (cmd <> 'SELECT' OR permissive <> 'PERMISSIVE' OR with_check IS NOT NULL)$$, 'policies are for reading');
 SELECT results_eq($$SELECT tablename::text COLLATE "default" FROM pg_policies WHERE schemaname = 'orchestrator' ORDER BY 1$$,
-  $$VALUES ('added_step'), ('alert'), ('archive_hook'), ('archive_run'), ('checkpoint'), ('definition'), ('definition_share'), ('lease'), ('owner'), ('partition_state'), ('queue'), ('queue_decision'), ('queue_share'), ('role_quota'), ('run_context'), ('schedule'), ('schedule_tick'), ('signal'), ('stats'), ('step_memo'), ('task'), ('task_key'), ('trace_log'), ('usage_grant')$$, 'these tables have one; the others show nothing');
+  $$VALUES ('added_step'), ('alert'), ('archive_hook'), ('archive_run'), ('checkpoint'), ('definition'), ('definition_share'), ('lease'), ('model_budget'), ('model_price'), ('model_usage'), ('owner'), ('partition_state'), ('queue'), ('queue_decision'), ('queue_share'), ('role_quota'), ('run_context'), ('schedule'), ('schedule_tick'), ('signal'), ('stats'), ('step_memo'), ('task'), ('task_key'), ('tool'), ('trace_log'), ('usage_grant')$$, 'these tables have one; the others show nothing');
 
 -- Every public function has its twin, which is told who called
 SELECT is_empty($$SELECT p.oid::regprocedure FROM routine p WHERE p.prosrc LIKE 'orchestrator\_as\_owner%'
@@ -70,7 +70,7 @@ FROM unnest('{task.epoch,task.sort_key,task_status.state,task_status.progress,ta
 
 -- Kept by a dump: tables with rows of their own are configuration, partitions are dumped as they are
 SELECT is((SELECT array_agg(c::regclass::text ORDER BY c::regclass::text) FROM pg_extension, unnest(extconfig) c WHERE extname = 'orchestrator'),
-  (SELECT array_agg(oid::regclass::text ORDER BY oid::regclass::text) FROM relation WHERE relkind IN ('r', 'S') AND relname !~ '^(schedule_tick|lease|(task_finished|trace_log)_\d+)$'), 'a dump keeps every table and sequence, but neither who ticks nor leases');
+  (SELECT array_agg(oid::regclass::text ORDER BY oid::regclass::text) FROM relation WHERE relkind IN ('r', 'S') AND relname !~ '^(schedule_tick|lease|tool_session|(task_finished|trace_log)_\d+)$'), 'a dump keeps every table and sequence, but neither who ticks, leases nor sessions');
 SELECT is_empty($$SELECT c::regclass FROM pg_extension, unnest(extconfig, extcondition) u(c, condition) WHERE extname = 'orchestrator' AND condition <> ''$$, 'with all rows');
 SELECT is_empty($$SELECT i.indexrelid::regclass FROM pg_index i JOIN relation r ON r.oid = i.indrelid WHERE r.relkind = 'p'$$, 'no partitioned table has an index: a restore would make it twice');
 
