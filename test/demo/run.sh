@@ -110,6 +110,20 @@ FROM (SELECT coalesce(progress, 0) AS fraction, message, state
 
 app -f test/demo/report.sql
 
+if [ -x "$(find tmp_install -name orchestrator-courier)" ] && command -v python3 >/dev/null; then
+	section "An agent on the manual: a model (the tests' own, its answers are written down) plans with a search in SQL as its tool"
+	python3 -u -B test/model/model.py --script test/demo/agent.json >"$base/model.log" 2>&1 &
+	model=$!
+	trap 'kill $model' EXIT
+	until grep -q '^listening' "$base/model.log"; do sleep 0.1; done
+	admin -U postgres -c "CREATE SERVER model FOREIGN DATA WRAPPER orchestrator_http
+	  OPTIONS (url '$(sed -n 's/^listening on //p' "$base/model.log")/v1', provider 'openai', allow_private 'on')"
+	admin -U postgres -c "GRANT USAGE ON FOREIGN SERVER model TO demo_app" -c "SELECT orchestrator.set_price('demo', 1, 4)" >/dev/null
+	app -f test/demo/agent.sql
+	kill $model
+	trap - EXIT
+fi
+
 section "The server is still running"
 echo "  psql -h $PGHOST -p $PGPORT -U demo_app demo"
 echo

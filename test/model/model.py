@@ -138,9 +138,13 @@ def main():
     options = argparse.ArgumentParser(description='the tests\' model')
     options.add_argument('--port', type=int, default=0)
     options.add_argument('--key', help='that requests must bring')
+    options.add_argument('--script', help='file of its first answers')
     given = options.parse_args()
     server = Server(('127.0.0.1', given.port), Handler)
     server.state = State(given.key)
+    if given.script:
+        with open(given.script, encoding='utf-8') as script:
+            server.state.script = json.load(script)
     print(f'listening on http://127.0.0.1:{server.server_port}', flush=True)
     server.serve_forever()
 
