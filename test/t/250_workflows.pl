@@ -733,7 +733,8 @@ sub crashes
 	}
 	cmp_ok(straight_on(q{plan = (SELECT id FROM orchestrator.definition WHERE name = 'poison')}), '>', 0, 'and gone straight on to');
 	$offset = log_end($node);
-	my $bad = start('poison', '{"c": {"crash": 1}}');
+	# Not before its own session is through.
+	my $bad = app(q{SELECT orchestrator.enqueue('poison', '{"c": {"crash": 1}}', delay => '1 s')});
 	my $good = value($node, q{SELECT orchestrator.enqueue('thousand')}, 'app');
 	ok(defined within(30, sub { (value($node, "SELECT state FROM orchestrator.task WHERE id = $bad") // '') eq 'failed' }), 'a step that crashes the server each time is given up')
 	  or diag(value($node, "SELECT string_agg(concat_ws(' ', name, state, attempt, error), ', ') FROM orchestrator.task WHERE parent_id = $bad OR id = $bad"));
