@@ -128,7 +128,7 @@ else
 	need "postgresql-server-dev-$wanted" "postgresql-$wanted-pgtap" "postgresql-$wanted-cron" libpq-dev libcurl4-openssl-dev perl libipc-run-perl libio-pty-perl
 	PG_CONFIG=/usr/lib/postgresql/$wanted/bin/pg_config
 fi
-like clang-format-14 cppcheck poppler-utils python3 xfig-doc
+like clang-format-14 cppcheck libfaketime poppler-utils python3 xfig-doc
 for package in "${more[@]//%/$wanted}"; do
 	if [ "$package" = clients ]; then need_clients; else need "$package"; fi
 done

@@ -107,6 +107,7 @@ subtest 'programs that cannot be run' => \&no_program;
 subtest 'what programs leave behind' => \&left_behind;
 subtest 'cancel' => \&cancel;
 subtest 'time-outs and late reports' => \&late;
+subtest 'a clock that is wrong' => \&wrong_clock;
 subtest 'stopping' => \&stopping;
 subtest 'killed' => \&killed;
 subtest 'lost connections' => \&connections;
@@ -368,6 +369,27 @@ sub late
 	app("SELECT orchestrator.resume_queue('q')");
 	is(result($id)->{output}, 'late', 'the next attempt does');
 	stop($worker);
+	return;
+}
+
+# What the worker's clock of the wall shows does not matter, in either direction.
+sub wrong_clock
+{
+	my ($library) = glob '/usr/lib/*/faketime/libfaketimeMT.so.1';
+	plan skip_all => 'needs libfaketime' unless $library;
+	program('clock', "#!/bin/sh\nsleep 0.3\ndate +%s\n", "response_timeout => '2 s', timeout => '20 s'");
+	foreach my $off ('-30h', '+30h')
+	{
+		my @ids = map { enqueue('clock') } 1 .. 3;
+		{
+			local @ENV{qw(LD_PRELOAD FAKETIME FAKETIME_DONT_FAKE_MONOTONIC)} = ($library, $off, 1);
+			work('--heartbeat', '0.1', '--lease', '2');
+		}
+		my @results = map { result($_) } @ids;
+		is(app('SELECT string_agg(concat_ws(\' \', state, attempt), \', \') FROM orchestrator.task WHERE id IN (' . join(', ', @ids) . ')'),
+			join(', ', ('completed 1') x 3), "off by $off: each is done in one attempt");
+		cmp_ok(abs($results[0]{output} - time), '>', 20 * 3600, 'and it was off');
+	}
 	return;
 }
 
