@@ -31,6 +31,9 @@ our @EXPORT_OK = qw(server_conf);
 
 my $number = 0;
 
+# Whoever runs the tests: the superuser of their servers has the same name.
+$ENV{PGUSER} = 'postgres';
+
 # The settings every test server has: test/server.conf, and where the extension
 # was installed.  The Makefile and run.sh say in which file.
 sub server_conf
@@ -57,7 +60,7 @@ sub new_node
 	my $name = delete $settings{name} || 'node' . (++$number > 1 ? $number : '');
 	my $node = PostgreSQL::Test::Cluster->new($name);
 
-	$node->init(extra => [ '--no-locale', '--encoding=UTF8' ]);
+	$node->init(extra => [ '--no-locale', '--encoding=UTF8', "--username=$ENV{PGUSER}" ]);
 	bless $node, 'OrchestratorTest::Node';
 
 	$node->append_conf('postgresql.conf', server_conf());

@@ -172,7 +172,7 @@ sub held_lock
 	fill(1, 1000, '1 hour');
 	looked('EXISTS (SELECT FROM orchestrator.partition_state WHERE range = 1)', 'another');
 	make_old(1);
-	my $holder = session($node, scalar getpwuid($<));
+	my $holder = session($node, 'postgres');
 	$holder->query('BEGIN; LOCK TABLE orchestrator.task_finished_1 IN SHARE MODE');
 	foreach (1 .. 10)
 	{
@@ -256,7 +256,7 @@ sub archive
 	$node->safe_psql('postgres', 'SELECT orchestrator._review()') foreach 1 .. 3;
 	sleep 2;
 	is($node->safe_psql('postgres', q{SELECT state FROM orchestrator.retention_status WHERE from_id = 1000000}), 'leaving', 'the range waits');
-	my $watch = session($node, scalar getpwuid($<));
+	my $watch = session($node, 'postgres');
 	my $seen = 0;
 	foreach (1 .. 300)
 	{

@@ -14,7 +14,7 @@ $PostgreSQL::Test::Utils::timeout_default = 30;
 
 my $node = new_node(name => 'cli_top', timezone => 'UTC');
 $node->start;
-my $admin = (getpwuid $<)[0];
+my $admin = 'postgres';
 my $bare = client($node, $admin);
 my ($out, $err) = $bare->exits(6, 'doctor');
 like($out, qr/^problem  extension  the extension is not in database postgres\n {20}Run CREATE EXTENSION/m, 'no extension');
