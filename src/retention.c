@@ -237,17 +237,9 @@ start_worker(void)
 	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
 	bool started;
 
+	orch_shmem_describe_worker(&worker, "retention");
 	snprintf(worker.bgw_name, sizeof(worker.bgw_name),
 			 "orchestrator retention");
-	snprintf(worker.bgw_type, sizeof(worker.bgw_type),
-			 "orchestrator retention");
-	snprintf(worker.bgw_library_name, sizeof(worker.bgw_library_name),
-			 "orchestrator");
-	snprintf(worker.bgw_function_name, sizeof(worker.bgw_function_name),
-			 "orchestrator_retention_main");
-	worker.bgw_flags =
-		BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
 	worker.bgw_notify_pid = MyProcPid;
 	worker.bgw_main_arg = ObjectIdGetDatum(MyDatabaseId);
