@@ -414,9 +414,11 @@ check_supervisor(OrchDatabase *database, Watch *watch)
 	{
 		BgwHandleStatus status;
 
-		status = GetBackgroundWorkerPid(watch->handle, &pid);
+		status = orch_shmem_worker_status(watch->handle, watch->started, &pid);
 		if (status == BGWH_STARTED)
 			watch->pid = pid;
+		else if (status == BGWH_NOT_YET_STARTED)
+			wake_at(turn_at + ORCH_START_PAUSE);
 		if (status != BGWH_STOPPED)
 			return;
 		pid = watch->pid;
@@ -658,6 +660,7 @@ start_supervisor(OrchDatabase *database, Watch *watch)
 	MemoryContextSwitchTo(context);
 	watch->started = turn_at;
 	watch->pid = 0;
+	wake_at(turn_at + ORCH_START_PAUSE);
 	return registered;
 }
 

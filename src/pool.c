@@ -107,10 +107,11 @@ reap_failed_starts(void)
 			executor->state != ORCH_EXECUTOR_STARTING)
 			continue;
 		if (handles[i] != NULL
-				? GetBackgroundWorkerPid(handles[i], &pid) != BGWH_STOPPED
+				? orch_shmem_worker_status(handles[i], executor->since,
+										   &pid) != BGWH_STOPPED
 				: GetCurrentTimestamp() - executor->since < START_LIMIT)
 		{
-			try_again_at(GetCurrentTimestamp() + START_LIMIT);
+			try_again_at(GetCurrentTimestamp() + ORCH_START_PAUSE);
 			continue;
 		}
 		executor->failed_start = true;
@@ -311,6 +312,7 @@ start_executor(OrchExecutor *executor)
 	if (handles[slot] != NULL)
 		pfree(handles[slot]);
 	handles[slot] = NULL;
+	try_again_at(executor->since + ORCH_START_PAUSE);
 	MemoryContextSwitchTo(TopMemoryContext);
 	return RegisterDynamicBackgroundWorker(&worker, &handles[slot]);
 }

@@ -10,6 +10,7 @@
 #include "portability/instr_time.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/pmsignal.h"
 #include "storage/proc.h"
 #include "storage/shmem.h"
 #include "tcop/tcopprot.h"
@@ -241,6 +242,18 @@ orch_shmem_describe_worker(BackgroundWorker *worker, const char *kind)
 	worker->bgw_flags =
 		BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
 	worker->bgw_start_time = BgWorkerStart_RecoveryFinished;
+}
+
+BgwHandleStatus
+orch_shmem_worker_status(BackgroundWorkerHandle *handle,
+						 TimestampTz registered, pid_t *pid)
+{
+	BgwHandleStatus status = GetBackgroundWorkerPid(handle, pid);
+
+	if (status == BGWH_NOT_YET_STARTED &&
+		GetCurrentTimestamp() - registered >= ORCH_START_PAUSE)
+		SendPostmasterSignal(PMSIGNAL_BACKGROUND_WORKER_CHANGE);
+	return status;
 }
 
 /*

@@ -419,6 +419,16 @@ extern bool orch_shmem_terminated(void);
 extern void orch_shmem_describe_worker(BackgroundWorker *worker,
 									   const char *kind);
 
+/*
+ * Whether a worker that was registered at a time has started.  To be asked
+ * again after ORCH_START_PAUSE while it has not: a postmaster before 16 may
+ * sleep for a minute on one that it could not fork, unless it is woken.
+ */
+#define ORCH_START_PAUSE USECS_PER_SEC
+extern BgwHandleStatus orch_shmem_worker_status(BackgroundWorkerHandle *handle,
+												TimestampTz registered,
+												pid_t *pid);
+
 /* Set the latch of a process; its number may be -1 (none) or outdated. */
 extern void orch_shmem_set_latch(int procno);
 
