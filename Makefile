@@ -109,7 +109,7 @@ $(CLI_OBJS): $(wildcard src/cli/*.h) $(EXTENSION).control
 $(CLI_OBJS): override CPPFLAGS += -I$(libpq_srcdir)
 
 $(CLI): $(CLI_OBJS)
-	$(CC) $(CFLAGS) $(CLI_OBJS) $(LDFLAGS) $(LDFLAGS_EX) $(libpq_pgport) $(filter -lcrypto,$(LIBS)) -lm -o $@
+	$(CC) $(CFLAGS) $(CLI_OBJS) $(LDFLAGS) $(LDFLAGS_EX) -L$(pkglibdir) -lpgcommon -lpgport $(libpq) $(filter -lcrypto,$(LIBS)) -lm -o $@
 
 $(COURIER_OBJS): $(wildcard src/courier/*.h) src/frame.h
 $(COURIER_OBJS): override CPPFLAGS := -Isrc

@@ -21,7 +21,6 @@
 #include "utils/timestamp.h"
 
 #include "child.h"
-#include "compat.h"
 #include "guc.h"
 
 #define PROGRAM "orchestrator-courier"
@@ -30,8 +29,7 @@
 #define STACK_SIZE (1024 * 1024)
 
 static const char *program_path(void);
-orch_noreturn static void run_program(const char *path, int socket,
-									  pid_t parent);
+static _Noreturn void run_program(const char *path, int socket, pid_t parent);
 static void close_others(void);
 static void bound(int what, rlim_t most);
 

@@ -160,11 +160,4 @@ orch_may_connect(Oid database, Oid role)
 #endif
 }
 
-/* Before a function that does not return. */
-#if PG_VERSION_NUM >= 180000
-#define orch_noreturn pg_noreturn
-#else
-#define orch_noreturn pg_attribute_noreturn()
-#endif
-
 #endif

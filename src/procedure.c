@@ -69,7 +69,7 @@ static NullableDatum call_as_owner(OrchFunction function, int nargs,
 								   const NullableDatum *args);
 static TimestampTz remembered_time(const char *name, TimestampTz at);
 static int count_signal(const char *name);
-orch_noreturn static void suspend(const OrchSuspension *why);
+static _Noreturn void suspend(const OrchSuspension *why);
 static void commit(void);
 
 void

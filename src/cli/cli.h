@@ -103,8 +103,8 @@ extern double opt_seconds(const CliCall *call, const char *name,
 extern long long opt_task(const CliCall *call, const char *argument);
 /* JSON: as it is, from the file of @file, from standard input for "-". */
 extern char *opt_json(const CliCall *call, const char *value);
-extern void opt_usage(const CliCall *call, const char *format, ...)
-	pg_attribute_printf(2, 3) pg_attribute_noreturn();
+extern _Noreturn void opt_usage(const CliCall *call, const char *format, ...)
+	pg_attribute_printf(2, 3);
 
 /* ------------------------------------------------------------------ text.c */
 
@@ -284,9 +284,9 @@ extern void out_warn(const char *format, ...) pg_attribute_printf(1, 2);
 /* An error of ours, or of a result, on standard error. */
 extern void out_error(const char *format, ...) pg_attribute_printf(1, 2);
 extern void out_result_error(const PGresult *result);
-extern void cli_exit(CliExit code) pg_attribute_noreturn();
-extern void cli_fail(CliExit code, const char *format, ...)
-	pg_attribute_printf(2, 3) pg_attribute_noreturn();
+extern _Noreturn void cli_exit(CliExit code);
+extern _Noreturn void cli_fail(CliExit code, const char *format, ...)
+	pg_attribute_printf(2, 3);
 /*
  * Whether to go on: yes with --yes; exits when the answer is no or there is
  * nobody to ask.

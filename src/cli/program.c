@@ -82,13 +82,12 @@ static int nplaces;
 
 static void raise_limit(rlim_t needed);
 static void start_keeper(void);
-static void keep(int worker) pg_attribute_noreturn();
+static _Noreturn void keep(int worker);
 static Place *find_place(void);
 static bool open_pipes(Program *program, ChildEnds ends);
 static bool open_pipe(int *mine, int *its, bool write);
-static void run_child(const ProgramStart *start, Place *place,
-					  const ChildEnds ends, const sigset_t *mask)
-	pg_attribute_noreturn();
+static _Noreturn void run_child(const ProgramStart *start, Place *place,
+								const ChildEnds ends, const sigset_t *mask);
 static void close_fd(int *fd);
 static void write_input(Program *program);
 static bool read_output(Program *program);

@@ -22,7 +22,7 @@ extern const char *tasks_folder(const CliCall *call);
 extern TaskFile **tasks_read(const CliCall *call, int *count,
 							 Problems *problems);
 /* Tell what is wrong, and exit. */
-extern void tasks_fail(const Problems *problems) pg_attribute_noreturn();
+extern _Noreturn void tasks_fail(const Problems *problems);
 /* Run the script of a task and define it; returns its version. */
 extern int tasks_install(const TaskFile *task);
 
