@@ -52,6 +52,7 @@ sub run_file
 			local our $TODO = $why if $directive eq 'TODO';
 			ok(!$bad, $what);
 		}
+		elsif ($line =~ /^# (Looks like you planned .*)/) { fail($1) }    # one was not printed
 		elsif ($line =~ /^# (.*)/) { diag($1) }
 	}
 	is($status, 0, "$name ran to its end") or diag($err);
