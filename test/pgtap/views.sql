@@ -24,7 +24,7 @@ SELECT is((SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_attribute
   string_to_array('task_id parent_id root_id name definition version queue owner state progress message stage attempt max_attempts priority key run_at created_at started_at '
                   'finished_at updated_at duration input output error metadata worker_pid rows wal_bytes cpu_time', ' '), 'task_status begins with them');
 SELECT is((SELECT array_agg(relname::text ORDER BY relname) FROM pg_class WHERE relnamespace = 'orchestrator'::regnamespace AND relkind = 'v' AND 'security_invoker=true' = ANY (reloptions)),
-  '{alert_status,batch_status,definition_stats,definition_status,queue_decisions,queue_stats,queue_status,quota_status,retention_status,schedule_status,stats_by_period,step_status,task_status,trace,worker_status,workflow_status}', 'every view runs with the rights of its reader');
+  '{alert_status,batch_status,definition_stats,definition_status,queue_decisions,queue_stats,queue_status,quota_status,retention_status,schedule_status,stats_by_period,step_status,task_status,trace,usage_status,worker_status,workflow_status}', 'every view runs with the rights of its reader');
 
 SELECT orchestrator.define_queue('q', description => 'words', metadata => '{"m": 1}');
 SELECT orchestrator.define('job', 'SELECT 1', 'sql', 'q', priority => 2, max_attempts => 4, retry_delay => '1 h', description => 'd');
