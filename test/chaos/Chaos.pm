@@ -56,6 +56,7 @@ sub run
 
 	my @workers = RemoteWorkers::start($node, $journals, "$journals/drained", $remote);
 	haunt($option{kills}, \%done);
+	within(60, sub { defined value($node, 'SELECT 1') }) // die 'the server does not come back';
 	forget_crashes($node);
 	append_to_file($enough, '');
 	waitpid $_, 0 foreach @pids;
@@ -196,17 +197,18 @@ sub start_client
 }
 
 # One session's work: transactions until there are enough, and the nemesis had
-# enough, too.
+# enough, too; or the test is gone.
 sub client
 {
 	my ($number, $journals, $enough, $quota, $seed) = @_;
 	my ($sent, $n, $session) = (0, 0, undef);
+	my $test = getppid;
 
 	srand $seed;
 	open my $journal, '>', "$journals/$number" or die $!;
 	open my $errors, '>', "$journals/errors.$number" or die $!;
 	$journal->autoflush(1);
-	while ($sent < $quota || !-e $enough)
+	while (getppid == $test && ($sent < $quota || !-e $enough))
 	{
 		my $transaction = compose($number, $n++);
 		$session //= connect_as($transaction->{role} = $roles[ rand @roles ], $journals, $number);

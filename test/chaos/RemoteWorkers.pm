@@ -58,11 +58,12 @@ sub start_one
 	my $pid = fork // die "fork: $!";
 	return $pid if $pid;
 	my $worker = { node => $node, name => $journal =~ s/.*\///r, old => [] };
+	my $test = getppid;
 
 	srand $seed;
 	open $worker->{journal}, '>', $journal or die $!;
 	$worker->{journal}->autoflush(1);
-	until (-e $enough)
+	until (-e $enough || getppid != $test)
 	{
 		next if eval { work($worker); 1 };
 		print STDERR "worker $worker->{name}: $@" unless $@ eq "dead\n";
