@@ -432,8 +432,8 @@ sub waits
 	$node->wait_for('SELECT count(*) = 3 FROM orchestrator.task WHERE name = \'w\' AND state = \'waiting\' AND parent_id IN (' . join(', ', @late) . ')', 't', 'others wait');
 	idle_ok();
 	is($node->safe_psql('postgres', q{SELECT count(*) FROM orchestrator.worker_status WHERE kind = 'executor' AND (task_id IS NOT NULL OR claimed > 0)}), 0, 'no worker is held');
-	is($node->safe_psql('postgres', q{SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'orchestrator%' AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL OR xact_start IS NOT NULL)}), 0, 'no transaction, no snapshot');
-	is($node->safe_psql('postgres', q{SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE a.backend_type LIKE 'orchestrator%' AND l.locktype <> 'virtualxid' AND l.database IS NOT NULL}), 0, 'no lock');
+	$node->wait_for(q{SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'orchestrator%' AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL OR xact_start IS NOT NULL)}, 0, 'no transaction, no snapshot');
+	$node->wait_for(q{SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE a.backend_type LIKE 'orchestrator%' AND l.locktype <> 'virtualxid' AND l.database IS NOT NULL}, 0, 'no lock');
 	app("SELECT orchestrator.approve($timely, 'ok', '{\"n\": 1}'), orchestrator.reject($rejected, 'ok', 'no')");
 	app("SELECT orchestrator.signal($_, 'go', '$_')") foreach @late;
 	is(join(' ', map { outcome_of($node, 'app', $_)->{state} . ' ' . step_of($_, 'w', 'output') } @late), join(' ', map { "completed $_" } @late), 'signals that come late');
