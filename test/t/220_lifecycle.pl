@@ -327,10 +327,10 @@ subtest 'no process can be started' => sub {
 		command_ok([ 'prlimit', '--pid', $postmaster, '--nproc=1:' ], 'the postmaster may start no process');
 		$admin->query($terminate =~ s/KIND/executor/r);
 		my $id = $app->query(q{SELECT orchestrator.run('SELECT 1')});
-		$forkless->wait_for_log(qr/could not fork worker process/, $offset);
+		$forkless->wait_for_log(qr/could not fork (background )?worker process/, $offset);
 		$offset = -s $forkless->logfile;
 		$admin->query($terminate =~ s/KIND/supervisor/r);
-		$forkless->wait_for_log(qr/could not fork worker process/, $offset);
+		$forkless->wait_for_log(qr/could not fork (background )?worker process/, $offset);
 		is($admin->query("SELECT state FROM orchestrator.wait($id, '0 s')"), 'pending', 'neither executor nor supervisor comes: the task waits');
 		command_ok([ 'prlimit', '--pid', $postmaster, "--nproc=$limit:" ], 'now it may');
 		measure_ok(20, 'they come', sub { is($app->query("SELECT state FROM orchestrator.wait($id, '70 s')"), 'completed', 'and the task runs') });
