@@ -18,6 +18,8 @@
 --   task_finished_7           attached, judged by _judge(), then
 --   task_finished_7           detached CONCURRENTLY: no reader waits or fails
 --   expired_task_finished_7   set aside; archive tasks may read it through views
+--   the same, closed          nobody may any more: its blocks are given back, from
+--                             the end, a few megabytes at a time
 --   (dropped)                 with keys, signals, checkpoints and the like
 --
 -- A lock is waited for 50 ms (the worker's lock_timeout; the end of transactions
@@ -28,7 +30,8 @@ CREATE TABLE orchestrator.partition_state (
   closed_at timestamptz NOT NULL,       -- seen first when no new task could get an id of it; the server's clock
   look_at   timestamptz NOT NULL,       -- nothing can be due before ...
   settings  text,                       -- ... while these are the settings
-  leaving   boolean     NOT NULL DEFAULT false   -- found due: where detached, it is retention's to drop
+  leaving   boolean     NOT NULL DEFAULT false,  -- found due: where detached, it is retention's to drop
+  freeing   boolean     NOT NULL DEFAULT false   -- what was set aside may have lost rows: it is only to be dropped
 );
 COMMENT ON TABLE orchestrator.partition_state IS 'When retention looks at the partitions of a range of ids again';
 
@@ -67,9 +70,9 @@ COMMENT ON FUNCTION orchestrator._wake_retention() IS 'Has retention look when t
 CREATE FUNCTION orchestrator._copy_frozen(query text, target regclass) RETURNS bigint
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_copy_frozen';
 
--- How the rows of a partition of finished tasks stand, in one pass over it:
--- by queue, state, and whether they are of a tree.
-CREATE FUNCTION orchestrator._count_rows(partition regclass, OUT queue int, OUT state orchestrator.task_state, OUT in_tree boolean,
+-- How the rows of a partition of finished tasks stand, or those of a hundred of
+-- its blocks: by queue, state, and whether they are of a tree.
+CREATE FUNCTION orchestrator._count_rows(partition regclass, sample boolean, OUT queue int, OUT state orchestrator.task_state, OUT in_tree boolean,
     OUT rows bigint, OUT newest timestamptz, OUT least_root bigint, OUT last_root bigint) RETURNS SETOF record
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_count_rows';
 
@@ -181,7 +184,8 @@ CREATE FUNCTION orchestrator._retention_due() RETURNS bigint[]
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   DELETE FROM orchestrator.partition_state s
-    WHERE NOT s.leaving AND NOT EXISTS (SELECT FROM orchestrator._partitions('task_finished') p WHERE p.range = s.range AND p.attached);
+    WHERE NOT s.leaving AND NOT s.freeing
+      AND NOT EXISTS (SELECT FROM orchestrator._partitions('task_finished') p WHERE p.range = s.range AND p.attached);
   INSERT INTO orchestrator.partition_state (range, closed_at, look_at)
     SELECT p.range, clock_timestamp(), orchestrator._now() FROM orchestrator._partitions('task_finished') p
     WHERE p.attached AND NOT orchestrator._is_open(p.range)
@@ -225,8 +229,9 @@ BEGIN
 END
 $$;
 
--- How the rows of a range stand: by queue and state that count for them.
-CREATE FUNCTION orchestrator._survey(range bigint, OUT queue int, OUT failed boolean, OUT held boolean, OUT rows bigint,
+-- How the rows of a range stand: by queue and state that count for them. In a
+-- sample, those of trees count as older than anything.
+CREATE FUNCTION orchestrator._survey(range bigint, sample boolean, OUT queue int, OUT failed boolean, OUT held boolean, OUT rows bigint,
     OUT newest timestamptz) RETURNS SETOF record
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 DECLARE
@@ -234,15 +239,15 @@ DECLARE
   g      record;
   v_from bigint;
 BEGIN
-  FOR g IN SELECT c.* FROM orchestrator._count_rows(format('orchestrator.task_finished_%s', $1)::regclass) c LOOP
-    IF g.in_tree THEN
+  FOR g IN SELECT c.* FROM orchestrator._count_rows(format('orchestrator.task_finished_%s', $1)::regclass, $2) c LOOP
+    IF g.in_tree AND NOT $2 THEN
       v_from := least(v_from, g.least_root, CASE WHEN g.last_root >= ($1 + 1) * 1000000 THEN 0 END, $1 * 1000000);
     ELSE
       queue := g.queue;
       failed := g.state = 'failed';
       held := false;
       rows := g.rows;
-      newest := g.newest;
+      newest := CASE WHEN g.in_tree THEN '-infinity' ELSE g.newest END;
       RETURN NEXT;
     END IF;
   END LOOP;
@@ -260,15 +265,40 @@ BEGIN
 END
 $$;
 
--- Whether a range may go: keep, drop, or rewrite with the few that stay. Nobody
--- can change its finished rows while the caller holds an EXCLUSIVE lock on them.
-CREATE FUNCTION orchestrator._judge(range bigint) RETURNS text
+-- How many rows a range, or a sample of it, has, how many of them stay now, and
+-- when no more than a tenth will: from the one that stays longest.
+CREATE FUNCTION orchestrator._weigh(range bigint, sample boolean, OUT rows bigint, OUT kept bigint, OUT look timestamptz)
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
+BEGIN
+  WITH due AS MATERIALIZED (
+    SELECT s.rows, CASE WHEN s.held OR c.keep IS NULL THEN 'infinity' ELSE s.newest + c.keep END AS at
+    FROM orchestrator._survey($1, $2) s
+    LEFT JOIN orchestrator.queue q ON q.id = s.queue
+    JOIN orchestrator._cutoffs() c ON coalesce(c.queue, 0) = coalesce(q.id, 0) AND c.failed = s.failed
+  ), longest AS (
+    SELECT d.rows, d.at, sum(d.rows) OVER (ORDER BY d.at DESC) AS up_to, sum(d.rows) OVER () AS total FROM due d
+  )
+  SELECT coalesce(sum(l.rows), 0), coalesce(sum(l.rows) FILTER (WHERE l.at > orchestrator._now()), 0),
+         max(l.at) FILTER (WHERE l.at > orchestrator._now() AND l.up_to * 10 > l.total)
+    INTO rows, kept, look FROM longest l;
+END
+$$;
+
+-- Whether tasks of a range are live.
+CREATE FUNCTION orchestrator._has_live(range bigint) RETURNS boolean
+  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN EXISTS (SELECT FROM orchestrator.task_live l WHERE l.id >= $1 * 1000000 AND l.id < ($1 + 1) * 1000000);
+END
+$$;
+
+-- Before a range is locked and counted: whether that may be worth it. What
+-- is held by a live run, or kept for ever, is looked at daily.
+CREATE FUNCTION orchestrator._glance(range bigint) RETURNS boolean
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 DECLARE
-  v_now    timestamptz := orchestrator._now();
-  v_total  bigint;   -- rows
-  v_kept   bigint;   -- that stay now
-  v_look   timestamptz;
+  v_now timestamptz := orchestrator._now();
+  w     record;
 BEGIN
   -- a transaction that is older than that may have enqueued with an id of it
   IF EXISTS (SELECT FROM pg_stat_activity a, orchestrator.partition_state s
@@ -277,30 +307,35 @@ BEGIN
      OR EXISTS (SELECT FROM pg_prepared_xacts x, orchestrator.partition_state s
                 WHERE s.range = $1 AND x.database = current_database() AND x.prepared <= s.closed_at) THEN
     PERFORM orchestrator._look_later($1, v_now);
-    RETURN 'keep';
+    RETURN false;
   END IF;
+  -- a sample may be wrong: ask for twice as many as would do
+  SELECT x.* INTO w FROM orchestrator._weigh($1, true) x;
+  IF w.kept * 5 > w.rows
+     OR w.rows = 0 AND orchestrator._has_live($1) THEN
+    PERFORM orchestrator._look_later($1, CASE WHEN w.look < 'infinity' THEN w.look ELSE v_now + interval '1 day' END);
+    RETURN false;
+  END IF;
+  RETURN true;
+END
+$$;
 
-  -- from the one that stays longest: when no more than a tenth will stay
-  WITH due AS MATERIALIZED (
-    SELECT s.rows, CASE WHEN s.held OR c.keep IS NULL THEN 'infinity' ELSE s.newest + c.keep END AS at
-    FROM orchestrator._survey($1) s
-    LEFT JOIN orchestrator.queue q ON q.id = s.queue
-    JOIN orchestrator._cutoffs() c ON coalesce(c.queue, 0) = coalesce(q.id, 0) AND c.failed = s.failed
-  ), longest AS (
-    SELECT d.at, sum(d.rows) OVER (ORDER BY d.at DESC) AS up_to, sum(d.rows) OVER () AS total FROM due d
-  )
-  SELECT (SELECT sum(d.rows) FROM due d), (SELECT coalesce(sum(d.rows), 0) FROM due d WHERE d.at > v_now),
-         (SELECT max(l.at) FROM longest l WHERE l.at > v_now AND l.up_to * 10 > l.total)
-    INTO v_total, v_kept, v_look;
-
-  IF v_kept = 0 AND NOT EXISTS (SELECT FROM orchestrator.task_live l WHERE l.id >= $1 * 1000000 AND l.id < ($1 + 1) * 1000000) THEN
+-- Whether a range may go: keep, drop, or rewrite with the few that stay. Nobody
+-- can change its finished rows while the caller holds an EXCLUSIVE lock on them.
+CREATE FUNCTION orchestrator._judge(range bigint) RETURNS text
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
+DECLARE
+  v_now timestamptz := orchestrator._now();
+  w     record;
+BEGIN
+  SELECT x.* INTO w FROM orchestrator._weigh($1, false) x;
+  IF w.kept = 0 AND NOT orchestrator._has_live($1) THEN
     UPDATE orchestrator.partition_state s SET leaving = true WHERE s.range = $1;
     RETURN 'drop';
-  ELSIF v_kept < v_total AND v_kept * 10 <= v_total THEN
+  ELSIF w.kept < w.rows AND w.kept * 10 <= w.rows THEN
     RETURN 'rewrite';
   END IF;
-  -- what is held by a live run, or kept for ever, is looked at daily
-  PERFORM orchestrator._look_later($1, CASE WHEN v_look < 'infinity' THEN v_look ELSE v_now + interval '1 day' END);
+  PERFORM orchestrator._look_later($1, CASE WHEN w.look < 'infinity' THEN w.look ELSE v_now + interval '1 day' END);
   RETURN 'keep';
 END
 $$;
@@ -347,30 +382,34 @@ CREATE FUNCTION orchestrator._rewrite(range bigint) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 DECLARE
   v_from bigint := $1 * 1000000;
-  v_held bigint[] := orchestrator._held_tops($1, 0);
+  v_tree boolean;    -- it has rows of steps
+  v_held bigint[];
   v_kind text;
   v_least timestamptz[] := (SELECT ARRAY[min(c.cutoff) FILTER (WHERE NOT c.failed), min(c.cutoff) FILTER (WHERE c.failed)] FROM orchestrator._cutoffs() c);
 BEGIN
+  EXECUTE format('SELECT EXISTS (SELECT FROM orchestrator.task_finished_%s t WHERE t.parent_id IS NOT NULL)', $1) INTO v_tree;
+  v_held := orchestrator._held_tops($1, CASE WHEN v_tree THEN 0 ELSE v_from END);
   PERFORM orchestrator._create_partition('rest_task_finished', 'task_finished', $1);
   PERFORM orchestrator._create_partition('rest_trace_log', 'trace_log', $1);
   -- so that nothing is scanned when they are attached
   EXECUTE format('ALTER TABLE orchestrator.rest_task_finished_%s ADD CONSTRAINT bounds CHECK (live = false AND id >= %s AND id < %s)', $1, v_from, v_from + 1000000);
   EXECUTE format('ALTER TABLE orchestrator.rest_trace_log_%s ADD CONSTRAINT bounds CHECK (task_id >= %s AND task_id < %s)', $1, v_from, v_from + 1000000);
-  PERFORM orchestrator._copy_frozen(format('
+  -- each part reads all of the partition
+  PERFORM orchestrator._copy_frozen(format(concat_ws(' UNION ALL ', '
     SELECT %2$s FROM orchestrator.task_finished_%1$s t
       LEFT JOIN orchestrator.queue q ON q.id = t.queue
       JOIN orchestrator._cutoffs() c ON coalesce(c.queue, 0) = coalesce(q.id, 0) AND c.failed = (t.state = ''failed'')
     WHERE t.root_id IS NULL AND t.id <> ALL (%3$L::bigint[]) AND coalesce(t.finished_at, t.created_at) > c.cutoff
-      AND coalesce(t.finished_at, t.created_at) > CASE WHEN t.state = ''failed'' THEN %4$L ELSE %5$L END::timestamptz
-    UNION ALL
+      AND coalesce(t.finished_at, t.created_at) > CASE WHEN t.state = ''failed'' THEN %4$L ELSE %5$L END::timestamptz',
+    CASE WHEN v_held <> '{}' THEN '
     SELECT %2$s FROM orchestrator.task_finished_%1$s t
-    WHERE coalesce(t.root_id, t.id) = ANY (%3$L::bigint[])
-    UNION ALL
+    WHERE coalesce(t.root_id, t.id) = ANY (%3$L::bigint[])' END,
+    CASE WHEN v_tree THEN '
     SELECT %2$s FROM orchestrator.task_finished_%1$s t
       JOIN orchestrator.task_finished_%1$s r ON r.id = t.root_id
       LEFT JOIN orchestrator.queue q ON q.id = r.queue
       JOIN orchestrator._cutoffs() c ON coalesce(c.queue, 0) = coalesce(q.id, 0) AND c.failed = (r.state = ''failed'')
-    WHERE t.root_id IS NOT NULL AND t.root_id <> ALL (%3$L::bigint[]) AND coalesce(r.finished_at, r.created_at) > c.cutoff',
+    WHERE t.root_id IS NOT NULL AND t.root_id <> ALL (%3$L::bigint[]) AND coalesce(r.finished_at, r.created_at) > c.cutoff' END),
     $1, orchestrator._columns('orchestrator.task_finished', 't'), v_held, v_least[2], v_least[1]), format('orchestrator.rest_task_finished_%s', $1)::regclass);
   PERFORM orchestrator._copy_frozen(format('
     SELECT %2$s FROM orchestrator.trace_log_%1$s t
@@ -412,7 +451,8 @@ CREATE FUNCTION orchestrator._archive(range bigint) RETURNS boolean
 DECLARE
   v_owner int;
 BEGIN
-  IF to_regclass(format('orchestrator.expired_task_finished_%s', $1)) IS NULL THEN
+  IF to_regclass(format('orchestrator.expired_task_finished_%s', $1)) IS NULL
+     OR EXISTS (SELECT FROM orchestrator.partition_state s WHERE s.range = $1 AND s.freeing) THEN
     RETURN true;
   ELSIF to_regclass(format('orchestrator.expired_trace_log_%s', $1)) IS NULL
         AND EXISTS (SELECT FROM orchestrator._partitions('trace_log') p WHERE p.range = $1 AND p.attached)
@@ -533,19 +573,41 @@ BEGIN
 END
 $$;
 
--- The end of what was set aside of a range.
-CREATE FUNCTION orchestrator._drop_expired(range bigint) RETURNS void
+-- Nobody is to read any more what was set aside of a range: its blocks are given
+-- back, after its views and the indexes, which would point to nothing.
+CREATE FUNCTION orchestrator._close_expired(range bigint) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  v_name name;
+  v_name       name;
+  v_table      regclass;
+  v_constraint name;
 BEGIN
+  UPDATE orchestrator.partition_state s SET freeing = true WHERE s.range = $1 AND NOT s.freeing;
   FOR v_name IN SELECT c.relname FROM pg_class c
                 WHERE c.relnamespace = 'orchestrator'::regnamespace AND c.relkind = 'v' AND c.relname ~ format(E'^archive_(task|trace)_%s_\\d+$', $1) LOOP
     EXECUTE format('DROP VIEW orchestrator.%I', v_name);
   END LOOP;
+  -- an administrator may have added constraints
+  FOR v_table, v_name, v_constraint IN
+      SELECT i.indrelid, c.relname, x.conname FROM unnest('{expired_task_finished,expired_trace_log}'::text[]) k(kind)
+      JOIN pg_index i ON i.indrelid = to_regclass(format('orchestrator.%s_%s', k.kind, $1)) JOIN pg_class c ON c.oid = i.indexrelid
+      LEFT JOIN pg_constraint x ON x.conindid = i.indexrelid AND x.conrelid = i.indrelid LOOP
+    IF v_constraint IS NULL THEN
+      EXECUTE format('DROP INDEX orchestrator.%I', v_name);
+    ELSE
+      EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', v_table, v_constraint);
+    END IF;
+  END LOOP;
+END
+$$;
+
+-- The end of what was set aside of a range, and closed.
+CREATE FUNCTION orchestrator._drop_expired(range bigint) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
   EXECUTE format('DROP TABLE IF EXISTS orchestrator.expired_task_finished_%1$s, orchestrator.expired_trace_log_%1$s', $1);
   DELETE FROM orchestrator.archive_run a WHERE a.range = $1;
-  UPDATE orchestrator.partition_state s SET leaving = false WHERE s.range = $1;
+  UPDATE orchestrator.partition_state s SET leaving = false, freeing = false WHERE s.range = $1;
 END
 $$;
 
@@ -661,4 +723,4 @@ CREATE VIEW orchestrator.retention_status WITH (security_invoker = true) AS
   GROUP BY x.range, x.expired, x.inhdetachpending, s.range;
 COMMENT ON VIEW orchestrator.retention_status IS 'Ranges of finished tasks: their size, and when retention looks at them again';
 COMMENT ON COLUMN orchestrator.retention_status.state IS
-  'open: new tasks get ids of it; kept; detaching: waits for transactions older than it to end; leaving: waits for an archive task, or is dropped in a moment';
+  'open: new tasks get ids of it; kept; detaching: waits for transactions older than it to end; leaving: waits for an archive task, or is dropped in some seconds';

@@ -91,10 +91,11 @@ typedef enum OrchWaitEvent
 	ORCH_WAIT_TASK,
 	ORCH_WAIT_YIELD,
 	ORCH_WAIT_WORK,
-	ORCH_WAIT_COURIER
+	ORCH_WAIT_COURIER,
+	ORCH_WAIT_RETENTION
 } OrchWaitEvent;
 
-#define ORCH_WAIT_EVENTS (ORCH_WAIT_COURIER + 1)
+#define ORCH_WAIT_EVENTS (ORCH_WAIT_RETENTION + 1)
 
 /* 17 lets extensions name their wait events. */
 static inline uint32
@@ -105,7 +106,7 @@ orch_wait_event(OrchWaitEvent which)
 		"OrchestratorLauncherMain", "OrchestratorSupervisorMain",
 		"OrchestratorExecutorMain", "OrchestratorTask",
 		"OrchestratorYield",		"OrchestratorWork",
-		"OrchestratorCourierMain"};
+		"OrchestratorCourierMain",	"OrchestratorRetention"};
 	static uint32 events[ORCH_WAIT_EVENTS];
 
 	if (events[which] == 0)

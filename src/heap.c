@@ -41,9 +41,6 @@
 
 #define MAX_LEAF_INDEXES 32
 
-/* Rows that are counted in some tenths of a millisecond. */
-#define ROWS_A_BREATH 2000
-
 /* Rows inserted in one go.  A row's slot and its formed tuple take about 1 kB,
  * which the transaction's memory would fault in again at every commit. */
 #define ROWS_AT_ONCE 64
@@ -134,7 +131,6 @@ static void read_slot(TupleTableSlot *slot, OrchRow *row, ItemPointer tid);
 static bool find_live(OrchLeaf *live, int64 id, Snapshot snapshot);
 static bool read_leaf(Oid relid, Oid index, int64 task, OrchTaskView *view);
 static Oid unique_index_on_id(Oid relid);
-static void count_row(HTAB *groups, OrchGroup **group, TupleTableSlot *slot);
 
 void
 orch_row_set(OrchRow *row, OrchColumn column, Datum value)
@@ -1101,78 +1097,6 @@ read_leaf(Oid relid, Oid index, int64 task, OrchTaskView *view)
 	index_close(irel, AccessShareLock);
 	table_close(rel, AccessShareLock);
 	return found;
-}
-
-/*
- * Without the executor: a million rows in a tenth of a second or two.  Whether
- * a column is null is told by the bitmap alone.
- */
-HTAB *
-orch_heap_count_finished(Oid relid, void (*breathe)(void))
-{
-	HASHCTL control = {.keysize = sizeof(OrchGroupKey),
-					   .entrysize = sizeof(OrchGroup),
-					   .hcxt = CurrentMemoryContext};
-	HTAB *groups = hash_create("orchestrator finished rows", 64, &control,
-							   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	Relation rel = table_open(relid, AccessShareLock);
-	TableScanDesc scan = table_beginscan(rel, GetActiveSnapshot(), 0, NULL);
-	TupleTableSlot *slot = table_slot_create(rel, NULL);
-	OrchGroup *group = NULL;
-	int64 rows = 0;
-
-	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
-	{
-		if (++rows % ROWS_A_BREATH == 0)
-			breathe();
-		count_row(groups, &group, slot);
-	}
-	ExecDropSingleTupleTableSlot(slot);
-	table_endscan(scan);
-	table_close(rel, NoLock);
-	return groups;
-}
-
-/*
- * Rows of a group come together: group is that of the row before.
- */
-static void
-count_row(HTAB *groups, OrchGroup **group, TupleTableSlot *slot)
-{
-	HeapTuple tuple = ExecFetchSlotHeapTuple(slot, false, NULL);
-	TupleDesc desc = slot->tts_tupleDescriptor;
-	OrchGroupKey key;
-	TimestampTz at;
-	bool found = true;
-
-	slot_getsomeattrs(slot, ORCH_TASK_QUEUE + 1);
-	memset(&key, 0, sizeof(key));
-	key.queue = DatumGetInt32(slot->tts_values[ORCH_TASK_QUEUE]);
-	key.state = DatumGetObjectId(slot->tts_values[ORCH_TASK_STATE]);
-	key.in_tree = !slot->tts_isnull[ORCH_TASK_ROOT_ID] ||
-				  !heap_attisnull(tuple, ORCH_TASK_REMAINING + 1, desc);
-	if (*group == NULL || memcmp(&key, &(*group)->key, sizeof(key)) != 0)
-		*group = hash_search(groups, &key, HASH_ENTER, &found);
-	if (!found)
-	{
-		(*group)->rows = 0;
-		(*group)->newest = DT_NOBEGIN;
-		(*group)->least_root = PG_INT64_MAX;
-		(*group)->last_root = 0;
-	}
-	at = DatumGetTimestampTz(
-		slot->tts_values[slot->tts_isnull[ORCH_TASK_FINISHED_AT]
-							 ? ORCH_TASK_CREATED_AT
-							 : ORCH_TASK_FINISHED_AT]);
-	(*group)->rows++;
-	(*group)->newest = Max((*group)->newest, at);
-	if (!slot->tts_isnull[ORCH_TASK_ROOT_ID])
-	{
-		int64 root = DatumGetInt64(slot->tts_values[ORCH_TASK_ROOT_ID]);
-
-		(*group)->least_root = Min((*group)->least_root, root);
-		(*group)->last_root = Max((*group)->last_root, root);
-	}
 }
 
 /*

@@ -13,7 +13,6 @@
 #include "access/htup.h"
 #include "executor/tuptable.h"
 #include "storage/itemptr.h"
-#include "utils/hsearch.h"
 #include "utils/relcache.h"
 
 #include "event.h"
@@ -225,30 +224,6 @@ typedef struct OrchTaskView
  * memory context; false when there is none.
  */
 extern bool orch_heap_read_result(int64 task, OrchTaskView *view);
-
-/*
- * How the rows of a partition of finished tasks stand, as the active snapshot
- * sees them: by queue, state, and whether they are of a tree of tasks.  The
- * groups are allocated in the current memory context.  breathe is called now
- * and then.
- */
-typedef struct OrchGroupKey
-{
-	int32 queue;
-	Oid state;
-	bool in_tree;
-} OrchGroupKey;
-
-typedef struct OrchGroup
-{
-	OrchGroupKey key;
-	int64 rows;
-	TimestampTz newest; /* finished */
-	int64 least_root;	/* PG_INT64_MAX: none has one */
-	int64 last_root;	/* 0 likewise */
-} OrchGroup;
-
-extern HTAB *orch_heap_count_finished(Oid relid, void (*breathe)(void));
 
 /* The values of a row that SQL passes: a value of type orchestrator.task. */
 extern void orch_row_deform(HeapTupleHeader header, OrchRow *row);

@@ -7,6 +7,10 @@
  * to be a command of its own, and nobody is to wait for the whole.  It runs as
  * the superuser of the cluster and therefore no user code.
  *
+ * There is no hurry, and others want the processor, the disk and the flushes
+ * of WAL: rows are counted, and files given back to the file system, in small
+ * steps with rests in between.
+ *
  * No lock is waited for longer than LOCK_TIMEOUT, and the end of other
  * transactions not longer than DETACH_TIMEOUT; what was refused is tried again
  * by another worker, at first after a second, then less often.  Whatever
@@ -32,21 +36,25 @@
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
+#include "storage/latch.h"
 #include "storage/lmgr.h"
+#include "storage/lock.h"
 #include "tcop/tcopprot.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/pg_rusage.h"
 #include "utils/portal.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
 #include "catalog.h"
+#include "compat.h"
 #include "guc.h"
 #include "handler.h"
-#include "heap.h"
+#include "partition.h"
 #include "retention.h"
 
 #define LOCK_TIMEOUT "50ms"
@@ -63,9 +71,16 @@
 /* After an error, or the death of a worker. */
 #define ERROR_PAUSE (60 * USECS_PER_SEC)
 
-/* While rows are counted: microseconds at work, then at rest. */
-#define WORK_TIME (2 * INT64CONST(1000))
-#define REST_TIME (8 * INT64CONST(1000))
+/* A rest is so many times as long as the step before it.  Ranges that are due
+ * together share it, so that they do not take for ever. */
+#define REST_TIMES		 24
+#define LEAST_REST_TIMES 4
+
+/* No longer than this without a look whether somebody waits for us. */
+#define NAP_MS 50
+
+/* Blocks whose rows are counted in a millisecond or two. */
+#define BLOCKS_AT_ONCE 256
 
 /* Rows that are copied at once. */
 #define COPY_ROWS 1000
@@ -98,15 +113,25 @@ static MemoryContext step_context = NULL;
 static Locked locked;
 static int64 range;
 static int64 from_id;
+static BlockNumber from_block;
 static char *command;
 static char *verdict;
 static bool more;
-static bool detaching;
 static int64 *ranges;
 static int nranges;
 static char **commands;
 static int ncommands;
 static TimestampTz next_look;
+
+/* Of the worker: the rows of the range that is locked. */
+static MemoryContext count_context = NULL;
+static HTAB *counted = NULL;
+
+/* Of the worker: microseconds. */
+static int64 rest_times = REST_TIMES;
+static int64 step_time;
+static int64 work_time = 0;
+static PGRUsage usage;
 
 static void end_transaction(XactEvent event, void *arg);
 static void look_at(Oid dboid, TimestampTz at);
@@ -116,15 +141,19 @@ static Outcome keep_house(void);
 static Outcome finish_commands(void);
 static Outcome judge_ranges(void);
 static Outcome judge_range(void);
+static Outcome carry_out(void);
 static Outcome leave_ranges(void);
 static Outcome leave_range(void);
 static Outcome perform(Step step);
+static Outcome work_through(Step step);
 static Outcome run_command(void);
+static void begin_step(const char *activity);
+static void end_step(void);
 static Outcome judge_failure(void);
+static void rest(void);
 static void unlock_range(void);
-static void lock_partition(const char *kind);
+static bool lock_partition(const char *kind);
 static void read_ranges(OrchFunction function);
-static void breathe(void);
 
 PG_FUNCTION_INFO_V1(orchestrator_wake_retention);
 PG_FUNCTION_INFO_V1(orchestrator_copy_frozen);
@@ -298,6 +327,10 @@ start_session(Oid dboid)
 	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
 	step_context = AllocSetContextCreate(
 		TopMemoryContext, "orchestrator retention", ALLOCSET_DEFAULT_SIZES);
+	count_context =
+		AllocSetContextCreate(TopMemoryContext, "orchestrator finished rows",
+							  ALLOCSET_DEFAULT_SIZES);
+	pg_rusage_init(&usage);
 	next_look = DT_NOEND;
 }
 
@@ -308,13 +341,6 @@ find_next(void)
 	Datum next = orch_catalog_call(ORCH_FN_RETENTION_NEXT, 0, NULL, &isnull);
 
 	next_look = isnull ? DT_NOEND : DatumGetTimestampTz(next);
-}
-
-static void
-check_extension(void)
-{
-	more = OidIsValid(get_extension_oid("orchestrator", true)) &&
-		   orch_catalog(true) != NULL;
 }
 
 static void
@@ -331,30 +357,15 @@ forget_keys(void)
 static Outcome
 keep_house(void)
 {
-	static Outcome (*const parts[])(void) = {finish_commands, leave_ranges,
-											 judge_ranges, finish_commands,
-											 leave_ranges};
-	Outcome worst = perform(check_extension);
+	Outcome worst = finish_commands();
 
-	if (worst != STEP_DONE || !more)
-		return worst;
-	for (int i = 0; i < lengthof(parts); i++)
-	{
-		Outcome outcome;
-
-		/* no other partition can be detached before this one is */
-		if (parts[i] == judge_ranges && worst == STEP_BUSY)
-			continue;
-		outcome = parts[i]();
-		if (outcome == STEP_FAILED)
-			return outcome;
-		worst = Max(worst, outcome);
-	}
-	for (more = true; more;)
-	{
-		if (perform(forget_keys) == STEP_FAILED)
-			return STEP_FAILED;
-	}
+	if (worst != STEP_FAILED)
+		worst = Max(worst, leave_ranges());
+	/* no other partition can be detached before those are */
+	if (worst == STEP_DONE)
+		worst = judge_ranges();
+	if (worst != STEP_FAILED && work_through(forget_keys) == STEP_FAILED)
+		return STEP_FAILED;
 	if (worst == STEP_DONE)
 		worst = perform(find_next);
 	return worst;
@@ -417,23 +428,67 @@ read_expired(void)
 	read_ranges(ORCH_FN_EXPIRED_RANGES);
 }
 
+static void
+glance(void)
+{
+	NullableDatum arg = {Int64GetDatum(range), false};
+
+	more = DatumGetBool(orch_catalog_call(ORCH_FN_GLANCE, 1, &arg, NULL));
+}
+
 /*
- * A partition that is half detached keeps others from being.
+ * Leave of the ranges that may be due those that a glance shows not to be.
+ */
+static Outcome
+glance_at_ranges(void)
+{
+	Outcome worst = perform(read_due);
+	int n = 0;
+
+	for (int i = 0; worst != STEP_FAILED && i < nranges; i++)
+	{
+		range = ranges[i];
+		more = false;
+		worst = Max(worst, perform(glance));
+		if (more)
+			ranges[n++] = range;
+	}
+	nranges = n;
+	return worst;
+}
+
+/*
+ * Each is gone before the next is judged: a partition that is half detached
+ * keeps others from being.
  */
 static Outcome
 judge_ranges(void)
 {
-	Outcome worst = perform(read_due);
+	Outcome worst = glance_at_ranges();
+	int64 *due = ranges;
+	int n = nranges;
 
-	detaching = false;
-	for (int i = 0; worst != STEP_FAILED && !detaching && i < nranges; i++)
+	rest_times = Max(REST_TIMES / Max(n, 1), LEAST_REST_TIMES);
+	for (int i = 0; worst != STEP_FAILED && i < n; i++)
 	{
 		Outcome outcome;
 
-		range = ranges[i];
+		range = due[i];
+		verdict = "keep";
 		outcome = judge_range();
 		unlock_range();
 		worst = Max(worst, outcome);
+		if (strcmp(verdict, "keep") == 0)
+			continue;
+		if (outcome == STEP_DONE)
+			outcome = finish_commands();
+		if (outcome == STEP_DONE)
+			outcome = perform(read_expired);
+		if (outcome == STEP_DONE)
+			outcome = leave_range();
+		worst = Max(worst, outcome);
+		if (outcome != STEP_DONE)
+			break;
 	}
 	return worst;
 }
@@ -442,7 +497,7 @@ judge_ranges(void)
  * Lock a partition of the range until unlock_range(): readers go on, but
  * nobody changes its rows between our judgement and what we do about it.
  */
-static void
+static bool
 lock_partition(const char *kind)
 {
 	char name[NAMEDATALEN];
@@ -453,18 +508,19 @@ lock_partition(const char *kind)
 	relid = get_relname_relid(name, orch_catalog(false)->schema);
 	rel = OidIsValid(relid) ? try_table_open(relid, ExclusiveLock) : NULL;
 	if (rel == NULL)
-		return;
+		return false;
 	locked.ids[locked.n] = rel->rd_lockInfo.lockRelId;
 	LockRelationIdForSession(&locked.ids[locked.n], ExclusiveLock);
 	locked.n++;
 	table_close(rel, NoLock);
+	return true;
 }
 
 static void
 lock_range(void)
 {
-	lock_partition("task_finished");
-	lock_partition("trace_log");
+	more = lock_partition("task_finished");
+	(void) lock_partition("trace_log");
 }
 
 static void
@@ -472,6 +528,43 @@ unlock_range(void)
 {
 	while (locked.n > 0)
 		UnlockRelationIdForSession(&locked.ids[--locked.n], ExclusiveLock);
+	MemoryContextReset(count_context);
+	counted = NULL;
+}
+
+static bool
+somebody_waits(void)
+{
+	LOCKTAG tag;
+
+	for (int i = 0; i < locked.n; i++)
+	{
+		SET_LOCKTAG_RELATION(tag, locked.ids[i].dbId, locked.ids[i].relId);
+		if (LockHasWaiters(&tag, ExclusiveLock, false))
+			return true;
+	}
+	return false;
+}
+
+static void
+count_blocks(void)
+{
+	more = orch_partition_count(counted, locked.ids[0].relId, from_block,
+								BLOCKS_AT_ONCE);
+	from_block += BLOCKS_AT_ONCE;
+}
+
+/*
+ * Some blocks to a transaction: no snapshot is held for long.
+ */
+static Outcome
+count_range(void)
+{
+	MemoryContextSwitchTo(count_context);
+	counted = orch_partition_groups();
+	MemoryContextSwitchTo(TopMemoryContext);
+	from_block = 0;
+	return work_through(count_blocks);
 }
 
 static void
@@ -523,10 +616,17 @@ judge_range(void)
 {
 	Outcome outcome = perform(lock_range);
 
+	if (outcome != STEP_DONE || !more)
+		return outcome;
+	outcome = count_range();
 	if (outcome == STEP_DONE)
 		outcome = perform(judge);
-	if (outcome != STEP_DONE)
-		return outcome;
+	return outcome == STEP_DONE ? carry_out() : outcome;
+}
+
+static Outcome
+carry_out(void)
+{
 	if (strcmp(verdict, "rewrite") == 0)
 		return rewrite_range();
 	if (strcmp(verdict, "drop") != 0)
@@ -570,7 +670,32 @@ forget(void)
 	bool isnull;
 	Datum next = orch_catalog_call(ORCH_FN_FORGET_RANGE, 2, args, &isnull);
 
-	from_id = isnull ? -1 : DatumGetInt64(next);
+	more = !isnull;
+	from_id = DatumGetInt64(next);
+}
+
+static void
+close_expired(void)
+{
+	NullableDatum arg = {Int64GetDatum(range), false};
+
+	(void) orch_catalog_call(ORCH_FN_CLOSE_EXPIRED, 1, &arg, &(bool){false});
+}
+
+static void
+shrink(void)
+{
+	static const char *const kinds[] = {"trace_log", "task_finished"};
+
+	more = false;
+	for (int i = 0; i < lengthof(kinds) && !more; i++)
+	{
+		Oid relid = get_relname_relid(
+			psprintf("expired_%s_" INT64_FORMAT, kinds[i], range),
+			orch_catalog(false)->schema);
+
+		more = OidIsValid(relid) && orch_partition_shrink(relid);
+	}
 }
 
 static void
@@ -579,17 +704,22 @@ drop(void)
 	NullableDatum arg = {Int64GetDatum(range), false};
 
 	(void) orch_catalog_call(ORCH_FN_DROP_EXPIRED, 1, &arg, &(bool){false});
+}
+
+static void
+report_drop(void)
+{
 	ereport(
 		LOG,
 		(errmsg(
-			"finished tasks from id %lld on were dropped, %ld ms after the worker began",
-			(long long) range * 1000000,
-			TimestampDifferenceMilliseconds(MyStartTimestamp,
-											GetCurrentTimestamp()))));
+			"finished tasks from id %lld on were dropped; the worker has worked for %lld ms; %s",
+			(long long) range * 1000000, (long long) work_time / 1000,
+			pg_rusage_show(&usage))));
 }
 
 /*
- * What was set aside goes when it is archived.
+ * What was set aside goes when it is archived; the files little by little, for
+ * a file system that gives back much at once holds up everybody's flush of WAL.
  */
 static Outcome
 leave_range(void)
@@ -599,9 +729,16 @@ leave_range(void)
 	if (outcome != STEP_DONE || !more)
 		return outcome;
 	from_id = range * INT64CONST(1000000);
-	while (outcome == STEP_DONE && from_id >= 0)
-		outcome = perform(forget);
-	return outcome == STEP_DONE ? perform(drop) : outcome;
+	outcome = work_through(forget);
+	if (outcome == STEP_DONE)
+		outcome = perform(close_expired);
+	if (outcome == STEP_DONE)
+		outcome = work_through(shrink);
+	if (outcome == STEP_DONE)
+		outcome = perform(drop);
+	if (outcome == STEP_DONE)
+		report_drop();
+	return outcome;
 }
 
 /*
@@ -612,14 +749,14 @@ perform(Step step)
 {
 	volatile Outcome outcome = STEP_DONE;
 
-	CHECK_FOR_INTERRUPTS();
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
+	begin_step("orchestrator retention");
 	PushActiveSnapshot(GetTransactionSnapshot());
-	pgstat_report_activity(STATE_RUNNING, "orchestrator retention");
 	PG_TRY();
 	{
-		step();
+		if (orch_catalog(true) == NULL)
+			outcome = STEP_FAILED; /* the extension was dropped */
+		else
+			step();
 		PopActiveSnapshot();
 		CommitTransactionCommand();
 	}
@@ -628,10 +765,23 @@ perform(Step step)
 		outcome = judge_failure();
 	}
 	PG_END_TRY();
-	MemoryContextSwitchTo(TopMemoryContext);
-	MemoryContextReset(step_context);
-	pgstat_report_stat(false);
-	pgstat_report_activity(STATE_IDLE, NULL);
+	end_step();
+	return outcome;
+}
+
+/*
+ * A step after the other until there is no more to do.
+ */
+static Outcome
+work_through(Step step)
+{
+	Outcome outcome = perform(step);
+
+	while (outcome == STEP_DONE && more)
+	{
+		rest();
+		outcome = perform(step);
+	}
 	return outcome;
 }
 
@@ -643,10 +793,7 @@ run_command(void)
 {
 	volatile Outcome outcome = STEP_DONE;
 
-	CHECK_FOR_INTERRUPTS();
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	pgstat_report_activity(STATE_RUNNING, command);
+	begin_step(command);
 	SetConfigOption("lock_timeout", DETACH_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE);
 	MemoryContextSwitchTo(step_context);
 	PG_TRY();
@@ -659,12 +806,56 @@ run_command(void)
 		outcome = judge_failure();
 	}
 	PG_END_TRY();
+	SetConfigOption("lock_timeout", LOCK_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE);
+	end_step();
+	return outcome;
+}
+
+static void
+begin_step(const char *activity)
+{
+	CHECK_FOR_INTERRUPTS();
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+	}
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	pgstat_report_activity(STATE_RUNNING, activity);
+}
+
+static void
+end_step(void)
+{
 	MemoryContextSwitchTo(TopMemoryContext);
 	MemoryContextReset(step_context);
-	SetConfigOption("lock_timeout", LOCK_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE);
 	pgstat_report_stat(false);
 	pgstat_report_activity(STATE_IDLE, NULL);
-	return outcome;
+	step_time = GetCurrentTimestamp() - GetCurrentStatementStartTimestamp();
+	work_time += step_time;
+}
+
+/*
+ * Leave most of the machine to those who run tasks, but never keep anybody
+ * waiting for it.
+ */
+static void
+rest(void)
+{
+	TimestampTz until = GetCurrentTimestamp() + rest_times * step_time;
+	long left;
+
+	while ((left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+												   until)) > 0 &&
+		   !somebody_waits())
+	{
+		(void) WaitLatch(
+			MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+			Min(left, NAP_MS), orch_wait_event(ORCH_WAIT_RETENTION));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
 }
 
 /*
@@ -736,33 +927,30 @@ orchestrator_copy_frozen(PG_FUNCTION_ARGS)
 }
 
 /*
- * Leave most of the processor to those who run tasks.
- */
-static void
-breathe(void)
-{
-	static TimestampTz rested = 0;
-	TimestampTz now = GetCurrentTimestamp();
-
-	CHECK_FOR_INTERRUPTS();
-	if (now - rested < WORK_TIME)
-		return;
-	pg_usleep(REST_TIME);
-	rested = GetCurrentTimestamp();
-}
-
-/*
- * orchestrator._count_rows(partition)
+ * orchestrator._count_rows(partition, sample): the worker has counted those of
+ * the partition that it holds a lock on.
  */
 Datum
 orchestrator_count_rows(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	Oid relid = PG_GETARG_OID(0);
+	HTAB *groups = counted;
 	HASH_SEQ_STATUS scan;
 	OrchGroup *group;
 
 	InitMaterializedSRF(fcinfo, 0);
-	hash_seq_init(&scan, orch_heap_count_finished(PG_GETARG_OID(0), breathe));
+	if (PG_GETARG_BOOL(1))
+	{
+		groups = orch_partition_groups();
+		orch_partition_sample(groups, relid);
+	}
+	else if (groups == NULL || relid != locked.ids[0].relId)
+	{
+		groups = orch_partition_groups();
+		(void) orch_partition_count(groups, relid, 0, MaxBlockNumber);
+	}
+	hash_seq_init(&scan, groups);
 	while ((group = hash_seq_search(&scan)) != NULL)
 	{
 		bool rooted = group->last_root > 0;

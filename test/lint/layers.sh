@@ -21,6 +21,7 @@ event
 notify
 catalog
 heap
+partition
 admit
 fair
 progress

@@ -1,6 +1,6 @@
 -- Retention: which ranges of finished tasks may go, what stays of them, what goes with them; purge().
 \ir lib/setup.psql
-SELECT plan(95);
+SELECT plan(115);
 
 CREATE ROLE retention_app LOGIN;
 CREATE ROLE retention_other LOGIN;
@@ -39,7 +39,7 @@ $$;
 CREATE FUNCTION judged(range bigint) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
   PERFORM orchestrator._retention_due();
-  RETURN orchestrator._judge($1);
+  RETURN CASE WHEN orchestrator._glance($1) THEN orchestrator._judge($1) ELSE 'keep' END;
 END
 $$;
 CREATE FUNCTION look_at(range bigint) RETURNS interval LANGUAGE sql AS $$
@@ -49,6 +49,11 @@ CREATE FUNCTION detach(range bigint) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
   EXECUTE format('ALTER TABLE orchestrator.task_finished DETACH PARTITION orchestrator.task_finished_%s', $1);
   EXECUTE format('ALTER TABLE orchestrator.trace_log DETACH PARTITION orchestrator.trace_log_%s', $1);
+END
+$$;
+CREATE FUNCTION dropped(range bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM orchestrator._close_expired($1), orchestrator._drop_expired($1);
 END
 $$;
 CREATE FUNCTION forget(range bigint) RETURNS void LANGUAGE plpgsql AS $$
@@ -110,16 +115,43 @@ SELECT is((SELECT bool_and(relrowsecurity AND relforcerowsecurity) FROM pg_class
 SELECT is(10 = ANY (orchestrator._retention_due()), false, 'what is set aside goes first');
 SELECT is(orchestrator._archive(10), true, 'nobody wants to archive it');
 SELECT forget(10);
-SELECT orchestrator._drop_expired(10);
+SELECT dropped(10);
 SELECT is(to_regclass('orchestrator.expired_task_finished_10'), NULL, 'it is dropped');
 SELECT is((SELECT count(*) FROM orchestrator.task_key WHERE task_id = :waits), 1::bigint, 'the key of a live task is held');
 SELECT is(judged(10), 'keep', 'what is left stays');
 SELECT is(look_at(10), '22 days 23:59:00', 'as long as failed ones do');
 SELECT later(24 * 86400);
 SELECT is(judged(10), 'rewrite', 'a live task of the range: never without a partition');
-SELECT orchestrator._rewrite(10), orchestrator._drop_expired(10);
+SELECT orchestrator._rewrite(10), dropped(10);
 SELECT is(judged(10), 'keep', 'an empty one waits for it');
 SELECT is(look_at(10), '1 day', 'and is looked at daily');
+
+-- A look at some of it spares the count where clearly more than a tenth stays
+SELECT next_range(15);
+SELECT done(40);
+SELECT failed() FROM generate_series(1, 8);
+SELECT next_range(16);
+SELECT orchestrator._retention_due();
+SELECT later(7 * 86400 + 60);
+SELECT is((w.rows, w.kept, date_trunc('minute', w.look - orchestrator._now() + '30 s'))::text, '(48,8,"22 days 23:59:00")', 'a sixth stays') FROM orchestrator._weigh(15, true) w;
+SELECT is(orchestrator._glance(15), true, 'that is worth a count');
+SELECT is(orchestrator._judge(15), 'keep', 'which says no');
+SELECT failed() FROM generate_series(1, 3);
+UPDATE orchestrator.task_finished SET id = id - 500000 WHERE id / 1000000 = 16;
+UPDATE orchestrator.partition_state SET look_at = orchestrator._now() WHERE range = 15;
+SELECT is(orchestrator._glance(15), false, 'more than a fifth is not');
+SELECT is(look_at(15), '30 days', 'it is looked at when they are due');
+SELECT later(30 * 86400 + 60);
+SELECT is(judged(15), 'drop', 'then it goes');
+
+-- A range is counted as it is, or some of it
+SELECT is((SELECT sum(c.rows) FROM orchestrator._count_rows('orchestrator.task_finished_15', false) c), 51::numeric, 'every row');
+INSERT INTO orchestrator.task_finished_15 SELECT r.*
+  FROM (SELECT to_jsonb(x) AS x FROM orchestrator.task_finished_15 x LIMIT 1) t, generate_series(1, 5000) i,
+       jsonb_populate_record(NULL::orchestrator.task_finished_15, t.x || jsonb_build_object('id', 15600000 + i, 'metadata', jsonb_build_object('x', repeat('x', 1000)))) r;
+SELECT is((SELECT sum(c.rows) FROM orchestrator._count_rows('orchestrator.task_finished_15', false) c), 5051::numeric, 'all of many blocks');
+SELECT is((SELECT sum(c.rows) BETWEEN 500 AND 4000 FROM orchestrator._count_rows('orchestrator.task_finished_15', true) c), true, 'a sample has less');
+SELECT is((SELECT sum(c.rows) FROM orchestrator._count_rows('orchestrator.task_finished_15', false) c), (SELECT count(*)::numeric FROM orchestrator.task_finished_15 WHERE true), 'as SQL counts');
 
 -- More than a tenth stays: nothing is moved
 SELECT next_range(20);
@@ -139,6 +171,26 @@ SELECT judged(21);
 SELECT is(look_at(21), '05:00:00', 'and its word counts');
 SELECT orchestrator.define_queue('short', retention => '5 hours', description => 'same');
 SELECT is((SELECT count(*) FROM orchestrator.partition_state WHERE look_at > orchestrator._now()) > 0, true, 'not when it says the same');
+
+-- What stays of a range with runs: live ones, with what is done of them, and those of which the time has not come
+SELECT next_range(25);
+SELECT done(120);
+SELECT orchestrator.enqueue('flow') AS held \gset
+SELECT orchestrator.define_workflow('fails', ARRAY[orchestrator.step('x', definition => 'job'), orchestrator.step('y', definition => 'once', needs => '{x}')]::orchestrator.step_spec[]);
+SELECT orchestrator.enqueue('fails') AS lost, orchestrator.enqueue('flow') AS due \gset
+SELECT claim(5);
+SELECT settle_completed(id) FROM orchestrator.task WHERE parent_id IN (:held, :lost, :due) AND state = 'running';
+SELECT claim(5);
+SELECT settle_failed(id) FROM orchestrator.task WHERE parent_id = :lost AND state = 'running';
+SELECT settle_completed(id) FROM orchestrator.task WHERE parent_id = :due AND state = 'running';
+SELECT is((SELECT string_agg(state::text, ' ' ORDER BY id) FROM orchestrator.task WHERE id IN (:held, :lost, :due)), 'waiting failed completed', 'three runs');
+SELECT next_range(26);
+SELECT later(8 * 86400);
+SELECT is(judged(25), 'rewrite', 'few of many');
+SELECT orchestrator._rewrite(25);
+SELECT is((SELECT array_agg(ARRAY[run, n] ORDER BY run) FROM (SELECT coalesce(parent_id, id), count(*) FROM orchestrator.task_finished_25 GROUP BY 1) x(run, n)),
+  ARRAY[ARRAY[:held, 1], ARRAY[:lost, 3]]::bigint[], 'the step that the live run has done, the failed run with its two');
+SELECT dropped(25);
 
 -- Runs: their steps stay as long as they do
 SELECT next_range(30);
@@ -210,7 +262,7 @@ SELECT next_range(51);
 SELECT later(8 * 86400);
 SELECT orchestrator._retention_due();
 UPDATE orchestrator.partition_state SET closed_at = '-infinity' WHERE range = 50;
-SELECT is(orchestrator._judge(50), 'drop', 'nobody is older');
+SELECT is(judged(50), 'drop', 'nobody is older');
 
 -- What is detached makes room: a late task makes its range again
 SELECT orchestrator.enqueue('job', delay => '10 years') AS late2 \gset
@@ -220,7 +272,7 @@ SELECT orchestrator.cancel(50500000);
 SELECT is((SELECT tableoid::regclass::text || ' ' || state FROM orchestrator.task WHERE id = 50500000), 'orchestrator.task_finished_50 cancelled', 'a task that outlived its range has a place');
 SELECT is((SELECT count(*) FROM orchestrator.expired_task_finished_50), 2::bigint, 'the old partition is set aside');
 SELECT is(50 = ANY (orchestrator._expired_ranges()), true, 'to be dropped');
-SELECT orchestrator._drop_expired(50);
+SELECT dropped(50);
 SELECT is((task(50500000)).state, 'cancelled', 'which leaves the new one alone');
 
 -- What somebody else detached is not ours
@@ -277,8 +329,19 @@ SELECT settle_completed(:archiver);
 SELECT is(orchestrator._archive(60), true, 'now it is');
 SELECT forget(60);
 SELECT is(hanging(), 'k2 0 0 0 0 0', 'what hung on the tasks goes; a key that was taken for a time stays');
+-- Closed, it is for nobody any more, also where its worker dies before it is dropped
+ALTER TABLE orchestrator.expired_task_finished_60 ADD CONSTRAINT task_finished_60_of_a_dba UNIQUE (id, owner);
+SELECT orchestrator._close_expired(60);
+SELECT is((SELECT string_agg(relname, ' ') FROM pg_class WHERE relnamespace = 'orchestrator'::regnamespace AND relname ~ 'archive_.*_60|task_finished_60_|trace_log_60_'), NULL, 'closed, it has no views and no indexes, whoever made them');
+DELETE FROM orchestrator.archive_run WHERE range = 60;
+SELECT is(orchestrator._archive(60), true, 'nobody archives what is closed');
+SELECT is((SELECT count(*) FROM orchestrator.archive_run WHERE range = 60), 0::bigint, 'no task is enqueued for it');
+SELECT is(60 = ANY (orchestrator._expired_ranges()), true, 'it is still to be dropped');
+SELECT lives_ok('SELECT orchestrator._close_expired(60)', 'and closed again by the next worker');
+SELECT is((SELECT freeing FROM orchestrator.partition_state WHERE range = 60), true, 'which knows');
 SELECT orchestrator._drop_expired(60);
 SELECT is((SELECT string_agg(relname, ' ') FROM pg_class WHERE relnamespace = 'orchestrator'::regnamespace AND relname ~ '(expired|archive)_.*_60'), NULL, 'nothing is left');
+SELECT is((SELECT leaving OR freeing FROM orchestrator.partition_state WHERE range = 60), false, 'and its range is as any other');
 SELECT later(370 * 86400);
 SELECT is(orchestrator._forget_keys(), 1, 'the key goes when its time has passed');
 SELECT is(hanging(), '0 0 0 0 0', 'and nothing is left of the tasks');

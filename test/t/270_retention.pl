@@ -12,7 +12,7 @@ use IPC::Run ();
 use Test::More;
 use Time::HiRes qw(time usleep);
 
-my $node = new_node('orchestrator.executors_per_role' => 2, log_min_messages => 'log');
+my $node = new_node('orchestrator.executors_per_role' => 2, log_min_messages => 'log', wal_level => 'replica', max_wal_senders => 4);
 $node->start;
 $node->create_extension;
 $node->plain_role($_) foreach qw(app other);
@@ -43,6 +43,9 @@ next_range();
 subtest 'whole partitions, and few that stay, while tasks run and are read' => \&goes_on;
 subtest 'a session that holds a lock'  => \&held_lock;
 subtest 'a crash in between'           => \&crash;
+subtest 'a crash between two pieces'   => \&crash_between_pieces;
+subtest 'a promotion between two'      => \&promotion_between_pieces;
+subtest 'who waits for the count'      => \&waits_for_count;
 subtest 'archive tasks'                => \&archive;
 subtest 'late tasks'                   => \&late;
 subtest 'settings'                     => \&settings;
@@ -230,6 +233,111 @@ SQL
 	return;
 }
 
+# A range of which some blocks were given back already, of the table itself or
+# of what it stored out of line: a lock in time keeps the worker from going on.
+sub between_pieces
+{
+	my ($toast) = @_;
+	fill(1, 100000, '1 hour', failed => 100);
+	$node->safe_psql('postgres', q{ALTER TABLE orchestrator.task_finished_1 ALTER output SET STORAGE EXTERNAL;
+		UPDATE orchestrator.task_finished_1 SET output = to_jsonb(repeat('x', 10000)) WHERE id % 100 = 0; VACUUM orchestrator.task_finished_1});
+	my ($table, $full) = split /\|/, $node->safe_psql('postgres', 'SELECT ' . ($toast ? 'reltoastrelid::regclass, pg_relation_size(reltoastrelid)' :
+		  q{'orchestrator.expired_task_finished_1', pg_relation_size(oid)}) . q{ FROM pg_class WHERE oid = 'orchestrator.task_finished_1'::regclass});
+	cmp_ok($full, '>', 9e6, ($toast ? 'what is stored out of line' : 'a table') . ' of some pieces');
+	looked('EXISTS (SELECT FROM orchestrator.partition_state WHERE range = 1)', 'its range is full');
+	$node->safe_psql('postgres', q{UPDATE orchestrator.task_finished_1 SET finished_at = finished_at - interval '8 days'; SELECT orchestrator._review()});
+	my $holder = session($node, scalar getpwuid($<));
+	my $end = time + 60;
+	my $left = '';
+	until (time > $end || ($left ne '' && $left > 0 && $left < $full))
+	{
+		$left = $holder->query("SELECT pg_relation_size(to_regclass('$table'))");
+	}
+	$holder->query('BEGIN; LOCK TABLE orchestrator.expired_task_finished_1 IN ACCESS SHARE MODE');
+	$left = $holder->query("SELECT pg_relation_size('$table')");
+	ok($left > 0 && $left < $full, 'is partly given back') or diag("$left of $full");
+	return ($holder, $table, $left);
+}
+
+# What is to be kept of it is elsewhere.
+sub kept
+{
+	my ($server) = @_;
+	return is($server->safe_psql('postgres', q{SELECT count(*), sum(length(output #>> '{}')), (SELECT count(*) FROM orchestrator.trace_log WHERE task_id / 1000000 = 1) FROM orchestrator.task WHERE id / 1000000 = 1}),
+		'1000|10000000|1000', 'all that is to be kept is there');
+}
+
+# Nobody archives what is left, and the next server goes on with it.
+sub crash_between_pieces
+{
+	next_range();
+	foreach my $toast (0, 1)
+	{
+		my ($holder, $table, $left) = between_pieces($toast);
+		$node->stop('immediate');
+		$holder->quit;
+		$node->start;
+		cmp_ok($node->safe_psql('postgres', "SELECT pg_relation_size('$table')"), '<=', $left, 'so it is after a crash');
+		$node->psql_as('app', q{TRUNCATE app.archived; SELECT orchestrator.archive_with('store')});
+		looked(q{to_regclass('orchestrator.expired_task_finished_1') IS NULL}, 'the next server drops it');
+		$node->psql_as('app', q{SELECT orchestrator.archive_with(NULL)});
+		is($node->psql_as('app', 'SELECT count(*) FROM app.archived'), 0, 'nobody archived what was left');
+		kept($node);
+		make_old(1);
+		is_gone(1);
+	}
+	log_has_no_errors();
+	return;
+}
+
+# A standby gives back the same, and goes on when it is promoted.
+sub promotion_between_pieces
+{
+	next_range();
+	$node->backup('standby');
+	my $standby = PostgreSQL::Test::Cluster->new('standby');
+	$standby->init_from_backup($node, 'standby', has_streaming => 1);
+	$standby->start;
+	my ($holder, $table, $left) = between_pieces(0);
+	$node->wait_for_catchup($standby);
+	is($standby->safe_psql('postgres', "SELECT pg_relation_size('$table')"), $left, 'so it is on a standby');
+	$standby->promote;
+	$standby->safe_psql('postgres', 'SELECT orchestrator._review()');
+	ok($standby->poll_query_until('postgres', q{SELECT to_regclass('orchestrator.expired_task_finished_1') IS NULL}), 'which drops it when it is promoted');
+	kept($standby);
+	$standby->stop;
+	$holder->query('COMMIT');
+	$holder->quit;
+	looked(q{to_regclass('orchestrator.expired_task_finished_1') IS NULL}, 'as its primary does');
+	kept($node);
+	make_old(1);
+	is_gone(1);
+	return;
+}
+
+# Rests of the worker end when somebody wants what it has locked.
+sub waits_for_count
+{
+	next_range();
+	fill(1, 300000, '1 hour');
+	looked('EXISTS (SELECT FROM orchestrator.partition_state WHERE range = 1)', 'a range is full');
+	make_old(1);
+	$node->safe_psql('postgres', 'VACUUM orchestrator.task_finished_1');
+	my $user = session($node, scalar getpwuid($<));
+	$node->safe_psql('postgres', 'SELECT orchestrator._review()');
+	my $locked = q{SELECT count(*) FROM pg_locks WHERE relation = 'orchestrator.task_finished_1'::regclass AND mode = 'ExclusiveLock' AND granted};
+	my $end = time + 60;
+	usleep(1000) until $user->query($locked) eq '1' || time > $end;
+	my $began = time;
+	$user->query('BEGIN; LOCK TABLE orchestrator.task_finished_1 IN ROW EXCLUSIVE MODE; COMMIT');
+	my $waited = 1000 * (time - $began);
+	$user->quit;
+	is_gone(1);
+	my ($worked) = slurp_file($node->logfile) =~ /.*from id 1000000 on were dropped; the worker has worked for (\d+) ms/s;
+	cmp_ok($waited, '<', 4 * $worked, 'who wants to write waits while the worker works, not while it rests') or diag("$waited ms");
+	return;
+}
+
 sub archive
 {
 	next_range();
@@ -319,10 +427,10 @@ sub settings
 # Set aside or not, all of it goes with the extension.
 sub drop_extension
 {
-	$node->set('orchestrator.retention' => '7d', 'orchestrator.retention_failed' => '30d');
-	$node->reload;
 	$node->psql_as('app', q{SELECT orchestrator.archive_with('refuse')});
 	$node->safe_psql('postgres', q{CREATE OR REPLACE FUNCTION app.refuse(input jsonb) RETURNS jsonb LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''not now''; END'});
+	$node->set('orchestrator.retention' => '7d', 'orchestrator.retention_failed' => '30d');
+	$node->reload;
 	looked(q{to_regclass('orchestrator.expired_task_finished_1') IS NOT NULL AND EXISTS (SELECT FROM pg_class WHERE relname ~ '^archive_task_1_')}, 'a range waits for its archive');
 	$node->safe_psql('postgres', 'DROP EXTENSION orchestrator');
 	is($node->safe_psql('postgres', q{SELECT count(*) FROM pg_class WHERE relname ~ 'task_finished|trace_log|archive_t'}), 0, 'it went with the extension');
