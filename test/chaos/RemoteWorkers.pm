@@ -221,9 +221,12 @@ my @checks = (
 		SELECT r.task, r.token, array_agg(r.verb) FROM chaos.report r WHERE r.event = 'ok' GROUP BY 1, 2 HAVING count(*) > 1),
 	'R3: a report after the end of the lease was accepted' => q(
 		SELECT * FROM chaos.report r WHERE r.event = 'ok' AND r.late),
+	# sent after it: when its answer is noted says nothing, a worker may be held up
 	'R4: a report after that of a later attempt was accepted' => q(
 		SELECT * FROM chaos.report a JOIN chaos.report b ON b.task = a.task AND b.at > a.at
-		WHERE a.event = 'ok' AND b.event = 'ok' AND split_part(b.token, '-', 1)::int <= split_part(a.token, '-', 1)::int),
+		WHERE a.event = 'ok' AND b.event = 'ok' AND split_part(b.token, '-', 1)::int <= split_part(a.token, '-', 1)::int
+		AND a.at < (SELECT max(s.at) FROM chaos.report s
+		            WHERE s.event = 'send' AND s.task = b.task AND s.token = b.token AND s.verb = b.verb AND s.at <= b.at)),
 	'R5: an answer that is none' => q(SELECT * FROM chaos.report r WHERE r.event LIKE 'odd%'),
 	'R6: a remote task is not completed' => qq(
 		SELECT t.id, t.state, t.attempt, t.error FROM orchestrator.task t $mine WHERE t.live OR t.state <> 'completed'),
