@@ -47,8 +47,9 @@ in_chroot() {
 		shift
 		mount --make-rprivate / &&
 			mount -t proc proc "$root/proc" &&
-			mkdir -p "$root/dev/shm" &&
+			mkdir -p "$root/dev/shm" "$root/dev/pts" &&
 			mount -t tmpfs tmpfs "$root/dev/shm" &&
+			mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts" &&
 			exec chroot "$root" "$@"' - "$root" "$@"
 }
 

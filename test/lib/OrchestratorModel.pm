@@ -7,7 +7,7 @@ package OrchestratorModel;
 #   script_model($url, { content => 'yes' }, ...);  # its next answers
 #   my @requests = received_by($url);               # path, headers and body of each
 #   forget_received($url);
-#   my $folder = model_packages();                  # of npm's packages; undef: no npm
+#   my $folder = model_packages();                  # of npm's packages; undef: none
 #
 # All ends with the test.
 
@@ -17,6 +17,7 @@ use warnings;
 use Exporter 'import';
 use HTTP::Tiny;
 use JSON::PP;
+use OrchestratorTest;
 use POSIX ();
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -25,7 +26,6 @@ use Time::HiRes qw(time usleep);
 our @EXPORT = qw(missing_model start_model start_server script_model received_by forget_received model_packages ask);
 
 my $sources = ($ENV{TESTDIR} || '.') . '/test/model';
-my $folder  = ($ENV{TESTDIR} || '.') . '/tmp_model';
 my $number  = 0;
 my @started;
 
@@ -94,13 +94,7 @@ sub forget_received
 
 sub model_packages
 {
-	return if grep { system("command -v $_ >/dev/null 2>&1") != 0 } qw(node npm);
-	if (!-d "$folder/node_modules/openai")
-	{
-		system_or_bail('mkdir', '-p', $folder);
-		system_or_bail('cp', map({ "$sources/$_" } 'package.json', 'package-lock.json', 'clients.mjs'), $folder);
-		system_or_bail('npm', 'ci', '--silent', '--no-audit', '--no-fund', '--prefix', $folder);
-	}
+	my $folder = npm_packages($sources, 'model') or return;
 	system_or_bail('cp', "$sources/clients.mjs", $folder);
 	return $folder;
 }

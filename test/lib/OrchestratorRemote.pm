@@ -13,6 +13,7 @@ use strict;
 use warnings;
 
 use Exporter 'import';
+use OrchestratorTest;
 use POSIX qw(WNOHANG);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -22,7 +23,7 @@ use Time::HiRes qw(time usleep);
 our @EXPORT = qw(missing_clients start_client stop_client ended_client said start_pooler);
 
 my $sources = ($ENV{TESTDIR} || '.') . '/test/clients';
-my $folder  = ($ENV{TESTDIR} || '.') . '/tmp_clients';
+my $packages;
 my $number  = 0;
 my @started;
 
@@ -35,17 +36,9 @@ sub python
 # from npm, into a folder of the run.
 sub missing_clients
 {
-	foreach my $program ('node', 'npm', 'pgbouncer')
-	{
-		return $program if system("command -v $program >/dev/null 2>&1") != 0;
-	}
+	return 'pgbouncer' if system('command -v pgbouncer >/dev/null 2>&1') != 0;
 	return 'psycopg2' unless python();
-	if (!-d "$folder/node_modules/pg")
-	{
-		system_or_bail('mkdir', '-p', $folder);
-		system_or_bail('cp', "$sources/package.json", "$sources/package-lock.json", $folder);
-		system_or_bail('npm', 'ci', '--silent', '--no-audit', '--no-fund', '--prefix', $folder);
-	}
+	$packages = npm_packages($sources, 'clients') or return 'node-postgres';
 	return;
 }
 
@@ -54,7 +47,7 @@ sub start_client
 {
 	my ($node, $program, $arguments, %options) = @_;
 	local @ENV{qw(PGHOST PGPORT PGUSER PGDATABASE NODE_PATH)} =
-	  ($node->host, $options{port} || $node->port, $options{role} || 'app', 'postgres', "$folder/node_modules");
+	  ($node->host, $options{port} || $node->port, $options{role} || 'app', 'postgres', "$packages/node_modules");
 	return start($program =~ /\.py$/ ? (python(), '-u') : ('node'), "$sources/$program", @$arguments);
 }
 

@@ -26,7 +26,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-our @EXPORT    = qw(new_node new_cron_node has_pg_cron wait_for plain_role report);
+our @EXPORT    = qw(new_node new_cron_node has_pg_cron npm_packages wait_for plain_role report);
 our @EXPORT_OK = qw(server_conf);
 
 my $number = 0;
@@ -76,6 +76,23 @@ sub has_pg_cron
 {
 	my ($stdout) = run_command([ $ENV{PG_CONFIG} || 'pg_config', '--sharedir' ]);
 	return -e "$stdout/extension/pg_cron.control";
+}
+
+# The folder, in the run's, where npm put the packages that the lock file beside
+# package.json names; undef where npm is missing or can fetch nothing.
+sub npm_packages
+{
+	my ($sources, $name) = @_;
+	my $folder = ($ENV{TESTDIR} || '.') . "/tmp_$name";
+	return if grep { system("command -v $_ >/dev/null 2>&1") != 0 } qw(node npm);
+	if (!-e "$folder/node_modules/.package-lock.json")
+	{
+		system_or_bail('mkdir', '-p', $folder);
+		system_or_bail('cp', "$sources/package.json", "$sources/package-lock.json", $folder);
+		return if system_log('npm', 'ci', '--silent', '--no-audit', '--no-fund', '--fetch-retries=1', '--fetch-retry-mintimeout=1000',
+			'--prefix', $folder) != 0;
+	}
+	return $folder;
 }
 
 # A node that has pg_cron as the README says, with its jobs in database postgres.

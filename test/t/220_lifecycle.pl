@@ -273,10 +273,11 @@ subtest 'too few workers' => sub {
 	$small->safe_psql('second', 'CREATE EXTENSION orchestrator');
 	$small->poll_query_until('second', q{SELECT count(*) = 1 FROM orchestrator.worker_status WHERE kind = 'supervisor'});
 	$small->plain_role('app');
+	# From here on: the slot of the executor that goes may not be free at once.
+	my $offset = -s $small->logfile;
 	$small->safe_psql('postgres', q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'orchestrator executor'});
 	my $first = $small->safe_psql('postgres', q{SELECT orchestrator.run('SELECT pg_sleep(60)')});
 	$small->wait_for("SELECT state = 'running' FROM orchestrator.task_status WHERE task_id = $first");
-	my $offset = -s $small->logfile;
 	my @waiting = map { $small->psql_as('app', q{SELECT orchestrator.run('SELECT 1')}) } 1 .. 3;
 	my $warnings = sub {
 		return scalar(() = substr(slurp_file($small->logfile), $offset) =~ /WARNING:  out of background worker slots/g);

@@ -378,7 +378,7 @@ sub secrets
 	define('s_far', 's_key', '{"path": "/redirect", "query": {"to": "http://example.com/"}}');
 	is(run('s_far', undef, 'status'), 'failed|301', 'nor takes it elsewhere');
 
-	is(error_of('SHOW orchestrator.secrets_directory', 'app'), '42501: must be superuser or have privileges of pg_read_all_settings to examine "orchestrator.secrets_directory"', 'where they are is not told');
+	like(error_of('SHOW orchestrator.secrets_directory', 'app'), qr{^42501: .* to examine "orchestrator\.secrets_directory"}, 'where they are is not told');
 	my ($dump) = run_command([ 'pg_dump', '-p', $node->port, '-h', $node->host, 'postgres' ]);
 	unlike($dump, qr/canary/, 'R13: no secret in a dump');
 	unlike($dump =~ s/^.*?CREATE SERVER//sr, qr/\Q$canary\E/, 'of endpoints and tasks');
@@ -530,7 +530,7 @@ sub lifecycle
 	$task = enqueue('last');
 	under_way(1);
 	my $began = time;
-	$node->restart('fast');
+	$node->restart;
 	cmp_ok(time - $began, '<', 5, 'a fast shutdown does not wait for a call');
 	is(result($task, 'status'), 'completed|200', 'it is made again after the restart');
 	is(app("SELECT attempt FROM orchestrator.task WHERE id = $task"), '2', 'as another attempt');

@@ -104,7 +104,7 @@ is(join(' ', @{ run(q{orchestrator.import_tools('tools', 't_')})->{output} }), '
 SKIP:
 {
 	my $folder = model_packages();
-	skip 'node or npm is not installed', 2 unless $folder;
+	skip 'npm can fetch no packages', 2 unless $folder;
 	my $port = PostgreSQL::Test::Cluster::get_free_port();
 	local $ENV{PORT} = $port;
 	start_server(qr/listening on port|started|running/i, 'node', "$folder/node_modules/\@modelcontextprotocol/server-everything/dist/index.js", 'streamableHttp');
