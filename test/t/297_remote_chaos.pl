@@ -37,7 +37,9 @@ my %next = map { $_ => time + rand $faults{$_}[0] } keys %faults;
 my $until = time + $seconds;
 while (time < $until)
 {
-	value($node, q{SELECT orchestrator.enqueue('remote'), orchestrator.enqueue('remote_chain') FROM generate_series(1, 3)}, 'app');
+	# no more than the workers finish in seconds: those that die keep their permits until their leases end
+	value($node, q{SELECT orchestrator.enqueue('remote'), orchestrator.enqueue('remote_chain') FROM generate_series(1, 3)
+		WHERE (SELECT count(*) FROM orchestrator.task WHERE live) < 150}, 'app');
 	foreach my $name (grep { $next{$_} < time } sort keys %faults)
 	{
 		$met{$name} += $faults{$name}[1]->();
