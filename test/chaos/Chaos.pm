@@ -19,6 +19,7 @@ use IO::Handle;
 use IPC::Open3;
 use List::Util qw(shuffle sum0);
 use OrchestratorTest;
+use OutsideCalls;
 use POSIX qw(WNOHANG);
 use PostgreSQL::Test::Utils;
 use RemoteWorkers;
@@ -31,12 +32,14 @@ my $clients = 4;
 my %mix = (
 	note => 26, noop => 14, retried => 8, delayed => 8, keyed => 8, slow => 16, rolled_back => 6,
 	sql => 4, fails => 3, many => 3, parent => 2, procedure => 2, prepared => 2,
-	chain => 5, fan => 3, signalled => 3, undone => 3, remote => 5, remote_chain => 2);
+	chain => 5, fan => 3, signalled => 3, undone => 3, remote => 5, remote_chain => 2,
+	http => 8, http_chain => 3);
 my $many = 10;
-my $workflows = "'chain', 'fan', 'signalled', 'undone', 'remote_chain'";
+my $workflows = "'chain', 'fan', 'signalled', 'undone', 'remote_chain', 'http_chain'";
 my $remote = 3;    # workers
 
 my $node;
+my $calls;    # outside calls
 my $tell;
 my @slow;     # processes that outlived their postmaster for long
 my $quiet;    # when the last transaction was sent
@@ -49,8 +52,9 @@ sub run
 
 	$tell = $option{tell} || sub { };
 	srand $option{seed};
+	my $journals = tempdir(CLEANUP => 1);
+	$calls = OutsideCalls->start($journals, $option{seed});
 	start_server();
-	my $journals = tempdir(CLEANUP => 1, DIR => $node->basedir);
 	my $enough = "$journals/enough";
 	my @pids = map { start_client($_, $journals, $enough, int($option{tasks} / $clients), rand 2**31) } 1 .. $clients;
 
@@ -70,8 +74,10 @@ sub run
 	waitpid $_, 0 foreach @workers;
 	$done{violations} = check($journals, \%done);
 	$done{remote} = RemoteWorkers::summary($node);
+	$done{outside} = $calls->summary($node);
 	$done{seconds} = time - $began;
 	$node->stop('fast');
+	$calls->stop;
 	return \%done;
 }
 
@@ -83,6 +89,7 @@ sub start_server
 		name => 'chaos',
 		'orchestrator.max_executors' => 6,
 		'max_prepared_transactions' => 20,
+		'orchestrator.courier_hang_timeout' => '1 s',
 		'orchestrator.executors_per_role' => 2);
 	$node->start;
 	$node->create_extension;
@@ -165,6 +172,7 @@ SELECT orchestrator.define('sql', 'INSERT INTO chaos.ledger SELECT t.task_id, t.
 SQL
 	}
 	RemoteWorkers::prepare($node, @roles);
+	$calls->prepare($node, @roles);
 	return;
 }
 
@@ -289,7 +297,8 @@ sub compose
 sub input
 {
 	my ($token, $kind) = @_;
-	my $items = $kind eq 'fan' ? ', "items": [1, 2, 3, 4, 5, 6, 7]' : '';
+	my %items = (fan => '[1, 2, 3, 4, 5, 6, 7]', http_chain => OutsideCalls::items());
+	my $items = $items{$kind} ? qq(, "items": $items{$kind}) : '';
 	return qq('{"token": "$token", "kind": "$kind"$items}');
 }
 
@@ -392,10 +401,17 @@ my %fault = (
 	'cancel executor' => [ 4, 0, sub { send_signal('INT', one('executor')) } ],
 	'terminate supervisor' => [ 4, 0, sub { send_signal('TERM', one('supervisor')) } ],
 	'terminate launcher' => [ 4, 0, sub { send_signal('TERM', one('launcher')) } ],
-	'stop and continue executor' => [ 6, 0, sub { suspend('executor') } ],
-	'stop and continue supervisor' => [ 3, 0, sub { suspend('supervisor') } ],
-	'stop and continue launcher' => [ 2, 0, sub { suspend('launcher') } ],
+	'stop and continue executor' => [ 6, 0, sub { suspend(one('executor')) } ],
+	'stop and continue supervisor' => [ 3, 0, sub { suspend(one('supervisor')) } ],
+	'stop and continue launcher' => [ 2, 0, sub { suspend(one('launcher')) } ],
 	'stop, then kill executor' => [ 3, 1, \&kill_stopped ],
+	'kill courier' => [ 8, 1, sub { crash(one('courier')) } ],
+	'terminate courier' => [ 5, 0, sub { send_signal('TERM', one('courier')) } ],
+	'stop and continue courier' => [ 3, 0, sub { suspend(one('courier')) } ],
+	'kill program of courier' => [ 8, 1, sub { send_signal('KILL', program()) } ],
+	'terminate program of courier' => [ 4, 0, sub { send_signal('TERM', program()) } ],
+	'stop program of courier' => [ 4, 0, sub { send_signal('STOP', program()) } ],
+	'stop and continue program of courier' => [ 3, 0, sub { suspend(program()) } ],
 	'immediate restart' => [ 5, 0, sub { $node->stop('immediate'); $node->start; 1 } ],
 	'fast restart' => [ 5, 0, sub { $node->stop('fast'); $node->start; 1 } ],
 	'reload' => [ 2, 0, sub { $node->reload; 1 } ]);
@@ -416,10 +432,10 @@ sub haunt
 		usleep(100_000 + rand 900_000);
 		value($node, send_signals('AND random() < 0.5'));
 		forget_crashes($node);
-		my $offset = log_end($node);
+		$calls->remember($node);
 		my $from = time;
 		my $met = $fault{$name}[2]->();
-		$tell->(sprintf "%-30s %s%.2f s\n", $name, $met ? '' : 'nobody met, ', time - $from);
+		$tell->(sprintf "%-36s %s%.2f s\n", $name, $met ? '' : 'nobody met, ', time - $from);
 		next unless $met;
 		$done->{faults}{$name}++;
 		$killed += $fault{$name}[1];
@@ -446,6 +462,14 @@ sub one
 	my @found;
 	within(10, sub { @found = workers($node, $kind) });
 	return pick(@found);
+}
+
+# The program that the courier has make its calls.
+sub program
+{
+	my $pid;
+	within(10, sub { $pid = $calls->program($node) });
+	return $pid // ();
 }
 
 sub several
@@ -486,8 +510,8 @@ sub kill_postmaster
 
 sub suspend
 {
-	my ($kind) = @_;
-	my ($pid) = one($kind) or return 0;
+	my ($pid) = @_;
+	return 0 unless $pid;
 	kill 'STOP', $pid;
 	usleep(50_000 + rand 1_500_000);
 	return kill 'CONT', $pid;
@@ -545,7 +569,7 @@ my @checks = (
 		             ('fan', 'step.fan.a', 1), ('fan', 'step.fan.m', 7), ('fan', 'step.fan.o', 1), ('fan', 'step.fan.z', 1),
 		             ('signalled', 'step.signalled.a', 1), ('signalled', 'step.signalled.z', 1),
 		             ('undone', 'step.undone.a', 1), ('undone', 'step.undone.b', 1), ('undone', 'step.undone.f', 0),
-		             ('undone', 'undo.undone.a', 1), ('undone', 'undo.undone.b', 1)) e(kind, step, n) ON e.kind = t.input ->> 'kind'
+		             ('undone', 'undo.undone.a', 1), ('undone', 'undo.undone.b', 1), ('http_chain', 'step.http_chain.z', 1)) e(kind, step, n) ON e.kind = t.input ->> 'kind'
 		CROSS JOIN LATERAL (SELECT count(*) AS n, array_agg(l.at) AS at FROM chaos.ledger l WHERE l.token = (t.input ->> 'token') || '/' || e.step) l
 		WHERE t.parent_id IS NULL AND l.n <> e.n),
 	'a step came before what it needs, or an undo before a later one' => q(
@@ -560,7 +584,7 @@ my @checks = (
 		WHERE t.input ->> 'kind' = 'signalled' AND t.parent_id IS NULL GROUP BY 1 HAVING count(s.consumed_by) <> 1),
 	'I5: a task was completed without its effect' => q(
 		SELECT t.id, t.attempt, t.epoch, t.input FROM orchestrator.task t
-		WHERE t.state = 'completed' AND t.input ->> 'kind' NOT IN ('noop', 'procedure', 'remote', 'chain', 'fan', 'signalled', 'undone', 'remote_chain')
+		WHERE t.state = 'completed' AND t.input ->> 'kind' NOT IN ('noop', 'procedure', 'remote', 'http', 'chain', 'fan', 'signalled', 'undone', 'remote_chain', 'http_chain')
 		  AND NOT EXISTS (SELECT FROM chaos.ledger l WHERE l.task_id = t.id)),
 	'I5: a procedure was completed without its effect' => q(
 		SELECT t.id, t.attempt, t.epoch, t.input FROM orchestrator.task t
@@ -609,14 +633,14 @@ sub check
 		SELECT t.id, t.input, t.created_at, t.run_at, t.started_at, t.finished_at FROM orchestrator.task t
 		WHERE t.finished_at > to_timestamp($quiet) + interval '5 seconds'
 		  AND NOT EXISTS (SELECT FROM chaos.journal j WHERE j.client = 0 AND j.token = t.input ->> 'token')
-		  AND t.input ->> 'kind' NOT IN ('remote', $workflows));
+		  AND t.input ->> 'kind' NOT IN ('remote', 'http', $workflows));
 	while (my ($name, $query) = splice @checks, 0, 2)
 	{
 		my $found = $node->safe_psql('postgres', "SELECT count(*) FROM ($query) found");
 		next if $found == 0;
 		push @violations, "$name: $found\n" . $node->safe_psql('postgres', "$query LIMIT 10");
 	}
-	push @violations, RemoteWorkers::check($node, $journals, $remote);
+	push @violations, RemoteWorkers::check($node, $journals, $remote), $calls->check($node, $quiet);
 	push @violations, map { "F06: after two seconds without a postmaster: $_" } @slow;
 	push @violations, check_log(), check_relations();
 	$done->{errors} = join '', map { slurp_file($_) } glob "$journals/errors.*";

@@ -146,4 +146,5 @@ async def main():
     await loop.run_in_executor(None, sys.stdin.read)
 
 
-asyncio.run(main())
+if __name__ == "__main__":
+    asyncio.run(main())

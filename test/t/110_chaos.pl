@@ -14,6 +14,7 @@ my $result = Chaos::run(tasks => 2_000, kills => 20, seed => $seed, tell => \&no
 
 note("kills $result->{kills}, faults $result->{events}, transactions: $result->{journal}");
 note("tasks: $result->{tasks}; effects: $result->{effects}; drained after $result->{drained} s");
+note("outside calls: $result->{outside}");
 cmp_ok($result->{kills}, '>=', 20, "$result->{kills} kills");
 cmp_ok($result->{count}, '>=', 2_000, "$result->{count} tasks");
 isnt($result->{drained}, 'never', "every task was finished (seed $seed)");
