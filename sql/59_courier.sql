@@ -372,7 +372,7 @@ BEGIN
       FROM orchestrator._read_model(t, d, orchestrator._provider(d.endpoint), $3 -> 'body') x;
   END IF;
 EXCEPTION WHEN data_exception OR program_limit_exceeded OR statement_too_complex THEN
-  error := jsonb_build_object('sqlstate', 'OR013', 'message', 'the answer cannot be read: ' || SQLERRM);
+  error := jsonb_build_object('sqlstate', 'OR013', 'message', 'the answer cannot be read: ' || SQLERRM, 'retry', false);
 END
 $$;
 

@@ -4,6 +4,7 @@
     {"stall": true}                     no answer; the connection stays
     {"reset": true}                     no answer; the connection is closed
     {"garbage": true}                   no JSON, although it says so
+    {"raw": "..."}                      these bytes, as latin-1
     {"truncate": true}                  half of it, then the connection is closed
     {"huge": bytes}                     blanks before it
     {"gzip": true}                      compressed, asked for or not
@@ -37,6 +38,8 @@ def send(handler, status, headers, chunks, fault):
     """Send an answer.  Several parts, or a drip, go in chunks as they come."""
     if fault.get('garbage'):
         chunks = [b'\x00\xff\xfe{"half": ']
+    if 'raw' in fault:
+        chunks = [fault['raw'].encode('latin-1')]
     if 'huge' in fault:
         chunks = [b' ' * fault['huge']] + chunks
     if fault.get('gzip'):

@@ -90,6 +90,32 @@ foreach my $fault (
 	is("$task->{state} $task->{attempt}", $expected, $name) or diag($task->{error}{message});
 }
 
+# F37: answers that cannot be kept fail for good, after one call
+my @kinds = (
+	[ 'llm', q{orchestrator.enqueue('ask openai', '{"q": "hello there"}')}, '"choices": [{"message": {"content": %s}}]' ],
+	[ 'llm, Anthropic', q{orchestrator.enqueue('ask anthropic', '{"q": "hello there"}')}, '"content": [{"type": "text", "text": %s}]' ],
+	[ 'embedding', q{orchestrator.enqueue('embed openai', '{"q": "a"}')}, '"data": [{"embedding": [%s]}]' ],
+	[ 'tool', q{orchestrator.enqueue('say', '{"message": "x"}')}, '"jsonrpc": "2.0", "id": 1, "result": {"content": [{"type": "text", "text": %s}]}' ]);
+my %unusable = (
+	'a NUL' => '"\\u0000"', 'half a surrogate' => '"\\ud800"', 'a byte that is no text' => qq("\xff"), 'a number without end' => '1e200000',
+	'too deep' => '[' x 100_000, 'too large' => '"' . 'x' x 1_100_000 . '"');
+app(q{SELECT orchestrator.define('say', NULL, 'tool', endpoint => 'tools', request => '{"tool": "echo"}', retry_delay => '10 ms')});
+is(run(q{orchestrator.enqueue('say', '{"message": "x"}')})->{output}{text}, 'Echo: x', 'a session is open');
+foreach my $kind (@kinds, [ 'tool, as events', @{ $kinds[3] }[ 1, 2 ], 1 ])
+{
+	my ($name, $sql, $form, $as_events) = @$kind;
+	foreach my $what (sort keys %unusable)
+	{
+		my $body = sprintf '{"model": "m", %s}', sprintf $form, $unusable{$what};
+		$body = "event: message\r\ndata: $body\r\n\r\n" if $as_events;
+		script_model($url, { fault => { raw => $body }, times => 9, $as_events ? (events => JSON::PP::true) : () });
+		forget_received($url);
+		my $task = run($sql);
+		is("$task->{state} $task->{error}{sqlstate} " . scalar received_by($url), 'failed OR013 1', "F37: $name: $what") or diag($task->{error}{message});
+	}
+}
+script_model($url);
+
 # Tools of a server, as JSON and as events
 script_model($url, { events => JSON::PP::true, match => 'tools/call', times => 1 });
 app(q{SELECT orchestrator.define('add', NULL, 'tool', endpoint => 'tools', request => '{"tool": "add"}', max_attempts => 1),
