@@ -30,11 +30,15 @@ static const Range private4[] = {
 };
 
 static const Range private6[] = {
-	{{0}, 127},						/* :: and ::1 */
+	{{0}, 96},						/* ::, ::1, and what stood for IPv4 */
+	{{[8] = 0xff, [9] = 0xff}, 96}, /* likewise */
+	{{0x20, 0x01, 0, 0}, 32},		/* Teredo: leads to IPv4 */
 	{{0xfc}, 7},					/* unique local */
+	{{0xfe, 0xc0}, 10},				/* site-local, as it was called */
 	{{0xff}, 8},					/* multicast */
 	{{0x00, 0x64, 0xff, 0x9b}, 96}, /* to IPv4, below */
 	{{0x20, 0x02}, 16},				/* likewise */
+	{{0x00, 0x64, 0xff, 0x9b, 0x00, 0x01}, 48}, /* as a network likes */
 };
 
 static bool is_in(const uint8_t *address, const Range *range);

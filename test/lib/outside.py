@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A server to call in tests: answers and faults by the path of the request.
 
-outside.py [--tls CERT KEY]     prints its port, serves 127.0.0.1 until its input ends
+outside.py [--tls CERT KEY | --old-tls CERT KEY]     prints its port, serves 127.0.0.1 until its input ends
 
   /echo             what was sent, as JSON
   /status/N         that status; ?after=S gives Retry-After
@@ -11,7 +11,9 @@ outside.py [--tls CERT KEY]     prints its port, serves 127.0.0.1 until its inpu
                     answers of other types; body is percent-encoded bytes
   /bytes/HEX        these bytes, as text; /deep JSON that is nested too deep
   /big/N            N bytes; /bomb/N the same, compressed; /endless without end
-  /headers/N        N headers
+  /headers/N        N headers; ?each=M gives each so many bytes
+  /tell/N           that status, with the Authorization of the request in a header
+                    and, as often as ?times says, in the body; ?gzip compresses it
   /redirect?to=URL  301
   /hang, /silent, /drip, /reset, /garbage, /cut
                     no answer, headers only, a byte each second, an end in the
@@ -92,6 +94,10 @@ async def respond(method, url, query, headers, body):
     if what == "status":
         after = [f"Retry-After: {query['after'][0]}"] if "after" in query else []
         return answer(int(number), f"status {number}".encode(), more=after)
+    if what == "tell":
+        body = headers.get("authorization", "none").encode() * int(query.get("times", ["1"])[0])
+        more = ["X-Told: " + headers.get("authorization", "none")] + (["Content-Encoding: gzip"] if "gzip" in query else [])
+        return answer(int(number), gzip.compress(body) if "gzip" in query else body, query.get("as", ["text/plain"])[0], more)
     if what == "flaky":
         seen[key] = seen.get(key, 0) + 1
         return answer(500) if seen[key] <= int(number) else as_json({"tries": seen[key]})
@@ -113,7 +119,7 @@ async def respond(method, url, query, headers, body):
     if what == "bomb":
         return answer(200, gzip.compress(b"x" * int(number)), more=["Content-Encoding: gzip"])
     if what == "headers":
-        return answer(200, b"many", more=[f"X-{i}: y" for i in range(int(number))])
+        return answer(200, b"many", more=[f"X-{i}: " + "y" * int(query.get("each", ["1"])[0]) for i in range(int(number))])
     if what == "redirect":
         return answer(301, more=[f"Location: {query['to'][0]}"])
     return None
@@ -137,8 +143,11 @@ async def serve(reader, writer):
 
 async def main():
     context = None
-    if len(sys.argv) > 2 and sys.argv[1] == "--tls":
+    if len(sys.argv) > 2:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        if sys.argv[1] == "--old-tls":
+            context.maximum_version = ssl.TLSVersion.TLSv1_1
+            context.set_ciphers("ALL:@SECLEVEL=0")
         context.load_cert_chain(sys.argv[2], sys.argv[3])
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context, backlog=4096, limit=1 << 20)
     print(server.sockets[0].getsockname()[1], flush=True)

@@ -98,6 +98,7 @@ subtest 'statuses' => \&statuses;
 subtest 'answers that cannot be kept' => \&unusable;
 subtest 'receivers that misbehave' => \&faults;
 subtest 'where calls may not go' => \&addresses;
+subtest 'spellings' => \&spellings;
 subtest 'certificates' => \&certificates;
 subtest 'secrets' => \&secrets;
 subtest 'steps of workflows' => \&steps;
@@ -168,6 +169,12 @@ sub requests
 	{
 		like(run('header', qq({"h": "$value"}), 'message'), qr/^failed\|a header of the request cannot be sent/, "R21: not a header: $value");
 	}
+	define('names', 'local', '{"path": "/header", "headers": "$.headers"}');
+	foreach my $name ('X-A\r\nX-B', 'X-A\nX-B', 'X-A: b\r\n\r\nGET /', 'X A', 'X-A\u0001', 'X-ä', '')
+	{
+		like(run('names', qq({"headers": {"$name": "x"}})), qr/^failed/, "R21: not the name of one: $name");
+	}
+	like(error_of(q{SELECT orchestrator.enqueue('names', '{"headers": {"X-A": "a\u0000b"}}')}, 'app'), qr/^22P05/, 'R21: a NUL comes nowhere');
 	foreach my $name ('Host', 'Content-Length', 'Transfer-Encoding', 'Proxy-Authorization', 'Idempotency-Key')
 	{
 		define('reserved', 'local', qq({"path": "/header", "headers": {"$name": "x"}}));
@@ -232,11 +239,11 @@ sub unusable
 		is(run('type', qq({"body": "$bad{$what}"}), 'sqlstate', 'retry'), 'failed|OR013|false', "F37: $what");
 		is(scalar(my @now = $server->log('/type')) - $before, 1, 'one call');
 	}
-	define('at', 'local', '{"path": "$.path"}');
+	define('at', 'local', '{"path": "$.path", "query": {"each": "$.each"}}');
 	define('inflate', 'compressed', '{"path": "$.path"}');
-	foreach my $path ('/deep', '/bytes/ff', '/bytes/6100', '/big/1100000', '/headers/150', '/bomb/100000')
+	foreach my $path ('/deep', '/bytes/ff', '/bytes/6100', '/big/1100000', '/headers/150', '/headers/90', '/bomb/100000')
 	{
-		is(run('at', qq({"path": "$path"}), 'sqlstate', 'retry'), 'failed|OR013|false', "F37, R21: $path");
+		is(run('at', qq({"path": "$path", "each": 900}), 'sqlstate', 'retry'), 'failed|OR013|false', "F37, R21: $path");
 		is(scalar $server->log($path), 1, 'one call');
 	}
 	is(run('inflate', '{"path": "/bomb/2000000"}', 'sqlstate', 'message'), 'failed|OR013|the answer is too large', 'R21: sizes are of what was compressed');
@@ -315,6 +322,57 @@ sub addresses
 	return;
 }
 
+# Every spelling of an address that we know of, many calls at once.
+sub spellings
+{
+	my $port = $server->{port};
+	my @hosts = qw(127.0.0.1 127.0.0.1. 127.1 127.0.1 127.000.000.001 0177.0.0.1 0177.0.0.01 0x7f.0.0.1 0x7f.1 0x7f000001 017700000001 2130706433 127.255.255.254
+	  localhost localhost. sub.localhost 0 0.0.0.0 00.0.0.0 10.0.0.1 10.255.255.255 0xa.1 167772161 100.64.0.1 100.127.255.255 172.16.0.1 172.31.255.255 192.0.0.1
+	  192.168.0.1 192.168.257 3232235521 198.18.0.1 198.19.255.255 224.0.0.1 239.255.255.255 240.0.0.1 255.255.255.255
+	  [::] [::1] [0:0:0:0:0:0:0:1] [0000::0001] [::127.0.0.1] [::7f00:1] [::ffff:127.0.0.1] [::ffff:7f00:1] [0:0:0:0:0:ffff:7f00:1] [::ffff:10.0.0.1] [::ffff:0:127.0.0.1]
+	  [64:ff9b::127.0.0.1] [64:ff9b::7f00:1] [64:ff9b::a00:1] [64:ff9b:1::7f00:1] [2002:7f00:1::] [2002:a00:1::1] [2001::1] [fc00::1] [fd12:3456::1] [fec0::1] [ff02::1] [ff0e::1]);
+	my @local = qw(169.254.169.254 169.254.0.1 0xa9fea9fe 2852039166 0251.0376.0251.0376 [fe80::1] [febf::1] [::ffff:169.254.169.254] [::ffff:a9fe:a9fe] [64:ff9b::169.254.169.254] [2002:a9fe:a9fe::]);
+	my %url = ((map { ("s$_" => "http://$hosts[$_]:$port") } 0 .. $#hosts), (map { ("l$_" => "http://$local[$_]:$port") } 0 .. $#local));
+	my $before = () = $server->log;
+	my %got = calls_to(\%url, sub { $_[0] =~ /^l/ ? "allow_private 'on'" : "timeout '5 s'" });
+
+	like($got{$_}, qr/^failed OR012 (?:false the call was not made: (?:its address is|the URL cannot be called)|no answer: Could not resolve host: \S+\.$)/, "R18: $url{$_}") foreach sort keys %url;
+	is(scalar(my @now = $server->log) - $before, 0, 'nothing of these was sent');
+	cmp_ok(scalar keys %url, '>=', 60, 'G15: ' . keys(%url) . ' spellings');
+
+	# What looks like an address that is allowed, and is not
+	$node->set('orchestrator.http_allow' => 'https://*.example.com, https://api.example.org:8443');
+	$node->reload;
+	$node->wait_for(q{SHOW orchestrator.http_allow}, 'https://*.example.com, https://api.example.org:8443', 'reloaded');
+	my @other = qw(https://example.com https://evilexample.com https://a.example.com.evil.org https://a.example.com. http://a.example.com https://a.example.com:444
+	  https://api.example.org https://api.example.org:84430 https://b.api.example.org:8443 https://xapi.example.org:8443);
+	%url = map { ("o$_" => $other[$_]) } 0 .. $#other;
+	%got = calls_to(\%url, sub { "timeout '5 s'" });
+	like($got{$_}, qr/^failed 42501 false orchestrator.http_allow does not let|^HV024/, "R17: $url{$_}") foreach sort keys %url;
+	$node->set('orchestrator.http_allow' => '');
+	$node->reload;
+	return;
+}
+
+# Make an endpoint of each URL and call it; what became of that, or why there is none.
+sub calls_to
+{
+	my ($url, $options) = @_;
+	my %got;
+
+	foreach my $name (sort keys %$url)
+	{
+		$got{$name} = error_of(endpoint($name, "url '$url->{$name}', " . $options->($name)));
+	}
+	my @made = grep { $got{$_} eq '' } sort keys %$url;
+	app(join ';', map { "SELECT orchestrator.define('$_', NULL, 'http', endpoint => '$_', max_attempts => 1), orchestrator.enqueue('$_')" } @made);
+	my $names = join ',', map { "'$_'" } @made;
+	my $of = "orchestrator.task t JOIN orchestrator.definition d ON d.id = t.definition WHERE d.name IN ($names)";
+	$node->wait_for("SELECT count(*) FROM $of AND t.live", '0', 'all of these end');
+	my $rows = admin("SELECT d.name, concat_ws(' ', t.state, t.error ->> 'sqlstate', t.error ->> 'retry', t.error ->> 'message') FROM $of");
+	return (%got, map { split /\|/, $_, 2 } split /\n/, $rows);
+}
+
 # An authority of our own, for one host.
 sub make_certificate
 {
@@ -324,21 +382,56 @@ sub make_certificate
 	return ("$folder/$name.crt", "$folder/$name.key");
 }
 
+# Another, which was good for a day of the year 2020.
+sub make_expired
+{
+	my ($name, $subject) = @_;
+	append_to_file("$folder/$name.conf", <<"EOF");
+[ca]
+default_ca = own
+[own]
+database = $folder/$name.index
+serial = $folder/$name.serial
+new_certs_dir = $folder
+default_md = sha256
+policy = any
+x509_extensions = host
+[any]
+commonName = supplied
+[host]
+subjectAltName = $subject
+basicConstraints = CA:TRUE
+EOF
+	append_to_file("$folder/$name.index", '');
+	append_to_file("$folder/$name.serial", "01\n");
+	system_or_bail('openssl', 'req', '-newkey', 'rsa:2048', '-nodes', '-subj', "/CN=$name", '-keyout', "$folder/$name.key", '-out', "$folder/$name.csr");
+	system_or_bail('openssl', 'ca', '-batch', '-selfsign', '-config', "$folder/$name.conf", '-startdate', '20200101000000Z', '-enddate', '20200102000000Z',
+		'-keyfile', "$folder/$name.key", '-in', "$folder/$name.csr", '-out', "$folder/$name.crt", '-notext');
+	return ("$folder/$name.crt", "$folder/$name.key");
+}
+
 sub certificates
 {
 	my ($good, $good_key) = make_certificate('good', 'IP:127.0.0.1');
 	my ($wrong, $wrong_key) = make_certificate('wrong', 'DNS:elsewhere.example');
+	my ($expired, $expired_key) = make_expired('expired', 'IP:127.0.0.1');
 	my $secure = outside('--tls', $good, $good_key);
 	my $other = outside('--tls', $wrong, $wrong_key);
+	my $past = outside('--tls', $expired, $expired_key);
+	my $old = outside('--old-tls', $good, $good_key);
 
 	admin(endpoint('untrusted', "url '$secure->{url}', allow_private 'on'")
 		. endpoint('trusted', "url '$secure->{url}', allow_private 'on', ca_file '$good'")
 		. endpoint('mistaken', "url '$other->{url}', allow_private 'on', ca_file '$wrong'")
+		. endpoint('expired', "url '$past->{url}', allow_private 'on', ca_file '$expired'")
+		. endpoint('old', "url '$old->{url}', allow_private 'on', ca_file '$good'")
 		. endpoint('unencrypted', "url 'https://127.0.0.1:$server->{port}', allow_private 'on'"));
-	define($_, $_, '{"path": "/echo"}', q{max_attempts => 1, timeout => '2 s'}) foreach 'untrusted', 'trusted', 'mistaken', 'unencrypted';
+	define($_, $_, '{"path": "/echo"}', q{max_attempts => 1, timeout => '2 s'}) foreach 'untrusted', 'trusted', 'mistaken', 'expired', 'old', 'unencrypted';
 	is(run('trusted', undef, 'status'), 'completed|200', 'R20: one that the file knows');
 	is(run('untrusted', undef, 'sqlstate', 'retry'), 'failed|OR012|false', 'one that signed itself');
 	is(run('mistaken', undef, 'sqlstate', 'retry'), 'failed|OR012|false', 'one of another host');
+	like(run('expired', undef, 'sqlstate', 'retry', 'message'), qr/^failed\|OR012\|false\|.*expired/, 'one whose time has passed');
+	like(run('old', undef, 'sqlstate', 'message'), qr/^failed\|OR012\|.*(?:protocol|ssl)/i, 'a server that knows TLS 1.1 only');
 	is(run('unencrypted', undef, 'sqlstate'), 'failed|OR004', 'and one that answers nothing to TLS');
 	is(run('trusted', undef, 'status'), 'completed|200', 'a connection that is trusted stays so');
 	is(run('untrusted', undef, 'sqlstate'), 'failed|OR012', 'for its own endpoint');
