@@ -398,6 +398,7 @@ CREATE TABLE orchestrator.tool_session (
   session  text,                         -- null: the server has none
   protocol text    NOT NULL,
   is_ready boolean NOT NULL,             -- it was told that we are
+  used_at  timestamptz NOT NULL,         -- to the hour; forgotten a day later
   PRIMARY KEY (endpoint, owner)
 );
 COMMENT ON TABLE orchestrator.tool_session IS 'Sessions with MCP servers, one for each endpoint and role';

@@ -127,16 +127,38 @@ BEGIN
 END
 $$;
 
+-- Sessions that nobody has used for a day.
+CREATE FUNCTION orchestrator._forget_sessions() RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  DELETE FROM orchestrator.tool_session s WHERE s.used_at < orchestrator._now() - interval '1 day';
+END
+$$;
+
+-- The session that a call is to use; null: it is to open one.
+CREATE FUNCTION orchestrator._use_session(endpoint text, owner int) RETURNS orchestrator.tool_session
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_now timestamptz := orchestrator._now();
+  s     orchestrator.tool_session;
+BEGIN
+  SELECT x.* INTO s FROM orchestrator.tool_session x WHERE x.endpoint = $1 AND x.owner = $2 AND x.used_at >= v_now - interval '1 day';
+  IF s.used_at < v_now - interval '1 hour' THEN
+    UPDATE orchestrator.tool_session x SET used_at = v_now WHERE x.endpoint = $1 AND x.owner = $2;
+  END IF;
+  RETURN s;
+END
+$$;
+
 -- The next call to a server of tools for a task: to open a session, or its own.
 CREATE FUNCTION orchestrator._tool_call(d orchestrator.definition, t orchestrator.task) RETURNS jsonb
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  s         orchestrator.tool_session;
+  s         orchestrator.tool_session := orchestrator._use_session(d.endpoint, t.owner);
   v_body    jsonb;
   v_headers jsonb := '{"Accept": "application/json, text/event-stream"}';
 BEGIN
-  SELECT x.* INTO s FROM orchestrator.tool_session x WHERE x.endpoint = d.endpoint AND x.owner = t.owner;
-  IF NOT FOUND THEN
+  IF s.endpoint IS NULL THEN
     v_body := jsonb_build_object('method', 'initialize', 'id', t.id, 'params', jsonb_build_object('protocolVersion', '2025-06-18', 'capabilities', '{}'::jsonb,
       'clientInfo', jsonb_build_object('name', 'orchestrator', 'version', (SELECT e.extversion FROM pg_extension e WHERE e.extname = 'orchestrator'))));
   ELSE
@@ -188,8 +210,9 @@ BEGIN
     error := jsonb_build_object('sqlstate', 'OR015', 'message', format('the server of the tool answered: %s', left(m #>> '{error,message}', 500)),
                                 'retry', CASE WHEN m #>> '{error,code}' IN ('-32600', '-32601', '-32602') THEN false END);
   ELSIF v_result ? 'protocolVersion' THEN
-    INSERT INTO orchestrator.tool_session (endpoint, owner, session, protocol, is_ready)
-      VALUES (d.endpoint, t.owner, left($3 #>> '{headers,mcp-session-id}', 500), left(v_result ->> 'protocolVersion', 20), false)
+    PERFORM orchestrator._forget_sessions();
+    INSERT INTO orchestrator.tool_session (endpoint, owner, session, protocol, is_ready, used_at)
+      VALUES (d.endpoint, t.owner, left($3 #>> '{headers,mcp-session-id}', 500), left(v_result ->> 'protocolVersion', 20), false, orchestrator._now())
       ON CONFLICT DO NOTHING;
     again := true;
   ELSIF d.request ? 'list' AND jsonb_typeof(v_result -> 'tools') = 'array' THEN

@@ -558,12 +558,13 @@ END
 $$;
 
 -- Keys whose time has passed, a thousand at most: their tasks may be gone, and
--- nobody may ever use them again. Returns how many.
+-- nobody may ever use them again. Returns how many. And sessions, likewise.
 CREATE FUNCTION orchestrator._forget_keys() RETURNS int
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_count int;
 BEGIN
+  PERFORM orchestrator._forget_sessions();
   DELETE FROM orchestrator.task_key k
     USING (SELECT x.owner, x.queue, x.key FROM orchestrator.task_key x
            WHERE x.expires_at <= orchestrator._now() ORDER BY x.expires_at LIMIT 1000 FOR UPDATE SKIP LOCKED) x

@@ -1,6 +1,6 @@
 -- Outside calls by the courier's SQL functions, with no courier: claims, what is sent, settles, recovery.
 \ir lib/setup.psql
-SELECT plan(30);
+SELECT plan(37);
 
 CREATE ROLE calls_app LOGIN;
 SELECT orchestrator.grant_usage('calls_app');
@@ -89,6 +89,44 @@ SET ROLE calls_app;
 SELECT orchestrator.pause_queue('calls');
 RESET ROLE;
 SELECT ok(NOT orchestrator._calls_wait(), 'but not in a queue that is paused');
+
+-- Sessions with servers of tools
+SELECT orchestrator.cancel(id) FROM t;
+TRUNCATE c, t;
+CREATE SERVER tools FOREIGN DATA WRAPPER orchestrator_http OPTIONS (url 'https://tools.example/mcp', provider 'mcp');
+GRANT USAGE ON FOREIGN SERVER tools TO calls_app;
+SET ROLE calls_app;
+SELECT orchestrator.define('tool', NULL, 'tool', endpoint => 'tools', request => '{"tool": "x"}');
+RESET ROLE;
+-- What the next task sends, which it does until it is its own call
+CREATE FUNCTION methods() RETURNS text[] LANGUAGE plpgsql AS $$
+DECLARE
+  v_task    bigint := add_call('tool');
+  v_methods text[] := '{}';
+  v_call    record;
+BEGIN
+  FOR i IN 1 .. 5 LOOP
+    SELECT x.* INTO v_call FROM orchestrator._claim_calls(4711, 1) x;
+    v_methods := v_methods || (v_call.request #>> '{body,method}');
+    PERFORM settle(v_task, v_call.epoch, 'completed', CASE v_methods[i]
+      WHEN 'initialize' THEN '{"status": 200, "headers": {"mcp-session-id": "s"}, "body": {"result": {"protocolVersion": "2025-06-18"}}}'
+      WHEN 'notifications/initialized' THEN '{"status": 202, "body": null}' ELSE '{"status": 200, "body": {"result": {"content": []}}}' END::jsonb);
+    EXIT WHEN v_methods[i] = 'tools/call';
+  END LOOP;
+  RETURN v_methods;
+END $$;
+SELECT is(methods(), '{initialize,notifications/initialized,tools/call}', 'the first call of a tool opens a session');
+SELECT is(methods(), '{tools/call}', 'which the next one uses');
+SELECT later(20 * 3600);
+SELECT is(methods(), '{tools/call}', 'also most of a day later');
+SELECT later(20 * 3600);
+SELECT is(methods(), '{tools/call}', 'and so on, while it is used');
+SELECT later(25 * 3600);
+SELECT is(methods(), '{initialize,notifications/initialized,tools/call}', 'after a day without use there is none');
+SELECT later(25 * 3600);
+SELECT is((SELECT count(*) FROM orchestrator.tool_session), 1::bigint, 'one that is old');
+SELECT orchestrator._forget_keys();
+SELECT is((SELECT count(*) FROM orchestrator.tool_session), 0::bigint, 'goes with what retention forgets');
 
 SELECT * FROM finish();
 ROLLBACK;
