@@ -389,7 +389,7 @@ CREATE TABLE orchestrator.tool (
   needs_approval boolean NOT NULL,
   PRIMARY KEY (owner, name)
 );
-COMMENT ON TABLE orchestrator.tool IS 'Definitions that agents may run, by define_tool()';
+COMMENT ON TABLE orchestrator.tool IS 'Definitions that models may have run, by define_tool()';
 
 -- Sessions with servers of tools. Shown to nobody: who knows one may use it.
 CREATE TABLE orchestrator.tool_session (

@@ -7,7 +7,7 @@
 --   OR004  the step ran longer than the timeout of its definition
 --   OR005  the task cannot run: its role is gone, was renamed, or may not log in
 --   OR006  the step was rejected
---   OR007  a limit of the run was exceeded: max_steps, max_depth, max_repeats
+--   OR007  a limit of the run was exceeded: max_steps, max_depth, max_repeats, max_tool_rounds
 --   OR011  a remote worker reported that the step failed, without a code of its own
 --   OR012  an outside call failed: no answer came, or one whose status says so
 --   OR013  the answer of an outside call cannot be used: too large, no text, or not as expected

@@ -226,7 +226,7 @@ BEGIN
   t.max_attempts := coalesce(d.max_attempts, 1);
   t.epoch := 0;
   t.live := true;
-  t.plan := CASE orchestrator._kind(p.definition) WHEN 'workflow' THEN p.definition ELSE p.plan END;
+  t.plan := CASE orchestrator._kind(p.definition) WHEN 'workflow' THEN p.definition WHEN 'map' THEN p.plan END;
   t.step := $2;
   t.name := $3 ->> 'name';
   t.deadline := p.deadline;
@@ -816,6 +816,8 @@ BEGIN
       WHEN 'map' THEN orchestrator._item_outputs(p.id)
       WHEN 'batch' THEN orchestrator._item_counts(p.id)
       WHEN 'workflow' THEN orchestrator._run_output(p)
+      WHEN 'llm' THEN orchestrator._answer_of(p)
+      WHEN 'tool' THEN orchestrator._answer_of(p)
       ELSE p.output END;
   EXCEPTION WHEN program_limit_exceeded THEN
     -- larger than any jsonb: no fault of the step that was the last
@@ -1257,7 +1259,7 @@ DECLARE
 BEGIN
   SELECT x.* INTO d FROM orchestrator.definition x WHERE x.id = t.definition;
   v_name := CASE t.state WHEN 'completed' THEN d.success_callback WHEN 'skipped' THEN NULL ELSE d.failure_callback END;
-  IF v_name IS NOT NULL AND NOT $2 THEN
+  IF v_name IS NOT NULL AND NOT $2 AND NOT orchestrator._is_round(t) THEN
     v_calls := v_calls || jsonb_build_object('definition', v_name);
   END IF;
   FOR v_call IN SELECT c FROM jsonb_array_elements(v_calls) c LOOP
@@ -1338,6 +1340,11 @@ BEGIN
     CASE v_request ->> 'verb'
       WHEN 'add_steps' THEN
         p := orchestrator._append_steps(orchestrator._run_of(t), v_request -> 'steps', (v_request ->> 'delay')::interval);
+        IF p.id = t.id THEN
+          t.remaining := p.remaining;
+        END IF;
+      WHEN 'call' THEN   -- tools (chapter 59)
+        p := orchestrator._add_calls(t, v_request -> 'steps');
         IF p.id = t.id THEN
           t.remaining := p.remaining;
         END IF;

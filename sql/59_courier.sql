@@ -59,18 +59,22 @@ BEGIN
     RETURN;
   END IF;
   PERFORM orchestrator._require(d.handler IS NULL, format('handler with kind "%s"', d.kind), 'Its endpoint and request say what it does.');
-  PERFORM orchestrator._require(d.endpoint IS NOT NULL, format('kind "%s" without endpoint', d.kind), 'Give the name of a server of orchestrator_http.');
+  PERFORM orchestrator._require(d.endpoint IS NOT NULL OR d.kind = 'tool' AND d.request ? 'tools', format('kind "%s" without endpoint', d.kind),
+                                'Give the name of a server of orchestrator_http' || CASE d.kind WHEN 'tool' THEN ', or tools in its request.' ELSE '.' END);
   PERFORM orchestrator._require(d.timeout_policy <> 'alert', format('timeout_policy alert with kind "%s"', d.kind), 'Say retry, fail or fail_workflow.');
-  v_refusal := orchestrator._endpoint_refusal($1, d.endpoint);
-  IF v_refusal IS NOT NULL THEN
-    RAISE EXCEPTION '%', v_refusal ->> 'message' USING ERRCODE = v_refusal ->> 'sqlstate', HINT = v_refusal ->> 'hint';
+  IF d.endpoint IS NOT NULL THEN
+    v_refusal := orchestrator._endpoint_refusal($1, d.endpoint);
+    IF v_refusal IS NOT NULL THEN
+      RAISE EXCEPTION '%', v_refusal ->> 'message' USING ERRCODE = v_refusal ->> 'sqlstate', HINT = v_refusal ->> 'hint';
+    END IF;
+    PERFORM orchestrator._check_provider(d);
   END IF;
-  PERFORM orchestrator._check_provider(d);
   CASE d.kind
     WHEN 'http' THEN PERFORM orchestrator._check_request(d.request);
-    WHEN 'tool' THEN PERFORM orchestrator._check_tool_request(d.request);
+    WHEN 'tool' THEN PERFORM orchestrator._check_tool_request(d);
     ELSE PERFORM orchestrator._check_model_request(d.kind, d.request);
   END CASE;
+  PERFORM orchestrator._check_tools($1, d);
 END
 $$;
 
@@ -223,7 +227,7 @@ BEGIN
       SELECT d.id, d.kind, d.endpoint, d.request, d.timeout, (extract(epoch FROM d.response_timeout) * 1000)::bigint AS silence,
              strpos(d.request::text, '"$') > 0 AS filled_in,
              CASE WHEN v_role IS NULL THEN '{"sqlstate": "OR005", "message": "the task cannot run: its role is gone, or was renamed"}'::jsonb
-                  ELSE orchestrator._endpoint_refusal(v_role, d.endpoint) END AS refusal
+                  WHEN d.endpoint IS NOT NULL THEN orchestrator._endpoint_refusal(v_role, d.endpoint) END AS refusal
       FROM orchestrator.definition d WHERE d.id IN (SELECT c.definition FROM claimed c)
     )
     SELECT c.task_id, c.epoch, k.endpoint, coalesce(m.request, k.request), coalesce(k.refusal, m.refusal),
@@ -250,8 +254,13 @@ BEGIN
   END IF;
   SELECT x.* INTO d FROM orchestrator.definition x WHERE x.id = $4;
   SELECT l.* INTO t FROM orchestrator.task_live l WHERE l.id = $5;
+  IF d.endpoint IS NULL THEN
+    refusal := '{"choose": true}';   -- of its tools: there is nothing to send
+    RETURN;
+  END IF;
   PERFORM orchestrator._check_provider(d);
   IF $1 = 'tool' THEN
+    refusal := orchestrator._arguments_refusal(d, t);
     request := orchestrator._tool_call(d, t);
     RETURN;
   END IF;
@@ -333,6 +342,9 @@ BEGIN
   t := orchestrator._lock_running($1, $2);
   IF t.id IS NULL THEN
     RETURN true;   -- the report is stale
+  ELSIF $4 ? 'choose' AND d.endpoint IS NULL THEN
+    PERFORM orchestrator._settle_choice(t, d);
+    RETURN true;
   ELSIF d.kind = 'tool' THEN
     IF $3 = 'completed' THEN
       SELECT x.output, x.error, x.again, NULL::jsonb AS resources, NULL::jsonb AS requests INTO r FROM orchestrator._read_answer(t, d, $4) x;

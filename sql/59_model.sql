@@ -58,7 +58,7 @@ $$;
 CREATE FUNCTION orchestrator._check_model_request(kind text, request jsonb) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
-  v_known text[] := CASE $1 WHEN 'llm' THEN '{model,messages,system,prompt,temperature,top_p,max_tokens,stop,seed,tools,tool_choice,schema,options}'
+  v_known text[] := CASE $1 WHEN 'llm' THEN '{model,messages,system,prompt,temperature,top_p,max_tokens,stop,seed,tools,tool_choice,max_tool_rounds,schema,options}'
                             ELSE '{model,input,dimensions,options}' END;
   v_key   text;
   v_bad   text;
@@ -74,6 +74,8 @@ BEGIN
   IF $1 = 'llm' THEN
     PERFORM orchestrator._require($2 ? 'messages' <> $2 ? 'prompt', 'request: has both messages and prompt, or neither', 'Give messages, or a prompt and perhaps system.');
     PERFORM orchestrator._require(jsonb_typeof($2 -> 'messages') IN ('array', 'string'), 'request, key "messages": is not an array');
+    PERFORM orchestrator._require(NOT $2 ? 'max_tool_rounds' OR coalesce($2 @? 'strict $.max_tool_rounds ? (@ >= 1 && @ <= 50 && @ % 1 == 0)', false),
+                                  'request, key "max_tool_rounds": is no integer between 1 and 50');
     v_bad := CASE WHEN jsonb_typeof($2 -> 'schema') IN ('object', 'boolean') THEN orchestrator._schema_refusal($2 -> 'schema') END;
     PERFORM orchestrator._require(v_bad IS NULL, 'request, key "schema": ' || v_bad);
   ELSE
@@ -100,6 +102,9 @@ BEGIN
   ELSIF v_doc ? 'system' THEN
     v_doc := v_doc - 'system'::text || jsonb_build_object('messages',
       jsonb_build_array(jsonb_build_object('role', 'system', 'content', orchestrator._as_text(v_doc -> 'system'))) || (v_doc -> 'messages'));
+  END IF;
+  IF orchestrator._named_tools(d.request) IS NOT NULL THEN
+    v_doc := orchestrator._with_tools(v_doc, d, t);
   END IF;
   IF d.kind = 'llm' AND t.error ->> 'sqlstate' = 'OR013' AND t.error ? 'answer' THEN
     v_doc := jsonb_set(v_doc, '{messages}', v_doc -> 'messages'
@@ -401,7 +406,8 @@ BEGIN
   IF v_calls = 1 THEN
     DELETE FROM orchestrator.model_usage u WHERE u.owner = t.owner AND u.hour < v_hour - interval '400 days';
   END IF;
-  UPDATE orchestrator.task_live l SET resources = orchestrator._add_usage(l.resources, v_in, v_out, v_cost) WHERE l.id = t.root_id;
+  UPDATE orchestrator.task_live l SET resources = orchestrator._add_usage(l.resources, v_in, v_out, v_cost)
+    WHERE l.id IN (t.root_id, CASE WHEN orchestrator._is_round(t) THEN t.parent_id END);
   RETURN orchestrator._add_usage(t.resources, v_in, v_out, v_cost);
 END
 $$;
@@ -466,6 +472,8 @@ BEGIN
   END IF;
   IF error IS NULL AND d.request ? 'agent' THEN
     SELECT g.output, g.error, g.requests INTO output, error, requests FROM orchestrator._agent_turn(t, output) g;
+  ELSIF error IS NULL AND output ? 'tool_calls' AND orchestrator._named_tools(d.request) IS NOT NULL THEN
+    SELECT g.output, g.error, g.requests INTO output, error, requests FROM orchestrator._tool_round(t, d, output) g;
   END IF;
 END
 $$;

@@ -300,6 +300,8 @@ BEGIN
     PERFORM orchestrator._refuse(p, 'go back in', format('It is a finished step: go back in task %s.', p.root_id));
   ELSIF orchestrator._kind(p.definition) NOT IN ('workflow') AND orchestrator._kind(p.definition) IN ('map', 'batch') THEN
     PERFORM orchestrator._refuse(p, 'go back in', 'Its items have no order; retry() runs the failed ones again.');
+  ELSIF orchestrator._kind(p.definition) = ANY (orchestrator._call_kinds()) THEN
+    PERFORM orchestrator._refuse(p, 'go back in', 'A model said what its steps are; retry() runs the failed ones again.');
   END IF;
   PERFORM orchestrator._reopen(p.id, $3);
   PERFORM orchestrator._leave_plan(p.id);
@@ -351,7 +353,7 @@ DECLARE
   r       orchestrator.task;
   v_again int[] := orchestrator._closure(p, ARRAY[orchestrator._step_number(p, $3)]);
 BEGIN
-  IF p.step IS NOT NULL OR orchestrator._kind(p.definition) IN ('map', 'batch') THEN
+  IF p.step IS NOT NULL OR orchestrator._kind(p.definition) = ANY (orchestrator._call_kinds() || '{map,batch}'::text[]) THEN
     PERFORM orchestrator._refuse(p, 'fork', 'Only a workflow at the top of its tree can be forked.');
   END IF;
   PERFORM orchestrator._admit(p.owner, 0, 1);   -- the role's quota: under the lock of a run nobody waits for a queue

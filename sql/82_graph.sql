@@ -116,7 +116,7 @@ BEGIN
     INTO v_steps FROM x, (SELECT jsonb_object_agg(x.step, x.number) AS number FROM x) m;
   FOR s IN SELECT o.step, o.depth FROM orchestrator._order_steps(v_steps) o LOOP
     v_nodes := v_nodes || orchestrator._node(s.step, s.depth, $2, $3);
-    IF s.step ->> 'kind' = 'workflow' AND s.step ? 'task' THEN
+    IF s.step ->> 'kind' IN ('workflow', 'llm', 'tool') AND s.step ? 'task' THEN
       v_nodes := v_nodes || coalesce(orchestrator._run_nodes((s.step ->> 'task')::bigint, v_nodes -> -1 ->> 'id', (v_nodes -> -1 ->> 'indent') || '  | '), '[]');
     END IF;
   END LOOP;

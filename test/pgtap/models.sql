@@ -2,6 +2,7 @@
 -- what is sent to each provider, what its answers mean, what is counted, and the
 -- decisions of an agent. Servers and real clients are in test/t.
 \ir lib/setup.psql
+\ir lib/models.psql
 SELECT plan(95);
 
 CREATE ROLE models_app LOGIN;
@@ -42,7 +43,7 @@ SELECT is(refused(k, e, r::jsonb), m, m) FROM (VALUES
   ('embedding', 'claude', '{"model": "m", "input": "x"}', '22023: endpoint "claude" is of provider anthropic, which kind embedding cannot call [Its provider must be openai or ollama.]'),
   ('llm', 'gpt', '{"prompt": "x"}', '22023: request, key "model": is not a string [Give the name of a model.]'),
   ('llm', 'gpt', '{"model": "m"}', '22023: request: has both messages and prompt, or neither [Give messages, or a prompt and perhaps system.]'),
-  ('llm', 'gpt', '{"model": "m", "prompt": "x", "temprature": 1}', '22023: request: unknown key "temprature" [The keys of a request of kind llm are model, messages, system, prompt, temperature, top_p, max_tokens, stop, seed, tools, tool_choice, schema, options.]'),
+  ('llm', 'gpt', '{"model": "m", "prompt": "x", "temprature": 1}', '22023: request: unknown key "temprature" [The keys of a request of kind llm are model, messages, system, prompt, temperature, top_p, max_tokens, stop, seed, tools, tool_choice, max_tool_rounds, schema, options.]'),
   ('llm', 'gpt', '{"model": "m", "prompt": "x", "schema": {"pattern": "a"}}', '22023: request, key "schema": schema has keyword "pattern", which is not known'),
   ('embedding', 'gpt', '{"model": "m"}', '22023: request: has no input [Give a text, an array of texts, or a path to one.]'),
   ('tool', 'tools', '{}', '22023: request, key "tool": is not a string [Give the name that the server has for it.]')) x(k, e, r, m);
@@ -77,23 +78,6 @@ BEGIN
   RESET ROLE;
   RETURN v_task;
 END $$;
--- Claim what there is, as the courier; the request of the first.
-CREATE FUNCTION sent() RETURNS jsonb LANGUAGE sql AS $$
-  SELECT count(*) FROM orchestrator._claim_call_rows(4711, 0, 0, 1);   -- a session remembers where its last lane went on
-  SELECT coalesce(c.refusal, c.request) FROM orchestrator._claim_calls(4711, 10) c LIMIT 1;
-$$;
-CREATE FUNCTION answered(id bigint, body jsonb, outcome text DEFAULT 'completed', headers jsonb DEFAULT '{}') RETURNS text LANGUAGE plpgsql AS $$
-DECLARE
-  v_epoch int := (task($1)).epoch;
-BEGIN
-  PERFORM orchestrator._settle_calls(ARRAY[$1], ARRAY[v_epoch], ARRAY[$3],
-    ARRAY[CASE $3 WHEN 'completed' THEN jsonb_build_object('status', 200, 'headers', $4, 'body', $2) ELSE $2 END]);
-  RETURN state_of($1);
-END $$;
-CREATE FUNCTION completion(content text, model text DEFAULT 'm-1', tokens int DEFAULT 10) RETURNS jsonb LANGUAGE sql AS $$
-  SELECT jsonb_build_object('model', $2, 'choices', jsonb_build_array(jsonb_build_object('finish_reason', 'stop', 'message', jsonb_build_object('role', 'assistant', 'content', $1))),
-                            'usage', jsonb_build_object('prompt_tokens', $3, 'completion_tokens', 5));
-$$;
 SET ROLE models_app;
 SELECT orchestrator.define('ask', NULL, 'llm', endpoint => 'gpt', request => '{"model": "m", "system": "brief", "prompt": "$.q"}', retry_delay => '0');
 SELECT orchestrator.define('json', NULL, 'llm', endpoint => 'gpt', retry_delay => '0',

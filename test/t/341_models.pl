@@ -130,7 +130,7 @@ is(join(' ', @{ run(q{orchestrator.import_tools('tools', 't_')})->{output} }), '
 SKIP:
 {
 	my $folder = model_packages();
-	skip 'npm can fetch no packages', 2 unless $folder;
+	skip 'npm can fetch no packages', 5 unless $folder;
 	my $port = PostgreSQL::Test::Cluster::get_free_port();
 	local $ENV{PORT} = $port;
 	start_server(qr/listening on port|started|running/i, 'node', "$folder/node_modules/\@modelcontextprotocol/server-everything/dist/index.js", 'streamableHttp');
@@ -138,6 +138,12 @@ SKIP:
 		GRANT USAGE ON FOREIGN SERVER everything TO app");
 	like(join(' ', @{ run(q{orchestrator.import_tools('everything', 'e_')})->{output} }), qr/\be_echo\b/, 'the official server: tools/list');
 	is(run(q{orchestrator.enqueue('e_echo', '{"message": "hello"}')})->{output}{text}, 'Echo: hello', 'tools/call');
+	my $sum = app(q{SELECT name FROM orchestrator.tool WHERE name IN ('e_add', 'e_get-sum')});
+	app(qq{SELECT orchestrator.define('everything', NULL, 'tool', request => '{"tools": ["e_echo", "$sum"]}')});
+	is(run(q{orchestrator.enqueue('everything', '{"name": "e_echo", "arguments": {"message": "$.name"}}')})->{output}{text}, 'Echo: $.name', 'a tool by its name, from a list');
+	like(run(qq{orchestrator.enqueue('everything', '{"name": "$sum", "arguments": {"a": 2, "b": 40}}')})->{output}{text}, qr/\b42\b/, 'another');
+	my $task = run(qq{orchestrator.enqueue('everything', '{"name": "$sum", "arguments": {"a": 2, "b": "two"}}')});
+	is("$task->{state} $task->{error}{message}", qq{failed the arguments of tool "$sum" do not fit: arguments.b is string, not number}, 'arguments that do not fit its schema');
 }
 
 # An agent of every provider
@@ -149,6 +155,37 @@ SELECT orchestrator.define('search', 'lib.search', description => 'searches the 
        orchestrator.define_tool('search', '{"type": "object", "required": ["query"], "properties": {"query": {"type": "string"}}, "additionalProperties": false}'),
        orchestrator.define_tool('broken', needs_approval => true);
 SQL
+
+# A model with tools: rounds, of every provider
+app(<<'SQL');
+SELECT orchestrator.define('helped ' || e, NULL, 'llm', endpoint => e, retry_delay => '10 ms', max_running => 1,
+         request => '{"model": "m", "prompt": "$.q", "tools": ["search", "broken", "t_add"], "max_tool_rounds": 2}')
+FROM unnest('{openai,anthropic,ollama}'::text[]) e;
+SELECT orchestrator.define('by name', NULL, 'tool', request => '{"tools": ["search", "t_add"]}');
+SQL
+is(run(q{orchestrator.enqueue('by name', '{"name": "t_add", "arguments": {"a": 4, "b": 5}}')})->{output}{structuredContent}{sum}, 9, 'a tool by its name');
+forget_received($url);
+is(run(q{orchestrator.enqueue('by name', '{"name": "t_add", "arguments": {"a": 4}}')})->{error}{sqlstate}, '22023', 'whose arguments do not fit');
+is(scalar received_by($url), 0, 'is not called');
+foreach my $provider (qw(openai anthropic ollama))
+{
+	script_model($url,
+		{ match => 'how much', tool_calls => [ { id => 'a1', name => 'search', arguments => { query => q{'); DROP TABLE lib.x; --} } },
+				{ id => 'a2', name => 't_add', arguments => { a => 1, b => 2 } }, { id => 'a3', name => q{t_add'); --}, arguments => {} } ] },
+		{ match => 'there is no tool', tool_calls => [ { id => 'b1', name => 'broken', arguments => {} } ] },
+		{ match => 'no such page', content => 'three' });
+	my $run = app(qq{SELECT orchestrator.enqueue('helped $provider', '{"q": "how much"}')});
+	$node->wait_for("SELECT EXISTS (SELECT FROM orchestrator.step_status WHERE run_id = $run AND step = 'call 2.1 approval' AND state = 'waiting')", 't', "$provider: a call waits for its approval");
+	app("SELECT orchestrator.approve($run, 'call 2.1 approval')");
+	app("SELECT orchestrator.wait($run, '30 s')");
+	my $helped = status($run);
+	is("$helped->{state} $helped->{output}{content}", 'completed three', 'a model answers after two rounds of tools') or diag($helped->{error}{message});
+	is(app("SELECT string_agg(step || ' ' || state, ', ' ORDER BY number) FROM orchestrator.step_status WHERE run_id = $helped->{task_id}"),
+		'call 1.1 completed, call 1.2 completed, round 2 completed, call 2.1 approval completed, call 2.1 failed, round 3 completed', 'each call is a step');
+	is(app("SELECT output ->> 'found' || ' ' || (output ->> 'as') FROM orchestrator.step_status WHERE run_id = $helped->{task_id} AND step = 'call 1.1'"),
+		q{'); DROP TABLE lib.x; -- app}, 'with its arguments as they are, as the role');
+	is($helped->{tokens_in}, app("SELECT sum(tokens_in) FROM orchestrator.usage_status WHERE definition = 'helped $provider'"), 'and what all used');
+}
 
 sub decision
 {
