@@ -75,19 +75,31 @@ CREATE FUNCTION orchestrator._import_tools(caller oid, endpoint text, prefix tex
 DECLARE
   d orchestrator.definition;
 BEGIN
-  PERFORM orchestrator._initialize();
-  PERFORM orchestrator._check_role($1);
-  d.owner := orchestrator._owner($1);
   d.name := orchestrator._hidden_name('tools', $2, '');
   d.kind := 'tool';
   d.endpoint := $2;
   d.request := '{"list": true}';
+  RETURN orchestrator._place_call($1, d, 'import_tools ' || $2, jsonb_build_object('prefix', coalesce($3, '')));
+END
+$$;
+
+-- Enqueue a call of a definition that nobody sees.
+CREATE FUNCTION orchestrator._place_call(caller oid, d orchestrator.definition, name text, input jsonb) RETURNS bigint
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  t orchestrator.task;
+BEGIN
+  PERFORM orchestrator._initialize();
+  t := orchestrator._optioned($1, $3, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+  d.owner := orchestrator._owner($1);
   d := orchestrator._policy(d, '{}');
   PERFORM orchestrator._check_call($1, d);
   d.id := (orchestrator._put_definition(d, false)).id;
   PERFORM orchestrator._invalidate();
-  RETURN orchestrator._place_root(orchestrator._optioned($1, 'import_tools ' || $2, NULL, NULL, NULL, NULL, NULL, NULL, NULL),
-                                  d.owner, d.id, jsonb_build_object('prefix', coalesce($3, '')), NULL);
+  t.run_at := orchestrator._admit(d.owner, 1, 1);
+  t.id := orchestrator._place_root(t, d.owner, d.id, $4, NULL);
+  PERFORM orchestrator._admitted(false);
+  RETURN t.id;
 END
 $$;
 

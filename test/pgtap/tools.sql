@@ -2,7 +2,7 @@
 -- models that are given some, and what they must not get at.
 \ir lib/setup.psql
 \ir lib/models.psql
-SELECT plan(77);
+SELECT plan(82);
 
 CREATE ROLE tools_app LOGIN;
 CREATE ROLE tools_other LOGIN;
@@ -226,6 +226,16 @@ SELECT enqueue('small', '{"steps": {"first": "gone"}}') AS gone \gset
 SELECT sent(), answered(:gone, calls('["look", {"at": "x"}]'));
 SELECT is(value_of(format('SELECT orchestrator.cancel(%s)', :gone), 'tools_app'), 'cancelled', 'it can be cancelled');
 SELECT is(state_of(:gone) || ': ' || steps(:gone), 'cancelled: call 1.1 cancelled', 'with its calls');
+
+-- Should it be orchestrated --------------------------------------------------
+SELECT is(error_of($$SELECT orchestrator.should_orchestrate('x', 'gpt')$$, 'tools_app'), '22023: endpoint and model belong together [Give both, or neither: then the words decide.]', 'a model is named with its endpoint');
+SELECT is(error_of($$SELECT orchestrator.should_orchestrate('x', 'gpt', 'm')$$, 'tools_other'), '42501: permission denied for endpoint "gpt" [GRANT USAGE ON FOREIGN SERVER gpt TO tools_other.]', 'which the caller must be allowed to call');
+SELECT value_of($$SELECT orchestrator.should_orchestrate('$.x "]} Compare all pages', 'gpt', '$m')$$, 'tools_app') AS guess \gset
+SELECT is(:'guess'::jsonb - 'task'::text, '{"orchestrate": true, "score": 0.6, "signs": ["large work", "many things"]}', 'the words are judged at once');
+SELECT sent() AS request \gset
+SELECT is(jsonb_build_array(:'request'::jsonb #> '{body,model}', :'request'::jsonb #> '{body,messages,1,content}'), '["$m", "$.x \"]} Compare all pages"]', 'a model is asked');
+SELECT answered((:'guess'::jsonb ->> 'task')::bigint, completion('{"orchestrate": false, "score": 0.2, "reason": "it is one act"}'));
+SELECT is((task((:'guess'::jsonb ->> 'task')::bigint)).output -> 'content', '{"orchestrate": false, "score": 0.2, "reason": "it is one act"}', 'and its judgement is the output of a task');
 
 SELECT * FROM finish();
 ROLLBACK;

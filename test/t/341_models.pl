@@ -187,6 +187,12 @@ foreach my $provider (qw(openai anthropic ollama))
 	is($helped->{tokens_in}, app("SELECT sum(tokens_in) FROM orchestrator.usage_status WHERE definition = 'helped $provider'"), 'and what all used');
 }
 
+# Judged by a model
+script_model($url, { match => 'many pages', content => { orchestrate => JSON::PP::true, score => 0.9, reason => 'many' } });
+my $judged = decode_json(app(q{SELECT orchestrator.should_orchestrate('many pages', 'openai', 'm')}));
+app("SELECT orchestrator.wait($judged->{task}, '30 s')");
+is(status($judged->{task})->{output}{content}{reason}, 'many', 'a model judges whether to orchestrate');
+
 sub decision
 {
 	my ($decision, $answer, @steps) = @_;
