@@ -10,7 +10,8 @@ LOG is its memory, each line flushed before anything else happens:
 
 "after" is what the body of the request said of an earlier answer, or \\N.  Fates
 are drawn: answers at once, late, large, or to nobody, since the client has given
-up; statuses; and connections that are reset, or closed in the middle.
+up; statuses; and connections that are reset, or closed in the middle, or before
+the first byte, which is where clients like to try again by themselves.
 """
 import asyncio
 import json
@@ -22,7 +23,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 import outside
 
-FATES = {"at once": 58, "late": 10, "large": 6, "to nobody": 3, "500": 7, "503": 3, "429": 4, "reset": 5, "cut": 4}
+FATES = {"at once": 58, "late": 10, "large": 6, "to nobody": 3, "500": 7, "503": 3, "429": 4, "reset": 3, "cut": 3, "closed": 3}
 PATIENCE = 2.0  # of the client: time-out of its endpoint, in seconds
 
 log = open(sys.argv[1], "a", buffering=1)
@@ -56,6 +57,8 @@ async def take(request, writer):
         writer.write(outside.answer(int(fate), b"not now", more=["Retry-After: 1"] if fate == "429" else []))
     elif fate in ("reset", "cut"):
         await outside.fault(fate, writer)
+        return False
+    elif fate == "closed":
         return False
     else:
         await give(fate, key, token, after, writer)
