@@ -248,7 +248,8 @@ BEGIN
 END
 $$;
 
--- The rows alone.
+-- The rows alone. An outside call that is stopped may have arrived: its attempt
+-- is spent, and it may have another.
 CREATE FUNCTION orchestrator._pause_locked(ids bigint[], force boolean, detail jsonb, held_by bigint) RETURNS bigint
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -260,7 +261,8 @@ BEGIN
     WHERE l.id = ANY ($1) AND l.state = 'running' AND NOT $2 AND l.held_state IS DISTINCT FROM 'paused';
   GET DIAGNOSTICS v_count = ROW_COUNT;
   WITH old AS MATERIALIZED (
-    SELECT l.* FROM orchestrator.task_live l WHERE l.id = ANY ($1) AND l.state <> 'paused' AND (l.state <> 'running' OR $2)
+    SELECT l.*, l.state = 'running' AND coalesce(l.parked_on < orchestrator._courier_lane(0), false) AS is_spent
+    FROM orchestrator.task_live l WHERE l.id = ANY ($1) AND l.state <> 'paused' AND (l.state <> 'running' OR $2)
   ), traced AS (
     INSERT INTO orchestrator.trace_log (task_id, at, owner, attempt, epoch, event, detail)
       SELECT o.id, e.at, o.owner, o.attempt, o.epoch, e.event, e.detail
@@ -272,7 +274,8 @@ BEGIN
   ), held AS (
     UPDATE orchestrator.task_live l
       SET state = 'paused', held_state = CASE o.state WHEN 'running' THEN 'pending' ELSE o.state END,
-          attempt = o.attempt - (o.state = 'running')::int, epoch = o.epoch + (o.state = 'running')::int,
+          attempt = o.attempt - (o.state = 'running' AND NOT o.is_spent)::int, epoch = o.epoch + (o.state = 'running')::int,
+          max_attempts = CASE WHEN o.is_spent THEN greatest(o.max_attempts, o.attempt + 1) ELSE o.max_attempts END,
           started_at = CASE o.state WHEN 'running' THEN NULL ELSE o.started_at END,
           worker = NULL, sort_key = NULL, expire_at = o.deadline, held_by = $4, changed_at = v_now,
           -- when its wait ends, for resume()

@@ -412,6 +412,7 @@ my %fault = (
 	'terminate program of courier' => [ 4, 0, sub { send_signal('TERM', program()) } ],
 	'stop program of courier' => [ 4, 0, sub { send_signal('STOP', program()) } ],
 	'stop and continue program of courier' => [ 3, 0, sub { suspend(program()) } ],
+	'pause and resume calls' => [ 4, 0, sub { $calls->interrupt($node) } ],
 	'immediate restart' => [ 5, 0, sub { $node->stop('immediate'); $node->start; 1 } ],
 	'fast restart' => [ 5, 0, sub { $node->stop('fast'); $node->start; 1 } ],
 	'reload' => [ 2, 0, sub { $node->reload; 1 } ]);
@@ -612,6 +613,7 @@ my @checks = (
 		SELECT t.id, t.attempt, array_agg(r.event || ' ' || r.attempt ORDER BY r.at)
 		FROM orchestrator.task t LEFT JOIN orchestrator.trace r ON r.task_id = t.id
 		WHERE t.remaining IS NULL AND t.attempt > 0
+		  AND NOT EXISTS (SELECT FROM orchestrator.trace p WHERE p.task_id = t.id AND p.event = 'paused')
 		GROUP BY t.id, t.attempt
 		HAVING t.attempt <> count(DISTINCT r.attempt) FILTER (WHERE r.event IN ('retrying', 'failed', 'completed'))
 		    OR t.attempt <> count(*) FILTER (WHERE r.event IN ('retrying', 'failed', 'completed'))),
@@ -671,6 +673,7 @@ sub check_log
 		  && !/client backend .*ERROR:  division by zero/
 		  && !/client backend .*FATAL:  connection to client lost/
 		  && !/client backend .*ERROR:  task \d+ is no longer claimed with this token/
+		  && !/client backend .*ERROR:  cannot (?:pause|resume) task \d+/
 	} split /\n/, slurp_file($node->logfile);
 	return @odd ? 'I14: errors in the log: ' . @odd . "\n" . join("\n", @odd[ 0 .. ($#odd > 9 ? 9 : $#odd) ]) : ();
 }

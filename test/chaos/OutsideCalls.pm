@@ -5,6 +5,7 @@ package OutsideCalls;
 #   my $calls = OutsideCalls->start($folder);       # the receiver (receiver.py)
 #   $calls->prepare($node, @roles);                 # definitions http and http_chain of each
 #   $calls->remember($node);                        # what was settled so far is to stay
+#   my $n = $calls->interrupt($node);               # pause some with force, and resume them
 #   my $pid = $calls->program($node);               # of the courier; undef: it has none
 #   my @violations = $calls->check($node, $since);  # when the last call was enqueued
 #
@@ -77,6 +78,14 @@ sub remember
 		$self->{settled}{$task} //= $token;
 	}
 	return;
+}
+
+# Stop a few calls under way, and let them be made again: how many.
+sub interrupt
+{
+	my ($self, $node) = @_;
+	return value($node, "SELECT count(orchestrator.resume(p.id)) FROM (SELECT t.id, orchestrator.pause(t.id, force => true) AS state
+		FROM (SELECT t.id FROM orchestrator.task t $mine WHERE t.live AND t.state = 'running' ORDER BY random() LIMIT 3) t OFFSET 0) p WHERE p.state = 'paused'") // 0;
 }
 
 sub program

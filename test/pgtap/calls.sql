@@ -1,6 +1,6 @@
 -- Outside calls by the courier's SQL functions, with no courier: claims, what is sent, settles, recovery.
 \ir lib/setup.psql
-SELECT plan(37);
+SELECT plan(41);
 
 CREATE ROLE calls_app LOGIN;
 SELECT orchestrator.grant_usage('calls_app');
@@ -83,6 +83,18 @@ SELECT is(orchestrator._recover_all('{}', '{}'), 1, 'also when a supervisor star
 
 -- Paused
 SELECT orchestrator.cancel(id) FROM t;
+TRUNCATE c, t;
+INSERT INTO t SELECT 'stopped', add_call('plain');
+INSERT INTO c SELECT * FROM orchestrator._claim_calls(4711, 10);
+UPDATE orchestrator.task_live SET max_attempts = 1;
+SELECT orchestrator.pause(id, true) FROM t;
+SELECT is((SELECT ROW(state, attempt, max_attempts)::text FROM orchestrator.task_live), '(paused,1,2)', 'a call that is stopped may have arrived: its attempt is spent, not its last');
+SELECT is(settle(task_id, epoch, 'completed', '{}'), '{}', 'what it brings is too late') FROM c;
+SELECT orchestrator.resume(id) FROM t;
+SELECT is((SELECT count(*) FROM orchestrator._claim_calls(4711, 10)), 1::bigint, 'it is made again');
+SELECT is((SELECT ROW(state, attempt, max_attempts)::text FROM orchestrator.task_live), '(running,2,2)', 'as another attempt');
+SELECT orchestrator.cancel(id) FROM t;
+TRUNCATE t;
 INSERT INTO t SELECT 'waits', add_call('plain');
 SELECT ok(orchestrator._calls_wait(), 'calls wait');
 SET ROLE calls_app;
