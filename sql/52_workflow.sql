@@ -744,13 +744,22 @@ BEGIN
     PERFORM orchestrator._fail(t, t.error);
     RETURN true;   -- and _fail() counted it
   END IF;
+  PERFORM orchestrator._forget_steps(t);
   t.iteration := v_round + 1;
   t.attempt := 0;
   t.run_at := NULL;
   t.worker := NULL;
+  t.remaining := NULL;
   t.state := 'pending';
   t.input := v_input;
-  PERFORM orchestrator._place(t, p);
+  IF orchestrator._kind(t.definition) = 'workflow' THEN
+    -- by the supervisor: one that ends as it begins would begin the next from within
+    t.started_at := NULL;
+    t.run_at := orchestrator._now() + interval '1 ms';
+    PERFORM orchestrator._begin_run(p, t);
+  ELSE
+    PERFORM orchestrator._place(t, p);
+  END IF;
   RETURN true;
 END
 $$;

@@ -211,19 +211,8 @@ $$;
 -- error stand in the trace.
 CREATE FUNCTION orchestrator._reset_row(t orchestrator.task) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
-DECLARE
-  v_below bigint[];
 BEGIN
-  IF t.remaining IS NOT NULL THEN
-    PERFORM orchestrator._cancel_below(t.id, '{"by": "orchestrator", "reason": "the step above runs again"}');
-    LOOP
-      v_below := ARRAY(SELECT f.id FROM orchestrator.task_finished f WHERE f.root_id = t.root_id AND f.parent_id = t.id AND f.id > t.id LIMIT 10000);
-      EXIT WHEN v_below = '{}';
-      PERFORM orchestrator._forget_below(v_below);
-      DELETE FROM orchestrator.task_finished f WHERE f.id = ANY (v_below);
-    END LOOP;
-    DELETE FROM orchestrator.added_step a WHERE a.task_id = t.id;
-  END IF;
+  PERFORM orchestrator._forget_steps(t);
   IF t.state = 'running' THEN
     PERFORM orchestrator._interrupt(t.id, t.epoch);
   END IF;
@@ -250,6 +239,26 @@ BEGIN
   t.compensation := NULL;
   INSERT INTO orchestrator.task_live SELECT t.*;
   DELETE FROM orchestrator.step_memo m WHERE m.task_id = t.id;
+END
+$$;
+
+-- A step runs again: what was below it goes.
+CREATE FUNCTION orchestrator._forget_steps(t orchestrator.task) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+DECLARE
+  v_below bigint[];
+BEGIN
+  IF t.remaining IS NULL THEN
+    RETURN;
+  END IF;
+  PERFORM orchestrator._cancel_below(t.id, '{"by": "orchestrator", "reason": "the step above runs again"}');
+  LOOP
+    v_below := ARRAY(SELECT f.id FROM orchestrator.task_finished f WHERE f.root_id = t.root_id AND f.parent_id = t.id AND f.id > t.id LIMIT 10000);
+    EXIT WHEN v_below = '{}';
+    PERFORM orchestrator._forget_below(v_below);
+    DELETE FROM orchestrator.task_finished f WHERE f.id = ANY (v_below);
+  END LOOP;
+  DELETE FROM orchestrator.added_step a WHERE a.task_id = t.id;
 END
 $$;
 

@@ -1,7 +1,7 @@
 -- Runs of workflows, by the functions in SQL: inputs, maps, repeats, waits,
 -- signals, control, compensation, versions.
 \ir lib/setup.psql
-SELECT plan(300);
+SELECT plan(303);
 
 -- A step of SQL that is tried once.
 CREATE FUNCTION s(name text, needs text[] DEFAULT '{}', more jsonb DEFAULT '{}') RETURNS orchestrator.step_spec LANGUAGE sql AS $$
@@ -215,6 +215,14 @@ SELECT is(look(:run), 'failed: r failed', 'a round may fail');
 SELECT wf(s('r', '{}', '{"repeat_while": "$.output.more.double()", "on_failure": "continue"}'), s('z', '{r}')) AS run \gset
 SELECT done(:run, 'r', '{"more": "x"}');
 SELECT is(look(:run), 'waiting 1: r failed, z pending', 'a condition that fails: the step does');
+SELECT orchestrator.define_workflow('again', ARRAY[s('a'), s('b', '{a}')]);
+SELECT orchestrator.enqueue_workflow(ARRAY[orchestrator.step('r', definition => 'again', repeat_while => '$.iteration < 2'), s('z', '{r}')]) AS run \gset
+SELECT done(at(:run, 'r'), 'a'), done(at(:run, 'r'), 'b');
+SELECT is(look(:run), 'waiting 2: r scheduled', 'a workflow repeats');
+SELECT later(1), orchestrator._promote_due(10);
+SELECT is(look(at(:run, 'r')), 'waiting 2: a pending', 'from its first step on');
+SELECT done(at(:run, 'r'), 'a'), done(at(:run, 'r'), 'b');
+SELECT is(look(:run), 'waiting 1: r completed, z pending', 'until it is enough');
 
 -- Sleeps and waits ------------------------------------------------------
 SELECT wf(orchestrator.step('n', sleep => '1 min'), s('z', '{n}')) AS run \gset
