@@ -245,6 +245,7 @@ CREATE FUNCTION orchestrator._ollama_body(doc jsonb) RETURNS jsonb
 DECLARE
   v_messages jsonb := (SELECT jsonb_agg(jsonb_build_object('role', CASE m ->> 'role' WHEN 'developer' THEN 'system' ELSE m ->> 'role' END,
                                                            'content', coalesce(orchestrator._content_text(m -> 'content'), ''))
+      || CASE WHEN m ->> 'role' = 'tool' AND m ? 'name' THEN jsonb_build_object('tool_name', m -> 'name') ELSE '{}' END
       || CASE WHEN m ? 'tool_calls' THEN jsonb_build_object('tool_calls',
            (SELECT jsonb_agg(jsonb_build_object('function', jsonb_build_object('name', c -> 'function' ->> 'name', 'arguments', orchestrator._call_arguments(c))))
             FROM jsonb_array_elements(m -> 'tool_calls') c)) ELSE '{}' END ORDER BY n)

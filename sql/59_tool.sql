@@ -524,7 +524,7 @@ BEGIN
       || jsonb_build_object('role', 'assistant', 'content', v_answer -> 'content', 'tool_calls',
            (SELECT jsonb_agg(jsonb_build_object('id', c ->> 'id', 'type', 'function', 'function', jsonb_build_object('name', c ->> 'name', 'arguments', (c -> 'arguments')::text)) ORDER BY n)
             FROM jsonb_array_elements(v_answer -> 'tool_calls') WITH ORDINALITY e(c, n)))
-      || (SELECT jsonb_agg(jsonb_build_object('role', 'tool', 'tool_call_id', c ->> 'id', 'content', orchestrator._call_result(p, c)) ORDER BY n)
+      || (SELECT jsonb_agg(jsonb_build_object('role', 'tool', 'tool_call_id', c ->> 'id', 'name', c ->> 'name', 'content', orchestrator._call_result(p, c)) ORDER BY n)
           FROM jsonb_array_elements(v_answer -> 'tool_calls') WITH ORDINALITY e(c, n));
   END LOOP;
   RETURN v_messages;
@@ -553,7 +553,7 @@ CREATE FUNCTION orchestrator._tool_round(t orchestrator.task, d orchestrator.def
 DECLARE
   p       orchestrator.task := orchestrator._asked(t);
   v_role  oid := (SELECT o.role FROM orchestrator.owner o WHERE o.id = t.owner);
-  v_tools jsonb := orchestrator._list_tools(d, t);
+  v_tools jsonb;
   v_round int := CASE p.id WHEN t.id THEN 1 ELSE substr(t.name, 7)::int END;
   v_limit int := coalesce((d.request ->> 'max_tool_rounds')::int, 10);
   v_after jsonb := CASE p.id WHEN t.id THEN '[]' ELSE jsonb_build_array(t.step) END;
@@ -572,6 +572,7 @@ BEGIN
     error := jsonb_build_object('sqlstate', 'OR013', 'message', format('the model asked for %s calls at once, more than 50', jsonb_array_length($3 -> 'tool_calls')));
     RETURN;
   END IF;
+  v_tools := orchestrator._list_tools(d, t);
   FOR v_call IN SELECT e.value FROM jsonb_array_elements($3 -> 'tool_calls') WITH ORDINALITY e(value, n) ORDER BY e.n LOOP
     v_bad := orchestrator._tool_refusal(v_tools, v_call ->> 'name', v_call -> 'arguments');
     IF v_bad IS NULL THEN
@@ -590,5 +591,8 @@ BEGIN
   output := $3 || jsonb_build_object('tool_calls', v_calls);
   requests := orchestrator._call_request(v_steps || jsonb_build_object('name', 'round ' || v_round + 1, 'kind', 'task', 'definition', d.id, 'queue', t.queue,
     'needs', CASE v_needs WHEN '[]' THEN v_after ELSE v_needs END, 'input', '$.input'));
+EXCEPTION WHEN undefined_object OR ambiguous_alias THEN   -- one of the list is gone
+  GET STACKED DIAGNOSTICS v_bad = PG_EXCEPTION_HINT;
+  error := orchestrator._tool_error(SQLSTATE, SQLERRM, v_bad);
 END
 $$;

@@ -2,7 +2,7 @@
 -- models that are given some, and what they must not get at.
 \ir lib/setup.psql
 \ir lib/models.psql
-SELECT plan(82);
+SELECT plan(91);
 
 CREATE ROLE tools_app LOGIN;
 CREATE ROLE tools_other LOGIN;
@@ -160,6 +160,7 @@ CREATE FUNCTION calls(VARIADIC calls jsonb[]) RETURNS jsonb LANGUAGE sql AS $$
       'function', jsonb_build_object('name', c ->> 0, 'arguments', (c -> 1)::text)) ORDER BY n) FROM unnest($1) WITH ORDINALITY e(c, n))))));
 $$;
 SET ROLE tools_app;
+SELECT orchestrator.define('clerk', NULL, 'llm', endpoint => 'gpt', retry_delay => '0', request => '{"model": "m", "prompt": "$.q", "tools": ["look"]}');
 SELECT orchestrator.define('ask', NULL, 'llm', endpoint => 'gpt', retry_delay => '0', success_callback => 'plain',
   request => '{"model": "m", "prompt": "$.q", "tools": ["look", "write", "flow"], "tool_choice": "required", "max_tool_rounds": 2}');
 RESET ROLE;
@@ -226,6 +227,42 @@ SELECT enqueue('small', '{"steps": {"first": "gone"}}') AS gone \gset
 SELECT sent(), answered(:gone, calls('["look", {"at": "x"}]'));
 SELECT is(value_of(format('SELECT orchestrator.cancel(%s)', :gone), 'tools_app'), 'cancelled', 'it can be cancelled');
 SELECT is(state_of(:gone) || ': ' || steps(:gone), 'cancelled: call 1.1 cancelled', 'with its calls');
+
+-- Items, batches and repeats, each with rounds of its own
+SET ROLE tools_app;
+SELECT orchestrator.define_workflow('many', ARRAY[orchestrator.step('each', definition => 'clerk', each => '$.input.of', input => '{"q": "$.item"}')]);
+SELECT orchestrator.define_workflow('repeats', ARRAY[orchestrator.step('asks', definition => 'clerk', repeat_while => '$.iteration < 2', input => '{"q": "$.iteration"}')]);
+RESET ROLE;
+-- The clerk calls once, then answers.
+CREATE FUNCTION serve(id bigint) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM sent();
+  PERFORM answered($1, calls('["look", {"at": "x"}]'));
+  PERFORM run();
+  PERFORM sent();
+  RETURN answered(at($1, 'round 2'), completion((task($1)).input ->> 'q'));
+END $$;
+SELECT enqueue('many', '{"of": ["one", "two"]}') AS many \gset
+SELECT sent(), serve(id) FROM orchestrator.task WHERE parent_id = at(:many, 'each') ORDER BY item;
+SELECT is((SELECT string_agg(o ->> 'content', ', ') FROM jsonb_array_elements((task(:many)).output) o), 'one, two', 'items of a map');
+SELECT value_of($$SELECT orchestrator.enqueue_batch('clerk', ARRAY['{"q": "one"}', '{"q": "two"}']::jsonb[])$$, 'tools_app') AS batch \gset
+SELECT sent(), serve(id) FROM orchestrator.task WHERE parent_id = :batch ORDER BY item;
+SELECT is((task(:batch)).output, '{"total": 2, "failed": 0, "cancelled": 0, "completed": 2}', 'items of a batch');
+SELECT enqueue('repeats') AS again \gset
+SELECT serve(at(:again, 'asks'));
+SELECT is(steps(at(:again, 'asks')), NULL, 'a step that repeats begins anew');
+SELECT is(sent() #> '{body,messages}', '[{"role": "user", "content": "1"}]', 'and is told nothing of before');
+SELECT answered(at(:again, 'asks'), calls('["look", {"at": "y"}]')), run();
+SELECT is(jsonb_array_length(sent() #> '{body,messages}'), 3, 'but of its own calls');
+SELECT answered(at(at(:again, 'asks'), 'round 2'), completion('over'));
+SELECT is((task(:again)).output ->> 'content', 'over', 'to its end');
+SELECT enqueue('clerk', '{"q": "gone"}') AS gone \gset
+SELECT sent(), value_of($$SELECT orchestrator.drop_tool('look')$$, 'tools_app');
+SELECT is(answered(:gone, calls('["look", {"at": "x"}]')) || ' ' || ((task(:gone)).error ->> 'message'), 'failed definition "look" is no tool', 'a tool that is gone meanwhile fails the task');
+SELECT enqueue('clerk', '{"q": "gone"}') AS gone \gset
+SELECT is(sent() ->> 'sqlstate', '42704', 'or the next before it is asked');
+SELECT is(orchestrator._model_call('llm', 'ollama', jsonb_build_object('model', 'm', 'messages', '[{"role": "tool", "tool_call_id": "c1", "name": "look", "content": "x"}]'::jsonb)) #> '{body,messages,0}',
+          '{"role": "tool", "content": "x", "tool_name": "look"}', 'Ollama is told the name of the tool');
 
 -- Should it be orchestrated --------------------------------------------------
 SELECT is(error_of($$SELECT orchestrator.should_orchestrate('x', 'gpt')$$, 'tools_app'), '22023: endpoint and model belong together [Give both, or neither: then the words decide.]', 'a model is named with its endpoint');
