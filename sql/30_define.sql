@@ -146,21 +146,23 @@ $$;
 
 -- What batch_size and batch_wait go with. A claim takes at most 200 tasks.
 CREATE FUNCTION orchestrator._check_batching(d orchestrator.definition) RETURNS void
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 BEGIN
   PERFORM orchestrator._require(d.batch_wait IS NULL OR d.batch_size IS NOT NULL, 'batch_wait without batch_size',
                                 'Give the number of tasks to wait for.');
   IF d.batch_size IS NULL THEN
     RETURN;
   END IF;
-  PERFORM orchestrator._require(d.kind = 'function', format('batch_size with kind "%s"', d.kind),
-                                'Only a function can take many inputs: one with an argument of type jsonb[].');
+  PERFORM orchestrator._require(d.kind IN ('function', 'embedding'), format('batch_size with kind "%s"', d.kind),
+                                'Only a function can take many inputs, one with an argument of type jsonb[]; and a call of kind embedding.');
+  PERFORM orchestrator._require(d.kind = 'function' OR NOT jsonb_path_exists(d.request - 'input'::text, 'strict $.** ? (@.type() == "string" && @ starts with "$" && !(@ starts with "$$"))'),
+                                'batch_size with a path elsewhere than in the input of the request', 'Calls that go together differ in their input only.');
   PERFORM orchestrator._require(d.batch_size BETWEEN 1 AND 200, 'batch_size must be between 1 and 200');
   PERFORM orchestrator._require(d.batch_wait BETWEEN interval '0' AND interval '1 day', 'batch_wait must not be negative, nor exceed 1 day');
   PERFORM orchestrator._require(d.batch_wait < d.queue_timeout, 'batch_wait must be shorter than queue_timeout',
                                 'A task that waited for others so long would fail.');
 END
-$$;
+$body$;
 
 -- The role a definition is made for: the caller, or one that it is a member of.
 -- An administrator is not enough: the handler runs with the rights of whoever

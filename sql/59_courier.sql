@@ -174,10 +174,11 @@ BEGIN
 END
 $$;
 
--- Claim calls for the courier, up to max_rows, and say what each is. Where
--- refusal is not null it cannot be made, and is to be settled with that.
+-- Claim calls for the courier, up to max_rows and those that fill a parcel, and
+-- say what each is. Where refusal is not null it cannot be made, and is to be
+-- settled with that. Those of one parcel, unless it is 0, go in one request.
 CREATE FUNCTION orchestrator._claim_calls(worker int, max_rows int, OUT task_id bigint, OUT epoch int, OUT endpoint text, OUT request jsonb, OUT refusal jsonb, OUT timeout_ms bigint, OUT silence_ms bigint, OUT key text,
-    OUT traceparent text, OUT permits bigint[]) RETURNS SETOF record
+    OUT traceparent text, OUT permits bigint[], OUT parcel int) RETURNS SETOF record
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_left  int := $2;
@@ -204,7 +205,7 @@ $$;
 -- Provided by the library (src/carry.c): the oldest ready calls of one lane, and
 -- completing those that nothing hangs on.
 CREATE FUNCTION orchestrator._claim_call_rows(worker int, queue int, owner int, max_rows int, OUT task_id bigint, OUT epoch int,
-    OUT definition int, OUT input jsonb, OUT deadline timestamptz, OUT traceparent text, OUT permits bigint[]) RETURNS SETOF record
+    OUT definition int, OUT input jsonb, OUT deadline timestamptz, OUT traceparent text, OUT permits bigint[], OUT parcel int) RETURNS SETOF record
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_claim_call_rows';
 CREATE FUNCTION orchestrator._complete_calls(tasks bigint[], epochs int[], outputs jsonb[]) RETURNS bigint[]
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_complete_calls';
@@ -213,7 +214,7 @@ CREATE FUNCTION orchestrator._complete_calls(tasks bigint[], epochs int[], outpu
 -- endpoint now.
 CREATE FUNCTION orchestrator._claim_call_lane(worker int, queue int, owner int, max_rows int, OUT task_id bigint, OUT epoch int,
     OUT endpoint text, OUT request jsonb, OUT refusal jsonb, OUT timeout_ms bigint, OUT silence_ms bigint,
-    OUT key text, OUT traceparent text, OUT permits bigint[]) RETURNS SETOF record
+    OUT key text, OUT traceparent text, OUT permits bigint[], OUT parcel int) RETURNS SETOF record
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
   v_now  timestamptz := orchestrator._now();
@@ -231,7 +232,7 @@ BEGIN
       FROM orchestrator.definition d WHERE d.id IN (SELECT c.definition FROM claimed c)
     )
     SELECT c.task_id, c.epoch, k.endpoint, coalesce(m.request, k.request), coalesce(k.refusal, m.refusal),
-           (extract(epoch FROM least(k.timeout, c.deadline - v_now)) * 1000)::bigint, k.silence, v_here || '-' || c.task_id, c.traceparent, c.permits
+           (extract(epoch FROM least(k.timeout, c.deadline - v_now)) * 1000)::bigint, k.silence, v_here || '-' || c.task_id, c.traceparent, c.permits, c.parcel
     FROM claimed c
     JOIN known k ON k.id = c.definition
     -- the condition within: else it is called first
@@ -381,7 +382,7 @@ BEGIN
     SELECT x.output, x.error, x.again INTO output, error, again FROM orchestrator._read_tool(t, d, $3) x;
   ELSE
     SELECT x.output, x.error, x.resources, x.requests INTO output, error, resources, requests
-      FROM orchestrator._read_model(t, d, orchestrator._provider(d.endpoint), $3 -> 'body') x;
+      FROM orchestrator._read_model(t, d, orchestrator._provider(d.endpoint), $3 -> 'body', coalesce(($3 ->> 'calls')::int, 1)) x;
   END IF;
 EXCEPTION WHEN data_exception OR program_limit_exceeded OR statement_too_complex THEN
   error := jsonb_build_object('sqlstate', 'OR013', 'message', 'the answer cannot be read: ' || SQLERRM, 'retry', false);

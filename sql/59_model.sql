@@ -319,10 +319,37 @@ BEGIN
 END
 $$;
 
+-- The answer of a request that was made for many calls (src/parcel.c), as if each
+-- had been made alone: texts is how many texts each has, weights what it pays for.
+-- Null: it has not a vector for each text.
+CREATE FUNCTION orchestrator._share_answer(provider text, answer jsonb, texts int[], weights int[]) RETURNS jsonb[]
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_body   jsonb := $2 -> 'body';
+  v_rest   jsonb := jsonb_build_object('model', v_body -> 'model');
+  v_name   text := CASE $1 WHEN 'openai' THEN 'data' ELSE 'embeddings' END;
+  v_used   text := coalesce(v_body #>> '{usage,prompt_tokens}', v_body ->> 'prompt_eval_count');
+  v_tokens numeric := CASE WHEN v_used ~ '^\d{1,12}$' THEN v_used ELSE '0' END;
+  v_all    jsonb[];
+BEGIN
+  v_all := ARRAY(SELECT e FROM jsonb_array_elements(v_body -> v_name) WITH ORDINALITY x(e, n) ORDER BY CASE $1 WHEN 'openai' THEN (e ->> 'index')::int END, n);
+  IF cardinality(v_all) <> (SELECT sum(n) FROM unnest($3) n) THEN
+    RETURN NULL;
+  END IF;
+  RETURN (
+    SELECT array_agg(jsonb_build_object('calls', (m.paid > 0 AND m.paid = m.weight)::int, 'body', v_rest || jsonb_build_object(v_name, to_jsonb(v_all[m.last - m.n + 1 : m.last]),
+                       'usage', jsonb_build_object('prompt_tokens', trunc(v_tokens * m.paid / m.whole) - trunc(v_tokens * (m.paid - m.weight) / m.whole)))) ORDER BY m.i)
+    FROM (SELECT u.i, u.n, u.weight, sum(u.n) OVER (ORDER BY u.i) AS last, sum(u.weight) OVER (ORDER BY u.i) AS paid, greatest(sum(u.weight) OVER (), 1) AS whole
+          FROM unnest($3, $4) WITH ORDINALITY u(n, weight, i)) m);
+EXCEPTION WHEN data_exception THEN
+  RETURN NULL;
+END
+$$;
+
 CREATE FUNCTION orchestrator.to_embedding(output jsonb) RETURNS real[]
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
 COMMENT ON FUNCTION orchestrator.to_embedding(jsonb) IS
-  'The embedding in the output of a step of kind embedding, or one of its embeddings, as real[]; null: none. With pgvector, ->> ''embedding'' reads as a vector';
+  'The embedding in the output of a step of kind embedding, or one of its embeddings, as real[], which pgvector casts to vector; null: none';
 
 CREATE FUNCTION orchestrator._to_embedding(caller oid, output jsonb) RETURNS real[]
   LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -373,7 +400,7 @@ $$;
 CREATE FUNCTION orchestrator._model_cost(model text, tokens_in bigint, tokens_out bigint) RETURNS numeric
   LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  RETURN coalesce((SELECT round(($2 * p.per_million_in + $3 * p.per_million_out) / 1000000, 8) FROM orchestrator.model_price p
+  RETURN coalesce((SELECT trim_scale(($2 * p.per_million_in + $3 * p.per_million_out) * 0.000001) FROM orchestrator.model_price p
                    WHERE starts_with($1, p.model) ORDER BY length(p.model) DESC LIMIT 1), 0);
 END
 $$;
@@ -388,8 +415,9 @@ END
 $$;
 
 -- Count what a call of a locked task used: for its role, the top of its tree,
--- and itself: returns its resources. All attempts count.
-CREATE FUNCTION orchestrator._count_usage(t orchestrator.task, d orchestrator.definition, answer jsonb) RETURNS jsonb
+-- and itself: returns its resources. All attempts count. calls is 0 where another
+-- task counts the call.
+CREATE FUNCTION orchestrator._count_usage(t orchestrator.task, d orchestrator.definition, answer jsonb, calls int) RETURNS jsonb
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_model text := left(coalesce($3 ->> 'model', d.request ->> 'model', ''), 200);
@@ -400,9 +428,9 @@ DECLARE
   v_calls bigint;
 BEGIN
   INSERT INTO orchestrator.model_usage AS u (owner, hour, definition, model, calls, tokens_in, tokens_out, cost)
-    VALUES (t.owner, v_hour, d.name, v_model, 1, v_in, v_out, v_cost)
+    VALUES (t.owner, v_hour, d.name, v_model, $4, v_in, v_out, v_cost)
     ON CONFLICT ON CONSTRAINT model_usage_pkey DO UPDATE
-      SET calls = u.calls + 1, tokens_in = u.tokens_in + v_in, tokens_out = u.tokens_out + v_out, cost = u.cost + v_cost
+      SET calls = u.calls + $4, tokens_in = u.tokens_in + v_in, tokens_out = u.tokens_out + v_out, cost = u.cost + v_cost
     RETURNING u.calls INTO v_calls;
   IF v_calls = 1 THEN
     DELETE FROM orchestrator.model_usage u WHERE u.owner = t.owner AND u.hour < v_hour - interval '400 days';
@@ -454,7 +482,7 @@ $$;
 
 -- The answer of a call to a model, of a locked task: what its step gives, or
 -- its error; and what it used.
-CREATE FUNCTION orchestrator._read_model(t orchestrator.task, d orchestrator.definition, provider text, body jsonb,
+CREATE FUNCTION orchestrator._read_model(t orchestrator.task, d orchestrator.definition, provider text, body jsonb, calls int,
     OUT output jsonb, OUT error jsonb, OUT resources jsonb, OUT requests jsonb)
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -466,7 +494,7 @@ BEGIN
     error := jsonb_build_object('sqlstate', 'OR013', 'message', format('the answer is not of the form of provider %s', $3));
     RETURN;
   END IF;
-  resources := orchestrator._count_usage(t, d, output);
+  resources := orchestrator._count_usage(t, d, output, $5);
   v_schema := CASE WHEN d.request ? 'agent' THEN orchestrator._agent_schema(t) ELSE d.request -> 'schema' END;
   IF v_schema IS NOT NULL THEN
     SELECT j.answer, j.error INTO output, error FROM orchestrator._judge_completion(output, v_schema, $3) j;

@@ -69,8 +69,9 @@ static char *copy_string(FrameString string);
 static Datum answer_error(const char *sqlstate, const char *message,
 						  uint32 status, bool retry, uint32 retry_after,
 						  const char *detail);
-static Datum read_answer(FrameReader *frame, uint32 status, FrameString body,
-						 const char **why);
+static bool blames_input(uint32 status);
+static Datum read_answer(FrameReader *frame, int ncalls, uint32 status,
+						 FrameString body, const char **why);
 static void push_headers(JsonbParseState **state, FrameReader *frame,
 						 char **type);
 static Datum read_body(FrameString body, const char *type, const char **why);
@@ -419,7 +420,8 @@ put(FrameBuffer *out, const OrchCallSpec *spec, const Parts *parts)
 	frame_u32(out, milliseconds(timeout));
 	frame_u32(out, milliseconds(endpoint->connect_timeout));
 	frame_u32(out, milliseconds(spec->silence));
-	frame_u64(out, endpoint->max_response);
+	frame_u64(out, Min(endpoint->max_response * Max(spec->ncalls, 1),
+					   ORCH_LARGEST_RESPONSE));
 	frame_text(out, parts->method);
 	frame_text(out, parts->url.data);
 	frame_text(out, endpoint->host);
@@ -469,7 +471,7 @@ copy_string(FrameString string)
 }
 
 const char *
-orch_call_read(FrameReader *frame, Datum *result)
+orch_call_read(FrameReader *frame, int ncalls, Datum *result, bool *too_many)
 {
 	FrameResult how = (FrameResult) frame_read_u32(frame);
 	uint32 status = frame_read_u32(frame);
@@ -481,6 +483,9 @@ orch_call_read(FrameReader *frame, Datum *result)
 	(void) frame_read_u64(frame); /* how long it took */
 	message = copy_string(frame_read_string(frame));
 	body = frame_read_string(frame);
+	*too_many =
+		ncalls > 1 && (how == RESULT_TOO_LARGE ||
+					   (how == RESULT_ANSWERED && blames_input(status)));
 	switch (how)
 	{
 		case RESULT_ANSWERED:
@@ -512,11 +517,20 @@ orch_call_read(FrameReader *frame, Datum *result)
 								   0, true, 0, NULL);
 			return "error";
 	}
-	*result = read_answer(frame, status, body, &why);
+	*result = read_answer(frame, ncalls, status, body, &why);
 	if (why == NULL)
 		return "completed";
 	*result = answer_error("OR013", why, status, false, 0, NULL);
 	return "error";
+}
+
+/*
+ * 400 Bad Request, 413 Content Too Large, 422 Unprocessable Content.
+ */
+static bool
+blames_input(uint32 status)
+{
+	return status == 400 || status == 413 || status == 422;
 }
 
 static Datum
@@ -545,7 +559,7 @@ answer_error(const char *sqlstate, const char *message, uint32 status,
  * {"status": n, "headers": {...}, "body": ...}
  */
 static Datum
-read_answer(FrameReader *frame, uint32 status, FrameString body,
+read_answer(FrameReader *frame, int ncalls, uint32 status, FrameString body,
 			const char **why)
 {
 	JsonbParseState *state;
@@ -561,7 +575,8 @@ read_answer(FrameReader *frame, uint32 status, FrameString body,
 		return (Datum) 0;
 	orch_json_value(&state, "body", value);
 	answer = orch_json_end(&state);
-	if (VARSIZE(DatumGetPointer(answer)) > (Size) orch_max_input_size * 1024)
+	if (VARSIZE(DatumGetPointer(answer)) >
+		(Size) orch_max_input_size * 1024 * ncalls)
 		*why = psprintf("the answer is larger than %d kB "
 						"(orchestrator.max_input_size)",
 						orch_max_input_size);

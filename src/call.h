@@ -14,6 +14,7 @@
 typedef struct OrchCallSpec
 {
 	uint64 number; /* of the courier's */
+	int ncalls;	   /* that it is made for; 0: one */
 	const OrchEndpoint *endpoint;
 	Jsonb *request;
 	int64 timeout; /* milliseconds; 0: the endpoint's */
@@ -33,9 +34,11 @@ extern Datum orch_call_refusal(const char *sqlstate, const char *message,
 							   const char *hint);
 
 /*
- * Read what FRAME_DONE says behind the number of the call.  Returns the
- * outcome, as _settle_calls() takes it, and the result or error.
+ * Read what FRAME_DONE says behind the number of a call that was made for so
+ * many.  Returns the outcome, as _settle_calls() takes it, and the result or
+ * error.  too_many: made for fewer, some of them may succeed.
  */
-extern const char *orch_call_read(FrameReader *frame, Datum *result);
+extern const char *orch_call_read(FrameReader *frame, int ncalls,
+								  Datum *result, bool *too_many);
 
 #endif

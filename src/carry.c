@@ -19,6 +19,7 @@
 
 #include "carry.h"
 #include "catalog.h"
+#include "collect.h"
 #include "event.h"
 #include "fair.h"
 #include "remote.h"
@@ -39,6 +40,10 @@ static struct
 	int64 from;
 } mark = {.from = PG_INT64_MIN};
 
+/* Of the claims since orch_carry_begin(). */
+static int64 wait_left = -1;
+static bool held_up = false;
+
 /* Columns of _claim_call_rows(). */
 enum
 {
@@ -49,6 +54,7 @@ enum
 	CLAIMED_DEADLINE,
 	CLAIMED_TRACEPARENT,
 	CLAIMED_PERMITS,
+	CLAIMED_PARCEL,
 	CLAIMED_COLUMNS
 };
 
@@ -61,6 +67,7 @@ typedef struct Claim
 	ReturnSetInfo *result;
 	TimestampTz now;
 	OrchLimitMemo memo;
+	OrchCollect collect;
 	int64 turn;
 	int taken;
 	int passed;
@@ -69,9 +76,15 @@ typedef struct Claim
 PG_FUNCTION_INFO_V1(orchestrator_claim_call_rows);
 PG_FUNCTION_INFO_V1(orchestrator_complete_calls);
 
+static bool goes_on(const Claim *claim);
+static void note_what_is_left(const Claim *claim);
 static bool claim_row(Claim *claim, OrchRow *row, ItemPointer tid);
+static bool claim_kept(Claim *claim, OrchLoading *loading);
+static bool take(Claim *claim, OrchRow *row, ItemPointer tid, bool mine,
+				 OrchLoading *loading, int size);
+static void move_mark(const Claim *claim, const OrchRow *row);
 static void give_out(Claim *claim, const OrchRow *row, const int64 *permits,
-					 int npermits);
+					 int npermits, int32 parcel);
 static OrchTask *complete(OrchLeaf *live, int64 id, int32 epoch,
 						  TimestampTz now);
 static bool is_plain(const OrchRow *row, int32 epoch,
@@ -83,9 +96,23 @@ orch_carry_forget(void)
 	mark.from = PG_INT64_MIN;
 }
 
+void
+orch_carry_begin(void)
+{
+	wait_left = -1;
+	held_up = false;
+}
+
+int64
+orch_carry_left(void)
+{
+	return held_up ? -1 : wait_left;
+}
+
 /*
  * _claim_call_rows(worker, queue, owner, max_rows): the oldest ready calls of
- * one lane that nobody has locked and that limits have room for.
+ * one lane that nobody has locked and that limits have room for; and those that
+ * fill a parcel.
  */
 Datum
 orchestrator_claim_call_rows(PG_FUNCTION_ARGS)
@@ -112,8 +139,8 @@ orchestrator_claim_call_rows(PG_FUNCTION_ARGS)
 	mark.queue = queue;
 	claim.rows = orch_heap_parked_begin(claim.live, owner,
 										ORCH_COURIER_LANE(queue), mark.from);
-	while (claim.taken < claim.wanted && claim.passed < MAX_PASSED &&
-		   orch_heap_ready_next(claim.rows, &row, &tid))
+	orch_collect_begin(&claim.collect, claim.now);
+	while (goes_on(&claim) && orch_heap_ready_next(claim.rows, &row, &tid))
 	{
 		MemoryContext old = MemoryContextSwitchTo(row_context);
 		bool more = claim_row(&claim, &row, &tid);
@@ -124,6 +151,7 @@ orchestrator_claim_call_rows(PG_FUNCTION_ARGS)
 			break;
 	}
 	orch_heap_ready_end(claim.rows);
+	note_what_is_left(&claim);
 	known = orch_catalog_queue_info(queue);
 	if (claim.taken > 0 && known != NULL && known->tenant != (Datum) 0)
 		orch_fair_claimed(owner, queue, claim.turn);
@@ -133,6 +161,28 @@ orchestrator_claim_call_rows(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
+static bool
+goes_on(const Claim *claim)
+{
+	int64 left;
+
+	return claim->passed + orch_collect_kept(&claim->collect, &left) <
+			   MAX_PASSED &&
+		   (claim->taken < claim->wanted ||
+			orch_collect_has_room(&claim->collect));
+}
+
+static void
+note_what_is_left(const Claim *claim)
+{
+	int64 left;
+
+	if (claim->passed > 0)
+		held_up = true;
+	if (orch_collect_kept(&claim->collect, &left) > 0)
+		wait_left = wait_left < 0 ? left : Min(wait_left, left);
+}
+
 /*
  * False: go no further.
  */
@@ -140,15 +190,61 @@ static bool
 claim_row(Claim *claim, OrchRow *row, ItemPointer tid)
 {
 	const OrchDefinition *definition;
+	OrchCollectVerdict verdict;
+	OrchLoading *loading = NULL;
+	bool mine;
+
+	if (!row->nulls[ORCH_TASK_EXPIRE_AT] &&
+		DatumGetTimestampTz(row->values[ORCH_TASK_EXPIRE_AT]) <= claim->now)
+		return true; /* the supervisor fails it */
+	definition =
+		orch_catalog_definition(ORCH_INT32(row, ORCH_TASK_DEFINITION));
+	verdict = orch_collect_judge(&claim->collect, definition, row, &loading);
+	if (verdict != ORCH_COLLECT_RIDE && claim->taken >= claim->wanted)
+		return false;
+	mine = orch_heap_ready_mine(claim->rows);
+	if (verdict == ORCH_COLLECT_ALONE)
+		return take(claim, row, tid, mine, NULL, 1);
+	if (verdict == ORCH_COLLECT_RIDE)
+		return take(claim, row, tid, mine, loading, loading->size);
+	orch_collect_keep(&claim->collect, loading, definition, row, tid, mine);
+	return verdict == ORCH_COLLECT_WAIT || claim_kept(claim, loading);
+}
+
+/*
+ * Likewise.
+ */
+static bool
+claim_kept(Claim *claim, OrchLoading *loading)
+{
+	OrchKept *kept;
+
+	while ((kept = orch_collect_next(loading)) != NULL)
+	{
+		if (!take(claim, &kept->row, &kept->tid, kept->mine, loading,
+				  kept->size))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Likewise.  Takes a row, for a parcel of at most so many unless it goes alone.
+ */
+static bool
+take(Claim *claim, OrchRow *row, ItemPointer tid, bool mine,
+	 OrchLoading *loading, int size)
+{
+	const OrchDefinition *definition;
 	const OrchLimit *refused;
 	int64 permits[ORCH_MAX_LIMITS];
 	int npermits;
 	int held = orch_remote_taken();
 
-	if (!row->nulls[ORCH_TASK_EXPIRE_AT] &&
-		DatumGetTimestampTz(row->values[ORCH_TASK_EXPIRE_AT]) <= claim->now)
-		return true; /* the supervisor fails it */
-	refused = orch_remote_take(row, &claim->memo, permits, &npermits);
+	refused = orch_remote_take(
+		row, &claim->memo,
+		loading != NULL && loading->n > 0 ? ORCH_FARE_RIDES : ORCH_FARE_FULL,
+		permits, &npermits);
 	if (refused != NULL)
 	{
 		claim->passed++;
@@ -157,20 +253,21 @@ claim_row(Claim *claim, OrchRow *row, ItemPointer tid)
 	}
 	orch_claim_mark_running(row, claim->now);
 	orch_row_set(row, ORCH_TASK_WORKER, claim->worker);
-	if (!orch_heap_update(claim->live, tid, row,
-						  orch_heap_ready_mine(claim->rows)))
+	if (!orch_heap_update(claim->live, tid, row, mine))
 	{
 		claim->passed++;
 		orch_remote_untake(held);
 		return true;
 	}
 	claim->taken++;
-	if (claim->passed == 0)
-		mark.from = ORCH_INT64(row, ORCH_TASK_SORT_KEY);
+	if (loading != NULL)
+		orch_collect_put(loading, row, size);
+	move_mark(claim, row);
 	claim->turn =
 		Max(claim->turn, orch_fair_turn(ORCH_INT64(row, ORCH_TASK_SORT_KEY),
 										ORCH_INT32(row, ORCH_TASK_PRIORITY)));
-	give_out(claim, row, permits, npermits);
+	give_out(claim, row, permits, npermits,
+			 loading == NULL ? 0 : loading->number);
 	definition =
 		orch_catalog_definition(ORCH_INT32(row, ORCH_TASK_DEFINITION));
 	orch_row_announce(row, ORCH_EVENT_STARTED, ORCH_STATE_RUNNING, -1,
@@ -178,8 +275,21 @@ claim_row(Claim *claim, OrchRow *row, ItemPointer tid)
 	return true;
 }
 
+/*
+ * Unless rows before this one were left.
+ */
 static void
-give_out(Claim *claim, const OrchRow *row, const int64 *permits, int npermits)
+move_mark(const Claim *claim, const OrchRow *row)
+{
+	int64 left;
+
+	if (claim->passed == 0 && orch_collect_kept(&claim->collect, &left) == 0)
+		mark.from = ORCH_INT64(row, ORCH_TASK_SORT_KEY);
+}
+
+static void
+give_out(Claim *claim, const OrchRow *row, const int64 *permits, int npermits,
+		 int32 parcel)
 {
 	static const OrchColumn from[] = {
 		ORCH_TASK_ID,	 ORCH_TASK_EPOCH,	 ORCH_TASK_DEFINITION,
@@ -197,6 +307,7 @@ give_out(Claim *claim, const OrchRow *row, const int64 *permits, int npermits)
 		numbers[i] = Int64GetDatum(permits[i]);
 	values[CLAIMED_PERMITS] = PointerGetDatum(
 		construct_array(numbers, npermits, INT8OID, 8, true, TYPALIGN_DOUBLE));
+	values[CLAIMED_PARCEL] = Int32GetDatum(parcel);
 	tuplestore_putvalues(claim->result->setResult, claim->result->setDesc,
 						 values, nulls);
 }

@@ -9,4 +9,12 @@
  * was rolled back. */
 extern void orch_carry_forget(void);
 
+/*
+ * What the claims since orch_carry_begin() left is told by orch_carry_left(): the
+ * milliseconds until calls that wait for others have waited long enough; -1:
+ * there are none, or there is something else that was not claimed.
+ */
+extern void orch_carry_begin(void);
+extern int64 orch_carry_left(void);
+
 #endif

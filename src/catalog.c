@@ -116,6 +116,7 @@ static const struct
 	 4,
 	 {INT8ARRAYOID, INT4ARRAYOID, TEXTARRAYOID, JSONBARRAYOID}},
 	{"_complete_calls", 3, {INT8ARRAYOID, INT4ARRAYOID, JSONBARRAYOID}},
+	{"_share_answer", 4, {TEXTOID, JSONBOID, INT4ARRAYOID, INT4ARRAYOID}},
 };
 
 /* A name as a role knows it; a role that was renamed is another owner. */

@@ -42,9 +42,11 @@
 #include "carry.h"
 #include "catalog.h"
 #include "child.h"
+#include "collect.h"
 #include "compat.h"
 #include "courier.h"
 #include "guc.h"
+#include "parcel.h"
 #include "permit.h"
 
 /* Settled in one transaction. */
@@ -59,6 +61,9 @@
 /* What was to be settled is locked by somebody. */
 #define LOCKED_PAUSE (100 * INT64CONST(1000))
 
+/* Longest sleep before calls that wait for others are looked at again. */
+#define LONGEST_WAIT_MS 60000
+
 /* After an error of our own, or when the child does not start. */
 #define ERROR_PAUSE USECS_PER_SEC
 
@@ -70,6 +75,7 @@ typedef struct Call
 	uint64 number; /* hash key */
 	int64 task;
 	int32 epoch;
+	OrchParcel *parcel; /* NULL: it goes alone */
 	int npermits;
 	int64 permits[ORCH_MAX_LIMITS];
 	const char *outcome; /* NULL: it is under way */
@@ -131,8 +137,10 @@ static void lose_child(const char *why);
 static void end_call(Call *call, const char *outcome, Datum result);
 static void read_answers(void);
 static void read_frames(void);
+static void read_parcel(OrchParcel *parcel, FrameReader *frame);
 static void drop_lost(void);
 static void find_lost(void);
+static void cancel(uint64 number);
 static void forget(Call *call);
 static void claim_calls(void);
 static bool begin_claim(int leaving);
@@ -144,6 +152,9 @@ static void execute(SPIPlanPtr *plan, const char *query, int n, Datum *values);
 static void find_only_lane(void);
 static void ask_whether_calls_wait(void);
 static void take_row(HeapTuple row, TupleDesc desc);
+static void put_in_parcel(Call *call, const OrchCallSpec *spec, int32 number);
+static void write_parcels(void);
+static void refuse(Call *call, Datum refusal);
 static void read_spec(OrchCallSpec *spec, HeapTuple row, TupleDesc desc);
 static void settle_calls(void);
 static void settle_and_claim(void);
@@ -281,9 +292,9 @@ orchestrator_courier_main(Datum main_arg)
 		report();
 		if (!orch_enabled && hash_get_num_entries(calls) == 0)
 			proc_exit(0);
-		goes_idle =
-			idle_since != 0 && GetCurrentTimestamp() - idle_since >=
-								   orch_courier_idle_timeout * USECS_PER_SEC;
+		goes_idle = idle_since != 0 && claim_at == 0 &&
+					GetCurrentTimestamp() - idle_since >=
+						orch_courier_idle_timeout * USECS_PER_SEC;
 		if (goes_idle)
 			proc_exit(0);
 		sleep_until_needed();
@@ -342,6 +353,7 @@ leave(int code, Datum arg)
 	hash_seq_init(&scan, calls);
 	while ((call = hash_seq_search(&scan)) != NULL)
 		orch_permit_give_back(call->permits, call->npermits);
+	orch_parcel_lose();
 	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
 	database->courier_pid = 0;
 	database->courier_procno = -1;
@@ -473,6 +485,7 @@ lose_child(const char *why)
 	if (child.pid != 0)
 		read_answers(); /* what it had said before */
 	orch_child_stop(&child);
+	orch_parcel_lose();
 	hash_seq_init(&scan, calls);
 	while ((call = hash_seq_search(&scan)) != NULL)
 	{
@@ -524,9 +537,11 @@ read_frames(void)
 	while (frame_next(&child.in, &type, &frame))
 	{
 		Call *call;
+		OrchParcel *parcel;
 		uint64 number;
 		Datum result;
 		const char *outcome;
+		bool too_many;
 		MemoryContext old;
 
 		if (type == FRAME_HELLO)
@@ -534,11 +549,14 @@ read_frames(void)
 		if (type != FRAME_DONE)
 			continue;
 		number = frame_read_u64(&frame);
+		parcel = orch_parcel_find(number);
+		if (parcel != NULL)
+			read_parcel(parcel, &frame);
 		call = hash_search(calls, &number, HASH_FIND, NULL);
 		if (call == NULL || call->outcome != NULL)
 			continue; /* it was cancelled */
 		old = MemoryContextSwitchTo(turn_context);
-		outcome = orch_call_read(&frame, &result);
+		outcome = orch_call_read(&frame, 1, &result, &too_many);
 		if (frame.bad)
 			elog(ERROR, "an answer ended too early");
 		MemoryContextSwitchTo(result_context);
@@ -546,6 +564,33 @@ read_frames(void)
 		end_call(call, outcome, result);
 		MemoryContextSwitchTo(old);
 	}
+}
+
+/*
+ * Likewise, for each call that is in it.
+ */
+static void
+read_parcel(OrchParcel *parcel, FrameReader *frame)
+{
+	MemoryContext old = MemoryContextSwitchTo(turn_context);
+	OrchParcelResult *results = orch_parcel_read(parcel, frame);
+
+	if (frame->bad)
+		elog(ERROR, "an answer ended too early");
+	MemoryContextSwitchTo(result_context);
+	for (int i = 0; i < parcel->n; i++)
+	{
+		Call *call =
+			hash_search(calls, &parcel->items[i].call, HASH_FIND, NULL);
+
+		if (call == NULL)
+			continue; /* it was cancelled */
+		if (strcmp(results[i].outcome, "released") == 0)
+			orch_collect_cap(call->task, (parcel->left + 1) / 2);
+		end_call(call, results[i].outcome,
+				 datumCopy(results[i].result, false, -1));
+	}
+	MemoryContextSwitchTo(old);
 }
 
 /* ----------------------------------------------------------- interruption */
@@ -596,9 +641,8 @@ find_lost(void)
 		{
 			if (DatumGetInt64(lost[i]) != call->task)
 				continue;
-			frame_begin(&child.out, FRAME_CANCEL);
-			frame_u64(&child.out, call->number);
-			frame_end(&child.out);
+			if (call->parcel == NULL || call->parcel->over)
+				cancel(call->number);
 			forget(call);
 			break;
 		}
@@ -606,9 +650,31 @@ find_lost(void)
 }
 
 static void
+cancel(uint64 number)
+{
+	frame_begin(&child.out, FRAME_CANCEL);
+	frame_u64(&child.out, number);
+	frame_end(&child.out);
+}
+
+/*
+ * The request that it opened a parcel with may be under way still.
+ */
+static void
 forget(Call *call)
 {
-	orch_permit_give_back(call->permits, call->npermits);
+	OrchParcel *parcel = call->parcel;
+
+	if (parcel != NULL && !parcel->over)
+		orch_parcel_keep_permits(parcel, call->permits, call->npermits);
+	else
+		orch_permit_give_back(call->permits, call->npermits);
+	if (parcel != NULL && orch_parcel_leave(parcel, call->number))
+	{
+		if (!parcel->over)
+			cancel(parcel->number);
+		orch_parcel_free(parcel);
+	}
 	hash_search(calls, &call->number, HASH_REMOVE, NULL);
 	look = true;
 }
@@ -618,12 +684,16 @@ forget(Call *call)
 static void
 claim_calls(void)
 {
+	TimestampTz now = GetCurrentTimestamp();
+
 	if (pg_atomic_exchange_u32(&database->courier_told, 0) != 0)
 	{
 		look = true;
 		forget_lane();
 	}
-	if (claim_at != 0 && GetCurrentTimestamp() >= claim_at)
+	if (claim_at != 0 &&
+		(now >= claim_at ||
+		 claim_at > TimestampTzPlusMilliseconds(now, LONGEST_WAIT_MS)))
 	{
 		look = true;
 		forget_lane();
@@ -646,7 +716,7 @@ begin_claim(int leaving)
 	TimestampTz now = GetCurrentTimestamp();
 
 	room = Min(orch_courier_max_in_flight - (int) hash_get_num_entries(calls) +
-				   leaving,
+				   orch_parcel_riders() + leaving,
 			   CLAIM);
 	if (room <= 0 || !orch_enabled || now < not_before)
 		return false; /* look again when there is */
@@ -662,6 +732,7 @@ begin_claim(int leaving)
 	nclaimed = 0;
 	first_claimed = last_number + 1;
 	unsent = child.out.size - child.out.start;
+	orch_carry_begin();
 	return true;
 }
 
@@ -680,6 +751,11 @@ undo_claim(void)
 	}
 	while (last_number >= first_claimed)
 	{
+		Call *call = hash_search(calls, &last_number, HASH_FIND, NULL);
+
+		if (call != NULL && call->parcel != NULL &&
+			orch_parcel_leave(call->parcel, call->number))
+			orch_parcel_free(call->parcel);
 		hash_search(calls, &last_number, HASH_REMOVE, NULL);
 		last_number--;
 	}
@@ -693,17 +769,22 @@ undo_claim(void)
 static bool
 end_claim(void)
 {
+	int64 left = orch_carry_left();
+
 	if (child.pid != 0 && !frame_send(&child.out, child.socket))
 	{
 		lose_child("ended");
 		return false;
 	}
-	look = look || nclaimed == room;
-	if (nclaimed == room)
+	look = look || nclaimed >= room;
+	if (nclaimed >= room)
 		return true;
 	forget_lane();
 	calls_wait = false;
-	if (perform(ask_whether_calls_wait) && calls_wait)
+	if (left >= 0)
+		claim_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+											   Min(left, LONGEST_WAIT_MS));
+	else if (perform(ask_whether_calls_wait) && calls_wait)
 		claim_at = GetCurrentTimestamp() + HELD_UP_PAUSE;
 	return false;
 }
@@ -744,7 +825,8 @@ claim(void)
 	nclaimed = SPI_processed;
 	for (int i = 0; i < nclaimed; i++)
 		take_row(SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
-	if (nclaimed == room && only_queue == 0)
+	write_parcels();
+	if (nclaimed >= room && only_queue == 0)
 		find_only_lane();
 	SPI_finish();
 	orch_catalog_end_owner(&saved);
@@ -808,7 +890,8 @@ enum
 	CALL_SILENCE,
 	CALL_KEY,
 	CALL_TRACEPARENT,
-	CALL_PERMITS
+	CALL_PERMITS,
+	CALL_PARCEL
 };
 
 static void
@@ -821,11 +904,13 @@ take_row(HeapTuple row, TupleDesc desc)
 	bool refused = !isnull;
 	Datum *permits;
 	OrchCallSpec spec = {.number = number};
-	MemoryContext old;
+	int32 parcel =
+		DatumGetInt32(SPI_getbinval(row, desc, CALL_PARCEL, &isnull));
 
 	call->task = DatumGetInt64(SPI_getbinval(row, desc, CALL_TASK, &isnull));
 	call->epoch = DatumGetInt32(SPI_getbinval(row, desc, CALL_EPOCH, &isnull));
 	call->outcome = NULL;
+	call->parcel = NULL;
 	deconstruct_array(
 		DatumGetArrayTypeP(SPI_getbinval(row, desc, CALL_PERMITS, &isnull)),
 		INT8OID, 8, true, 'd', &permits, NULL, &call->npermits);
@@ -842,12 +927,48 @@ take_row(HeapTuple row, TupleDesc desc)
 	if (!refused)
 	{
 		read_spec(&spec, row, desc);
+		if (parcel != 0)
+		{
+			put_in_parcel(call, &spec, parcel);
+			return;
+		}
 		refusal = orch_call_write(&child.out, &spec);
 		refused = refusal != (Datum) 0;
 	}
-	if (!refused)
-		return;
-	old = MemoryContextSwitchTo(result_context);
+	if (refused)
+		refuse(call, refusal);
+}
+
+static void
+put_in_parcel(Call *call, const OrchCallSpec *spec, int32 number)
+{
+	call->parcel = orch_parcel(number);
+	orch_parcel_add(call->parcel, spec, call->task);
+}
+
+static void
+write_parcels(void)
+{
+	OrchParcel *parcel;
+
+	while ((parcel = orch_parcel_unwritten()) != NULL)
+	{
+		Datum refusal = orch_parcel_write(parcel, &child.out);
+
+		if (refusal == (Datum) 0)
+			continue;
+		parcel->over = true;
+		for (int i = 0; i < parcel->n; i++)
+			refuse(hash_search(calls, &parcel->items[i].call, HASH_FIND, NULL),
+				   refusal);
+	}
+}
+
+static void
+refuse(Call *call, Datum refusal)
+{
+	MemoryContext old = MemoryContextSwitchTo(result_context);
+
 	end_call(call, "error", datumCopy(refusal, false, -1));
 	MemoryContextSwitchTo(old);
 }
@@ -902,16 +1023,18 @@ static void
 settle_batch(void)
 {
 	Call **place = &ended;
+	int nalone = 0;
 	bool claims;
 
 	nbatch = 0;
 	while (*place != NULL && nbatch < (one_by_one ? 1 : BATCH))
 	{
 		batch[nbatch++] = *place;
+		nalone += (*place)->parcel == NULL ? 1 : 0;
 		*place = (*place)->next_ended;
 	}
 	nended -= nbatch;
-	claims = !one_by_one && child.pid != 0 && begin_claim(nbatch);
+	claims = !one_by_one && child.pid != 0 && begin_claim(nalone);
 	if (perform(claims ? settle_and_claim : settle))
 	{
 		one_by_one = one_by_one && nended > 0;

@@ -36,7 +36,6 @@
 #define DEFAULT_CONNECT_TIMEOUT 5000
 #define DEFAULT_RESPONSE		(1024 * 1024)
 #define LONGEST_TIMEOUT			(INT64CONST(3600) * 1000)
-#define LARGEST_RESPONSE		(16 * 1024 * 1024)
 #define LONGEST_SECRET_NAME		64
 
 typedef void (*Setter)(OrchEndpoint *endpoint, const char *name,
@@ -409,7 +408,7 @@ set_response(OrchEndpoint *endpoint, const char *name, const char *value)
 	int size;
 
 	if (!parse_int(value, &size, GUC_UNIT_BYTE, NULL) || size < 1 ||
-		size > LARGEST_RESPONSE)
+		size > ORCH_LARGEST_RESPONSE)
 		refuse(name, value, "It is a size like '4MB', up to 16MB.");
 	endpoint->max_response = size;
 }

@@ -37,6 +37,9 @@ typedef struct OrchEndpoint
 	OrchLimit limit;	/* max_in_flight and the rate */
 } OrchEndpoint;
 
+/* Most bytes of an answer, whatever an endpoint says. */
+#define ORCH_LARGEST_RESPONSE (16 * 1024 * 1024)
+
 /* Call once, from _PG_init. */
 extern void orch_endpoint_install(void);
 

@@ -41,8 +41,6 @@ static bool is_called(const OrchGather *gather,
 					  const OrchDefinition *definition, bool fast);
 static void leave(OrchGather *gather, const OrchRow *row);
 static int size_of(const OrchGather *gather, const OrchDefinition *definition);
-static int64 time_left(const OrchGather *gather,
-					   const OrchDefinition *definition, const OrchRow *row);
 static Waiting *find_waiting(OrchGather *gather, int32 definition);
 static int64 steady_clock(void);
 static void note_look(Oid dboid, int lane, int64 at);
@@ -73,7 +71,7 @@ orch_gather_judge(OrchGather *gather, OrchReadyScan *scan,
 		return judge_for_call(gather, definition, row, fast, ntasks);
 	if (!ORCH_TAKES_MANY(definition))
 		return ORCH_GATHER_TAKE;
-	left = time_left(gather, definition, row);
+	left = orch_gather_time_left(definition, row, gather->now);
 	if (left > 0)
 	{
 		if (orch_heap_ready_held(scan))
@@ -151,13 +149,12 @@ size_of(const OrchGather *gather, const OrchDefinition *definition)
 }
 
 /*
- * Milliseconds for which a row is still to wait for more; 0: it waited long
- * enough, or the clock was set back.  It began when it was made or, if it was
- * put off or is retried, when that time came.
+ * 0 as well if the clock was set back.  The row began to wait when it was made
+ * or, if it was put off or is retried, when that time came.
  */
-static int64
-time_left(const OrchGather *gather, const OrchDefinition *definition,
-		  const OrchRow *row)
+int64
+orch_gather_time_left(const OrchDefinition *definition, const OrchRow *row,
+					  TimestampTz now)
 {
 	TimestampTz since = DatumGetTimestampTz(row->values[ORCH_TASK_CREATED_AT]);
 	int64 left;
@@ -166,8 +163,8 @@ time_left(const OrchGather *gather, const OrchDefinition *definition,
 		return 0;
 	if (!row->nulls[ORCH_TASK_RUN_AT])
 		since = Max(since, DatumGetTimestampTz(row->values[ORCH_TASK_RUN_AT]));
-	left = definition->batch_wait - (gather->now - since) / 1000;
-	return since > gather->now ? 0 : Max(left, 0);
+	left = definition->batch_wait - (now - since) / 1000;
+	return since > now ? 0 : Max(left, 0);
 }
 
 static Waiting *

@@ -52,6 +52,11 @@ extern OrchGatherVerdict orch_gather_judge(OrchGather *gather,
 										   const OrchRow *row, bool fast,
 										   int ntasks);
 
+/* Milliseconds for which a row is still to wait for more; 0: it waited long
+ * enough. */
+extern int64 orch_gather_time_left(const OrchDefinition *definition,
+								   const OrchRow *row, TimestampTz now);
+
 /*
  * The scan of a lane is over: rows that wait are looked at again in time.
  * True: the call went past rows that somebody should look at now.

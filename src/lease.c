@@ -304,7 +304,8 @@ claim_row(Claim *claim, OrchRow *row, ItemPointer tid)
 	known = know(claim, ORCH_INT32(row, ORCH_TASK_DEFINITION));
 	if (known == NULL)
 		return true;
-	refused = orch_remote_take(row, &claim->memo, permits, &npermits);
+	refused = orch_remote_take(row, &claim->memo, ORCH_FARE_FULL, permits,
+							   &npermits);
 	if (refused != NULL)
 	{
 		claim->passed++;

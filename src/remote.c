@@ -87,8 +87,9 @@ static Work look(const int32 *queues, int n);
 static Wake sleep_until_told(TimestampTz until, bool registered, Work seen);
 static void make_room(void);
 static void append(const Held *entry);
+static int leave_endpoint(OrchLimit *limits, int n);
 static const OrchLimit *take(const OrchRow *row, OrchLimitMemo *memo,
-							 Held *entry);
+							 OrchFare fare, Held *entry);
 static void end_transaction(XactEvent what, void *arg);
 static void end_subtransaction(SubXactEvent what, SubTransactionId mine,
 							   SubTransactionId parent, void *arg);
@@ -275,11 +276,24 @@ append(const Held *entry)
 	held[nheld++].level = GetCurrentTransactionNestLevel();
 }
 
+static int
+leave_endpoint(OrchLimit *limits, int n)
+{
+	int left = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		if (limits[i].kind != ORCH_LIMIT_ENDPOINT)
+			limits[left++] = limits[i];
+	}
+	return left;
+}
+
 /*
  * Take what a row needs.  Returns NULL, or the limit that refuses it.
  */
 static const OrchLimit *
-take(const OrchRow *row, OrchLimitMemo *memo, Held *entry)
+take(const OrchRow *row, OrchLimitMemo *memo, OrchFare fare, Held *entry)
 {
 	const OrchDefinition *known =
 		orch_catalog_definition(ORCH_INT32(row, ORCH_TASK_DEFINITION));
@@ -297,6 +311,8 @@ take(const OrchRow *row, OrchLimitMemo *memo, Held *entry)
 	}
 	entry->taken = true;
 	entry->n = orch_limit_gather(row, known, memo, entry->limits);
+	if (fare == ORCH_FARE_RIDES)
+		entry->n = leave_endpoint(entry->limits, entry->n);
 	if (entry->n == 0)
 		return NULL;
 	refused = orch_permit_take_remote(entry->limits, entry->n);
@@ -307,7 +323,8 @@ take(const OrchRow *row, OrchLimitMemo *memo, Held *entry)
 }
 
 const OrchLimit *
-orch_remote_take(const OrchRow *row, OrchLimitMemo *memo, int64 *ids, int *n)
+orch_remote_take(const OrchRow *row, OrchLimitMemo *memo, OrchFare fare,
+				 int64 *ids, int *n)
 {
 	Held *entry;
 	const OrchLimit *refused;
@@ -317,7 +334,7 @@ orch_remote_take(const OrchRow *row, OrchLimitMemo *memo, int64 *ids, int *n)
 		return NULL;
 	make_room();
 	entry = &held[nheld];
-	refused = take(row, memo, entry);
+	refused = take(row, memo, fare, entry);
 	if (refused != NULL || entry->n == 0)
 		return refused;
 	entry->level = GetCurrentTransactionNestLevel();
@@ -353,7 +370,7 @@ orchestrator_has_permits(PG_FUNCTION_ARGS)
 	Held probe;
 
 	orch_row_deform(PG_GETARG_HEAPTUPLEHEADER(0), &row);
-	if (take(&row, &memo, &probe) != NULL)
+	if (take(&row, &memo, ORCH_FARE_FULL, &probe) != NULL)
 		PG_RETURN_BOOL(false);
 	undo(&probe);
 	PG_RETURN_BOOL(true);

@@ -10,6 +10,13 @@
 
 #include "limit.h"
 
+/* What a row asks of the limits of its endpoint. */
+typedef enum OrchFare
+{
+	ORCH_FARE_FULL,
+	ORCH_FARE_RIDES /* nothing: it goes in a request that another row opened */
+} OrchFare;
+
 /* Call once, from _PG_init. */
 extern void orch_remote_install(void);
 
@@ -18,8 +25,9 @@ extern void orch_remote_install(void);
  * to ids, which has room for ORCH_MAX_LIMITS, and n.  They are given back if
  * the transaction is rolled back.  Returns NULL, or the limit that refused.
  */
-extern const OrchLimit *
-orch_remote_take(const OrchRow *row, OrchLimitMemo *memo, int64 *ids, int *n);
+extern const OrchLimit *orch_remote_take(const OrchRow *row,
+										 OrchLimitMemo *memo, OrchFare fare,
+										 int64 *ids, int *n);
 
 /* How many rows permits were taken for; give back those of the rows after so
  * many: they were somebody else's. */

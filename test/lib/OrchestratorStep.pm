@@ -25,7 +25,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time);
 
-our @EXPORT = qw(outcome outcome_of refused session measure_ok sqlstate_of json);
+our @EXPORT = qw(outcome outcome_of ends_of refused session measure_ok sqlstate_of json);
 
 my $json = JSON::PP->new->allow_nonref->canonical;
 
@@ -51,6 +51,16 @@ sub outcome_of
 	return { id => $id, state => 'unknown', stderr => $err } if $status;
 	my ($state, $output, $error) = split /\x1f/, $out, -1;
 	return { id => $id, state => $state, output => json($output), error => json($error) };
+}
+
+# How tasks ended: states, attempts, codes of errors; equal ones counted.
+sub ends_of
+{
+	my ($node, @ids) = @_;
+	my $ids = join ',', @ids;
+	return $node->safe_psql('postgres',
+		qq{SELECT string_agg(format('%s x%s', what, n), ', ' ORDER BY what) FROM (
+		SELECT concat_ws(' ', state, attempt, error ->> 'sqlstate') AS what, count(*) AS n FROM orchestrator.task WHERE id IN ($ids) GROUP BY 1) x});
 }
 
 sub sqlstate_of { return $_[0]->{error} ? $_[0]->{error}{sqlstate} : undef }

@@ -36,6 +36,7 @@ notice
 limit
 remote
 gather
+collect
 claim
 item
 tune
@@ -47,6 +48,7 @@ settle
 lease
 carry
 call
+parcel
 child
 courier
 executor

@@ -2,6 +2,7 @@
 
     {"status": 429, "retry_after": 2}   another status
     {"stall": true}                     no answer; the connection stays
+    {"wait": seconds}                   the answer, so much later
     {"reset": true}                     no answer; the connection is closed
     {"garbage": true}                   no JSON, although it says so
     {"raw": "..."}                      these bytes, as latin-1
@@ -24,6 +25,8 @@ def before(handler, fault):
     if fault.get('reset'):
         handler.close_connection = True
         return True
+    if 'wait' in fault:
+        threading.Event().wait(fault['wait'])
     if 'status' in fault:
         headers = {'Content-Type': 'application/json'}
         if 'retry_after' in fault:

@@ -50,7 +50,7 @@ SELECT matches(error_of($$SELECT orchestrator.define('x', 'lib.a_set', batch_siz
 SELECT matches(error_of(format('SELECT orchestrator.define(''x'', %L, batch_size => 2)', pg_my_temp_schema()::regnamespace || '.many')), '^42P13: ', 'a temporary function');
 SELECT matches(error_of($$SELECT orchestrator.define('x', 'lib.secret', batch_size => 2)$$, 'batch_app'), '^42501: permission denied for function lib\.secret\(jsonb\[\]\)', 'one it may not call');
 SELECT is(error_of($$SELECT orchestrator.define('x', 'lib.work', 'procedure', batch_size => 2)$$),
-  '22023: batch_size with kind "procedure" [Only a function can take many inputs: one with an argument of type jsonb[].]', 'a procedure');
+  '22023: batch_size with kind "procedure" [Only a function can take many inputs, one with an argument of type jsonb[]; and a call of kind embedding.]', 'a procedure');
 SELECT matches(error_of($$SELECT orchestrator.define('x', 'SELECT 1', 'sql', batch_size => 2)$$), '^22023: batch_size with kind "sql"', 'a command');
 SELECT matches(error_of($$SELECT orchestrator.define('x', 'VACUUM', 'utility', batch_size => 2)$$), '^22023: batch_size with kind "utility"', 'a utility');
 SELECT is(error_of($$SELECT orchestrator.define('x', 'lib.many', batch_size => 0)$$), '22023: batch_size must be between 1 and 200', 'none at once');

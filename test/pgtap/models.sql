@@ -90,7 +90,7 @@ SELECT is(sent() #> '{body,messages}', '[{"role": "system", "content": "brief"},
 SELECT is(answered(:ask, completion('hi')), 'completed', 'an answer completes it');
 SELECT is((task(:ask)).output, '{"content": "hi", "finish_reason": "stop", "model": "m-1", "tokens_in": 10, "tokens_out": 5}', 'the output is of one form');
 SELECT is((task(:ask)).resources, '{"tokens_in": 10, "tokens_out": 5, "cost": 0.00002}', 'what it used, at the price of the longest name');
-SELECT is((SELECT ROW(owner, definition, model, calls, tokens_in, tokens_out, cost)::text FROM orchestrator.usage_status), '(models_app,ask,m-1,1,10,5,0.00002000)', 'and by role, definition and model');
+SELECT is((SELECT ROW(owner, definition, model, calls, tokens_in, tokens_out, cost)::text FROM orchestrator.usage_status), '(models_app,ask,m-1,1,10,5,0.00002)', 'and by role, definition and model');
 SELECT is(value_of('SELECT count(*) FROM orchestrator.usage_status', 'models_other'), '0', 'which others do not see');
 
 SELECT add_call('json', '{"q": "n?"}') AS json \gset

@@ -139,14 +139,7 @@ sub settle_all
 	return @ids;
 }
 
-# How tasks ended: states, attempts, codes of errors; equal ones counted.
-sub ends
-{
-	my $ids = join ',', @_;
-	return app(
-		qq{SELECT string_agg(format('%s x%s', what, n), ', ' ORDER BY what) FROM (
-		SELECT concat_ws(' ', state, attempt, error ->> 'sqlstate') AS what, count(*) AS n FROM orchestrator.task WHERE id IN ($ids) GROUP BY 1) x});
-}
+sub ends { return ends_of($node, @_) }
 
 sub inputs { my ($n, %special) = @_; return map { sprintf '{"v": %d%s}', $_, $special{$_} ? qq(, "do": "$special{$_}") : '' } 1 .. $n }
 sub tries  { return app('SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM app.tries') }
