@@ -57,11 +57,11 @@ CLI_OBJS    = $(patsubst %.c,%.o,$(sort $(wildcard src/cli/*.c)))
 CLI_MAN     = src/cli/orchestrator.1
 CLI_WORDS   = src/cli/orchestrator.bash
 
-# The courier's program.  Without libcurl's headers the extension does without:
-# outside calls fail and say why.
+# The courier's program.  Without the headers of libcurl, and of libcrypto, which
+# signs webhooks, the extension does without: outside calls fail and say why.
 COURIER      = src/courier/orchestrator-courier
 COURIER_OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/courier/*.c))) src/courier/frame.o
-HAS_CURL     = $(shell printf '\043include <curl/curl.h>\n' | $(CC) -fsyntax-only -xc - 2>/dev/null && echo yes)
+HAS_CURL     = $(shell printf '\043include <curl/curl.h>\n\043include <openssl/hmac.h>\n' | $(CC) -fsyntax-only -xc - 2>/dev/null && echo yes)
 
 # The install script is the sources of sql/, in the order of their numbers.
 SQL_SOURCES = $(sort $(wildcard sql/[0-9]*.sql))
@@ -118,11 +118,11 @@ src/courier/frame.o: src/frame.c
 	$(CC) $(CFLAGS) $(CPPFLAGS) -c $< -o $@
 
 $(COURIER): $(COURIER_OBJS)
-	$(CC) $(CFLAGS) $(COURIER_OBJS) $(LDFLAGS) $(LDFLAGS_EX) -lcurl -o $@
+	$(CC) $(CFLAGS) $(COURIER_OBJS) $(LDFLAGS) $(LDFLAGS_EX) -lcurl -lcrypto -o $@
 
 .PHONY: no-courier install-courier uninstall-courier
 no-courier:
-	@echo "no libcurl4-openssl-dev: outside calls (orchestrator-courier) are left out" >&2
+	@echo "no libcurl4-openssl-dev and libssl-dev: outside calls (orchestrator-courier) are left out" >&2
 
 install-courier: $(COURIER)
 	$(MKDIR_P) '$(DESTDIR)$(pkglibdir)'

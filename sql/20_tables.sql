@@ -56,6 +56,8 @@ CREATE TABLE orchestrator.queue (
   full_wait        interval,           -- how long to wait, or to defer for
   alert_depth      int      CHECK (alert_depth > 0),
   alert_age        interval,
+  alert_endpoint   text,               -- where alerts are posted; null: nowhere
+  alert_owner      int,                -- and as whose tasks
   retention        interval,           -- of finished tasks; null: the default
   retention_failed interval,           -- of failed ones; null: as the others
   UNIQUE (owner, name)
@@ -106,7 +108,7 @@ CREATE TABLE orchestrator.definition (
   name                text        NOT NULL CHECK (name <> '' AND length(name) <= 200),
   version             int         NOT NULL CHECK (version > 0),
   is_current          boolean     NOT NULL,
-  kind                text        NOT NULL CHECK (kind IN ('function', 'sql', 'procedure', 'utility', 'workflow', 'map', 'batch', 'wait', 'remote', 'http', 'llm', 'embedding', 'tool')),
+  kind                text        NOT NULL CHECK (kind IN ('function', 'sql', 'procedure', 'utility', 'workflow', 'map', 'batch', 'wait', 'remote', 'http', 'llm', 'embedding', 'tool', 'webhook')),
   handler             text,       -- schema.name(jsonb), the command, or what a remote worker is to run; null: the task brings its own (run)
   handler_owner       name,
   queue               int,
@@ -351,6 +353,15 @@ CREATE TABLE orchestrator.trace_log (
 ) PARTITION BY RANGE (task_id);
 COMMENT ON TABLE orchestrator.trace_log IS
   'Written part of the audit trail; read the view trace, which adds what a task''s row already says';
+
+-- Webhooks that live, and what they are about (chapter 59).
+CREATE TABLE orchestrator.webhook (
+  task_id  bigint PRIMARY KEY,
+  about    bigint NOT NULL,              -- task; below 0: less the number of a queue
+  endpoint text   NOT NULL
+);
+CREATE INDEX webhook_line ON orchestrator.webhook (about, endpoint, task_id);
+COMMENT ON TABLE orchestrator.webhook IS 'Webhooks that are not posted yet: those about one task or queue, to one endpoint, go one after the other';
 
 -- Models: what they cost, what was spent, and what may be.
 CREATE TABLE orchestrator.model_price (

@@ -5,11 +5,11 @@ CREATE FUNCTION orchestrator.define_queue(name text, max_running int DEFAULT NUL
     alert_depth int DEFAULT NULL, alert_age interval DEFAULT NULL, retention interval DEFAULT NULL,
     retention_failed interval DEFAULT NULL, tenant text DEFAULT NULL, tenant_weights jsonb DEFAULT NULL,
     adaptive boolean DEFAULT NULL, min_running int DEFAULT NULL, full_wait interval DEFAULT NULL, preset text DEFAULT NULL,
-    description text DEFAULT NULL, metadata jsonb DEFAULT NULL, owner text DEFAULT NULL) RETURNS void
+    description text DEFAULT NULL, metadata jsonb DEFAULT NULL, owner text DEFAULT NULL, alert_endpoint text DEFAULT NULL) RETURNS void
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
 COMMENT ON FUNCTION orchestrator.define_queue(text, int, int, interval, int, int, text, int, interval, interval, interval, text,
-    jsonb, boolean, int, interval, text, text, jsonb, text) IS
-  'Makes a queue of the caller, or changes it: what is not given is as in a new one. Takes effect at the commit. preset ''chat'' is max_running 5 and 10 per second, where nothing else is given';
+    jsonb, boolean, int, interval, text, text, jsonb, text, text) IS
+  'Makes a queue of the caller, or changes it: what is not given is as in a new one. Takes effect at the commit. preset ''chat'' is max_running 5 and 10 per second, where nothing else is given. alert_endpoint is where its alerts are posted, as webhooks';
 
 CREATE FUNCTION orchestrator.pause_queue(queue text, owner text DEFAULT NULL) RETURNS void
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
@@ -94,6 +94,8 @@ BEGIN
     PERFORM orchestrator._require(v_span > interval '0' AND v_span <= interval '100 years', v_what || ' must be positive, and not exceed 100 years');
   END LOOP;
   PERFORM orchestrator._require(q.alert_depth <= 1000000, 'alert_depth must not exceed 1000000', 'So many are counted when it is looked at.');
+  PERFORM orchestrator._require(q.alert_endpoint IS NULL OR num_nonnulls(q.alert_depth, q.alert_age) > 0, 'alert_endpoint without alert_depth or alert_age',
+                                'Say when there is an alert.');
   PERFORM orchestrator._require(q.full_wait <= CASE q.on_full WHEN 'wait' THEN interval '1 minute' WHEN 'defer' THEN interval '1 day' END,
                                 'full_wait must not exceed 1 minute to wait, or 1 day to defer', 'Whoever enqueues waits in its own transaction.');
   PERFORM orchestrator._require(q.weight BETWEEN 1 AND 1000, 'weight must be between 1 and 1000');
@@ -159,7 +161,7 @@ $$;
 CREATE FUNCTION orchestrator._define_queue(caller oid, name text, max_running int, rate_limit int, rate_period interval,
     weight int, max_depth int, on_full text, alert_depth int, alert_age interval, retention interval,
     retention_failed interval, tenant text, tenant_weights jsonb, adaptive boolean, min_running int, full_wait interval,
-    preset text, description text, metadata jsonb, owner text) RETURNS void
+    preset text, description text, metadata jsonb, owner text, alert_endpoint text) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
@@ -184,11 +186,17 @@ BEGIN
   q.full_wait := full_wait;
   q.alert_depth := alert_depth;
   q.alert_age := alert_age;
+  q.alert_endpoint := alert_endpoint;
   q.retention := retention;
   q.retention_failed := retention_failed;
   q.description := description;
   q.metadata := metadata;
   PERFORM orchestrator._check_queue(q);
+  IF alert_endpoint IS NOT NULL THEN
+    -- queue "default" has no owner: it is whoever asks
+    q.alert_owner := v_owner;
+    PERFORM orchestrator._check_webhook_endpoint((SELECT o.role FROM orchestrator.owner o WHERE o.id = v_owner), alert_endpoint);
+  END IF;
   IF name = 'default' THEN
     q.id := orchestrator._own_queue(caller, name, NULL);
   ELSE
@@ -199,9 +207,9 @@ BEGIN
   SELECT x.tenant, concat_ws('/', x.retention, x.retention_failed) INTO v_tenant, v_kept FROM orchestrator.queue x WHERE x.id = q.id FOR UPDATE;
   UPDATE orchestrator.queue x
     SET (max_running, rate_limit, rate_period, weight, tenant, tenant_weights, adaptive, min_running, max_depth, on_full,
-         full_wait, alert_depth, alert_age, retention, retention_failed, description, metadata)
+         full_wait, alert_depth, alert_age, alert_endpoint, alert_owner, retention, retention_failed, description, metadata)
       = (q.max_running, q.rate_limit, q.rate_period, q.weight, q.tenant, q.tenant_weights, q.adaptive, q.min_running, q.max_depth, q.on_full,
-         q.full_wait, q.alert_depth, q.alert_age, q.retention, q.retention_failed, q.description, q.metadata)
+         q.full_wait, q.alert_depth, q.alert_age, q.alert_endpoint, q.alert_owner, q.retention, q.retention_failed, q.description, q.metadata)
     WHERE x.id = q.id;
   PERFORM orchestrator._invalidate();
   PERFORM orchestrator._limits_changed();

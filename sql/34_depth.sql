@@ -125,7 +125,7 @@ BEGIN
   LOOP
     SELECT x.* INTO b FROM orchestrator._backlog(q.id, greatest(least(2 * q.alert_depth::bigint, q.alert_depth + 100000), 10000)) x;
     v_age := greatest(v_now - b.oldest, interval '0');
-    PERFORM orchestrator._judge(q, 'depth', b.depth, q.alert_depth, v_now);
+    PERFORM orchestrator._judge(q, 'depth', greatest(b.depth - orchestrator._alerts_waiting(q.id), 0), q.alert_depth, v_now);
     PERFORM orchestrator._judge(q, 'age', coalesce(extract(epoch FROM v_age)::float8, 0), extract(epoch FROM q.alert_age)::float8, v_now);
     v_next := least(v_next, CASE WHEN v_age < q.alert_age THEN b.oldest + q.alert_age END);
   END LOOP;
@@ -148,10 +148,10 @@ BEGIN
       VALUES (q.id, q.owner, $2, $5, $4, $3, $3, $5);
     DELETE FROM orchestrator.alert x
       WHERE x.id IN (SELECT y.id FROM orchestrator.alert y WHERE y.queue = q.id AND y.kind = $2 ORDER BY y.id DESC OFFSET 100);
-    PERFORM orchestrator._tell_alert(q.id, $2, 'raised', $3, $4);
+    PERFORM orchestrator._tell_alert(q, $2, 'raised', $3, $4);
   ELSIF a.id IS NOT NULL AND ($4 IS NULL OR $3 <= 0.8 * $4) THEN
     UPDATE orchestrator.alert x SET cleared_at = $5, value = $3, changed_at = $5 WHERE x.id = a.id;
-    PERFORM orchestrator._tell_alert(q.id, $2, 'cleared', $3, coalesce($4, a.threshold));
+    PERFORM orchestrator._tell_alert(q, $2, 'cleared', $3, coalesce($4, a.threshold));
   ELSIF abs($3 - a.value) > 0.1 * a.value OR $4 <> a.threshold THEN
     UPDATE orchestrator.alert x SET value = $3, peak = greatest(x.peak, $3), threshold = $4, changed_at = $5 WHERE x.id = a.id;
   END IF;
@@ -159,11 +159,14 @@ END
 $$;
 
 -- Numbers only: anyone in the database may listen.
-CREATE FUNCTION orchestrator._tell_alert(queue int, kind text, event text, value float8, threshold float8) RETURNS void
+CREATE FUNCTION orchestrator._tell_alert(q orchestrator.queue, kind text, event text, value float8, threshold float8) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   PERFORM pg_notify('orchestrator_alert', format('{"queue":%s,"kind":"%s","event":"%s","value":%s,"limit":%s}',
-                                                 $1, $2, $3, round($4::numeric, 3), round($5::numeric, 3)));
+                                                 q.id, $2, $3, round($4::numeric, 3), round($5::numeric, 3)));
+  IF q.alert_endpoint IS NOT NULL THEN
+    PERFORM orchestrator._post_alert(q, $2, $3, $4, $5);
+  END IF;
 END
 $$;
 

@@ -250,7 +250,7 @@ BEGIN
   -- values
   IF s ? 'kind' AND s ->> 'kind' NOT IN ('function', 'sql', 'procedure', 'utility', 'remote') AND s ->> 'kind' <> ALL (orchestrator._call_kinds()) THEN
     PERFORM orchestrator._require(false, format('%s, key "kind": unknown kind "%s"', v_what, s ->> 'kind'),
-                                  'Kinds are function, sql, procedure, utility, remote, http, llm, embedding and tool; a workflow is named by definition.');
+                                  'Kinds are function, sql, procedure, utility, remote, http, llm, embedding, tool and webhook; a workflow is named by definition.');
   END IF;
   IF s ? 'on_failure' THEN
     PERFORM orchestrator._require(s ->> 'on_failure' IN ('fail', 'continue', 'skip_dependants'),
@@ -836,22 +836,24 @@ BEGIN
 END
 $$;
 
--- The definition of the rows that the engine makes itself: of maps, waits and
--- batches. One of each kind and owner (two, if two made it at once), never
--- current.
-CREATE FUNCTION orchestrator._internal_definition(owner int, kind text) RETURNS int
+-- The definition of the rows that the engine makes itself: of maps, waits,
+-- batches, and webhooks to an endpoint. One of each kind and owner (two, if two
+-- made it at once), never current.
+CREATE FUNCTION orchestrator._internal_definition(owner int, kind text, endpoint text DEFAULT NULL) RETURNS int
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   d orchestrator.definition;
 BEGIN
+  d.name := concat_ws(' ', 'orchestrator.' || $2, $3);
   SELECT x.id INTO d.id FROM orchestrator.definition x
-    WHERE x.owner = $1 AND x.name = 'orchestrator.' || $2
+    WHERE x.owner = $1 AND x.name = d.name
     ORDER BY x.version LIMIT 1;
   IF NOT FOUND THEN
     d.owner := $1;
-    d.name := 'orchestrator.' || $2;
     d.kind := $2;
-    d := orchestrator._policy(d, '{"max_attempts": 1}');
+    d.endpoint := $3;
+    d.request := CASE WHEN $3 IS NOT NULL THEN '{}'::jsonb END;
+    d := orchestrator._policy(d, CASE WHEN $3 IS NULL THEN '{"max_attempts": 1}' ELSE '{"max_attempts": 12, "retry_delay": "5 s"}' END::jsonb);
     d.id := (orchestrator._put_definition(d, false)).id;
     PERFORM orchestrator._invalidate();
   END IF;

@@ -223,7 +223,7 @@ BEGIN
       WHERE l.id = v_task AND l.expire_at <= v_now AND l.state <> 'running' FOR UPDATE SKIP LOCKED;
     CONTINUE WHEN NOT FOUND;
     v_count := v_count + 1;
-    IF t.parent_id IS NULL AND t.remaining IS NULL THEN
+    IF t.parent_id IS NULL AND t.remaining IS NULL AND t.callbacks IS NULL THEN
       PERFORM orchestrator._expire_row(t, v_now);
       CONTINUE;
     END IF;

@@ -1275,15 +1275,19 @@ BEGIN
     IF v_call ? 'schedule' THEN
       PERFORM orchestrator._schedule_ended((v_call ->> 'schedule')::int, t.id);
       CONTINUE;
+    ELSIF v_call ? 'line' THEN
+      PERFORM orchestrator._leave_line(t.id);
+      CONTINUE;
     END IF;
     BEGIN
-      PERFORM orchestrator._enqueue_as(t.owner, v_call ->> 'definition', jsonb_strip_nulls(jsonb_build_object('task', t.id, 'name', t.name,
-        'definition', d.name, 'state', t.state)) || jsonb_build_object('output', t.output, 'error', t.error, 'input', coalesce(v_call -> 'input', t.input)));
+      PERFORM orchestrator._follow(t.owner, v_call ->> 'definition', v_call ->> 'endpoint', 'task.' || t.state, t.id,
+        jsonb_strip_nulls(jsonb_build_object('task', t.id, 'name', t.name, 'definition', d.name, 'state', t.state))
+          || jsonb_build_object('output', t.output, 'error', t.error, 'input', coalesce(v_call -> 'input', t.input)));
     EXCEPTION WHEN undefined_object OR insufficient_privilege OR object_not_in_prerequisite_state OR ambiguous_alias
                 OR data_exception OR program_limit_exceeded THEN
       -- the task ended all the same
       PERFORM orchestrator._trace(t, NULL, t.attempt, 'callback_failed',
-        jsonb_build_object('definition', v_call -> 'definition', 'sqlstate', SQLSTATE, 'message', SQLERRM));
+        jsonb_strip_nulls(jsonb_build_object('definition', v_call -> 'definition', 'endpoint', v_call -> 'endpoint', 'sqlstate', SQLSTATE, 'message', SQLERRM)));
     END;
   END LOOP;
 END
@@ -1305,7 +1309,8 @@ END
 $$;
 
 -- Place a task at the top of a tree; of a workflow its first steps, too.
--- queue, priority and what else was asked for are set in t.
+-- queue, priority and what else was asked for are set in t, and state where it
+-- has to wait.
 CREATE FUNCTION orchestrator._place_root(t orchestrator.task, owner int, definition int, input jsonb, expires interval) RETURNS bigint
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -1323,7 +1328,7 @@ BEGIN
   t.epoch := 0;
   t.live := true;
   t.input := coalesce($4, '{}');
-  t.state := 'pending';
+  t.state := coalesce(t.state, 'pending');
   PERFORM orchestrator._check_input(t.input);
   IF d.kind IN ('workflow', 'batch') THEN
     t.remaining := coalesce(t.remaining, cardinality(d.step_names));

@@ -47,11 +47,20 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION orchestrator._check_endpoint(role oid, endpoint text) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_refusal jsonb := orchestrator._endpoint_refusal($1, $2);
+BEGIN
+  IF v_refusal IS NOT NULL THEN
+    RAISE EXCEPTION '%', v_refusal ->> 'message' USING ERRCODE = v_refusal ->> 'sqlstate', HINT = v_refusal ->> 'hint';
+  END IF;
+END
+$$;
+
 -- What a definition that is a call says of it, checked for a role.
 CREATE FUNCTION orchestrator._check_call(role oid, d orchestrator.definition) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-  v_refusal jsonb;
 BEGIN
   IF d.kind <> ALL (orchestrator._call_kinds()) THEN
     PERFORM orchestrator._require(d.endpoint IS NULL AND d.request IS NULL, format('endpoint or request with kind "%s"', d.kind),
@@ -63,15 +72,13 @@ BEGIN
                                 'Give the name of a server of orchestrator_http' || CASE d.kind WHEN 'tool' THEN ', or tools in its request.' ELSE '.' END);
   PERFORM orchestrator._require(d.timeout_policy <> 'alert', format('timeout_policy alert with kind "%s"', d.kind), 'Say retry, fail or fail_workflow.');
   IF d.endpoint IS NOT NULL THEN
-    v_refusal := orchestrator._endpoint_refusal($1, d.endpoint);
-    IF v_refusal IS NOT NULL THEN
-      RAISE EXCEPTION '%', v_refusal ->> 'message' USING ERRCODE = v_refusal ->> 'sqlstate', HINT = v_refusal ->> 'hint';
-    END IF;
+    PERFORM orchestrator._check_endpoint($1, d.endpoint);
     PERFORM orchestrator._check_provider(d);
   END IF;
   CASE d.kind
     WHEN 'http' THEN PERFORM orchestrator._check_request(d.request);
     WHEN 'tool' THEN PERFORM orchestrator._check_tool_request(d);
+    WHEN 'webhook' THEN PERFORM orchestrator._check_webhook_request(d.request);
     ELSE PERFORM orchestrator._check_model_request(d.kind, d.request);
   END CASE;
   PERFORM orchestrator._check_tools($1, d);
@@ -129,7 +136,8 @@ CREATE FUNCTION orchestrator._check_provider(d orchestrator.definition) RETURNS 
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_is    text := orchestrator._provider(d.endpoint);
-  v_fit   text[] := CASE d.kind WHEN 'llm' THEN '{openai,anthropic,ollama}' WHEN 'embedding' THEN '{openai,ollama}' WHEN 'tool' THEN '{mcp}' END;
+  v_fit   text[] := CASE d.kind WHEN 'llm' THEN '{openai,anthropic,ollama}' WHEN 'embedding' THEN '{openai,ollama}' WHEN 'tool' THEN '{mcp}' WHEN 'webhook' THEN '{webhook}'
+                             WHEN 'http' THEN '{http,openai,anthropic,ollama,mcp}' END;
 BEGIN
   PERFORM orchestrator._require(v_is = ANY (v_fit), format('endpoint "%s" is of provider %s, which kind %s cannot call', d.endpoint, v_is, d.kind),
                                 format('Its provider must be %s.', array_to_string(v_fit, ' or ')));
@@ -264,6 +272,9 @@ BEGIN
     refusal := orchestrator._arguments_refusal(d, t);
     request := orchestrator._tool_call(d, t);
     RETURN;
+  ELSIF $1 = 'webhook' THEN
+    request := orchestrator._webhook_request(d, t);
+    RETURN;
   END IF;
   refusal := orchestrator._budget_refusal(t);
   request := orchestrator._model_call(d.kind, orchestrator._provider(d.endpoint), orchestrator._model_document(d, t));
@@ -326,8 +337,8 @@ BEGIN
 END
 $$;
 
--- The same of calls of other kinds than http: what the answer means is their
--- own. False: it is such a one.
+-- The same of calls whose answer means something of their own. False: it does
+-- not.
 CREATE FUNCTION orchestrator._settle_answer(task bigint, epoch int, outcome text, result jsonb) RETURNS boolean
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -337,7 +348,7 @@ DECLARE
   v_again boolean := false;
 BEGIN
   SELECT x.* INTO d FROM orchestrator.task_live l JOIN orchestrator.definition x ON x.id = l.definition WHERE l.id = $1;
-  IF NOT FOUND OR d.kind = 'http' THEN
+  IF NOT FOUND OR d.kind IN ('http', 'webhook') THEN
     RETURN false;
   END IF;
   t := orchestrator._lock_running($1, $2);

@@ -55,10 +55,10 @@ CREATE FUNCTION orchestrator.checkpoint(task bigint, name text, context jsonb, t
 COMMENT ON FUNCTION orchestrator.checkpoint(bigint, text, jsonb, text) IS
   'Names the present point of a run, for restore(); with a context that is not null, sets it. A name that exists is moved. Inside a step, leave the task out. A remote worker gives its task and token: then it is the point at which the step completes';
 
-CREATE FUNCTION orchestrator.on_completion(task bigint, definition text, input jsonb DEFAULT NULL) RETURNS void
+CREATE FUNCTION orchestrator.on_completion(task bigint, definition text DEFAULT NULL, input jsonb DEFAULT NULL, endpoint text DEFAULT NULL) RETURNS void
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
-COMMENT ON FUNCTION orchestrator.on_completion(bigint, text, jsonb) IS
-  'Enqueues a task of a definition when a task ends, as the role that owns it, with {task, name, definition, state, output, error, input}; at once if it has ended';
+COMMENT ON FUNCTION orchestrator.on_completion(bigint, text, jsonb, text) IS
+  'Enqueues a task of a definition when a task ends, as the role that owns it, with {task, name, definition, state, output, error, input}; at once if it has ended. With an endpoint instead, a webhook of that is posted there';
 
 CREATE FUNCTION orchestrator.enqueue_workflow(steps orchestrator.step_spec[], input jsonb DEFAULT '{}', name text DEFAULT NULL,
     priority int DEFAULT NULL, run_at timestamptz DEFAULT NULL, delay interval DEFAULT NULL, key text DEFAULT NULL,
@@ -593,15 +593,21 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION orchestrator._on_completion(caller oid, task bigint, definition text, input jsonb) RETURNS void
+CREATE FUNCTION orchestrator._on_completion(caller oid, task bigint, definition text, input jsonb, endpoint text) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   t      orchestrator.task := orchestrator._lock_task($1, $2, true);
-  v_call jsonb := jsonb_build_object('definition', $3) || CASE WHEN $4 IS NULL THEN '{}' ELSE jsonb_build_object('input', $4) END;
+  v_call jsonb := jsonb_strip_nulls(jsonb_build_object('definition', $3, 'endpoint', $5)) || CASE WHEN $4 IS NULL THEN '{}' ELSE jsonb_build_object('input', $4) END;
+  v_role oid := (SELECT o.role FROM orchestrator.owner o WHERE o.id = t.owner);
 BEGIN
   PERFORM orchestrator._check_input($4);
-  -- it must be one that the owner of the task may enqueue
-  PERFORM orchestrator._resolve_definition((SELECT o.role FROM orchestrator.owner o WHERE o.id = t.owner), $3);
+  PERFORM orchestrator._require(num_nonnulls($3, $5) = 1, 'on_completion() takes a definition or an endpoint', 'Give one of them.');
+  -- it must be one that the owner of the task may enqueue, or use
+  IF $5 IS NULL THEN
+    PERFORM orchestrator._resolve_definition(v_role, $3);
+  ELSE
+    PERFORM orchestrator._check_webhook_endpoint(v_role, $5);
+  END IF;
   IF t.live THEN
     UPDATE orchestrator.task_live l SET callbacks = coalesce(l.callbacks, '[]') || v_call WHERE l.id = t.id;
   

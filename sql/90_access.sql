@@ -230,6 +230,7 @@ ALTER TABLE orchestrator.model_usage ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL 
 ALTER TABLE orchestrator.model_budget ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.tool ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE orchestrator.tool_session ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE orchestrator.webhook ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 
 CREATE POLICY visible ON orchestrator.task FOR SELECT
   USING (owner = ANY ((SELECT orchestrator._visible_owners())::int[]));
@@ -328,6 +329,7 @@ SELECT pg_catalog.pg_extension_config_dump('orchestrator.model_price', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.model_usage', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.model_budget', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.tool', '');
+SELECT pg_catalog.pg_extension_config_dump('orchestrator.webhook', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.partition_state', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.archive_hook', '');
 SELECT pg_catalog.pg_extension_config_dump('orchestrator.archive_run', '');

@@ -365,9 +365,12 @@ is_reserved(const char *name, const OrchEndpoint *endpoint)
 		if (pg_strcasecmp(name, reserved[i]) == 0)
 			return true;
 	}
-	return pg_strncasecmp(name, "proxy-", 6) == 0 ||
-		   (endpoint->secret != NULL &&
-			pg_strcasecmp(name, endpoint->secret_header) == 0);
+	if (pg_strncasecmp(name, "proxy-", 6) == 0)
+		return true;
+	if (endpoint->provider == ORCH_PROVIDER_WEBHOOK)
+		return pg_strncasecmp(name, "webhook-", 8) == 0;
+	return endpoint->secret != NULL &&
+		   pg_strcasecmp(name, endpoint->secret_header) == 0;
 }
 
 static bool
@@ -411,12 +414,14 @@ put(FrameBuffer *out, const OrchCallSpec *spec, const Parts *parts)
 	const char *line = parts->headers.data;
 	int64 timeout = spec->timeout > 0 ? Min(spec->timeout, endpoint->timeout)
 									  : endpoint->timeout;
+	bool is_webhook = endpoint->provider == ORCH_PROVIDER_WEBHOOK;
 
 	frame_begin(out, FRAME_CALL);
 	frame_u64(out, spec->number);
 	frame_u32(out, (endpoint->allow_private ? FRAME_ALLOW_PRIVATE : 0) |
 					   (endpoint->compressed ? FRAME_COMPRESSED : 0) |
-					   (parts->body != NULL ? FRAME_HAS_BODY : 0));
+					   (parts->body != NULL ? FRAME_HAS_BODY : 0) |
+					   (is_webhook ? FRAME_WEBHOOK : 0));
 	frame_u32(out, milliseconds(timeout));
 	frame_u32(out, milliseconds(endpoint->connect_timeout));
 	frame_u32(out, milliseconds(spec->silence));
@@ -429,6 +434,7 @@ put(FrameBuffer *out, const OrchCallSpec *spec, const Parts *parts)
 	frame_text(out, secret_path(endpoint->secret));
 	frame_text(out, endpoint->secret_header);
 	frame_text(out, endpoint->secret_prefix);
+	frame_text(out, is_webhook ? spec->key : NULL);
 	frame_text(out, endpoint->ca_file);
 	frame_u32(out, parts->nheaders);
 	for (int i = 0; i < parts->nheaders; i++)

@@ -141,7 +141,8 @@ typedef enum OrchKind
 	ORCH_KIND_HTTP,
 	ORCH_KIND_LLM,
 	ORCH_KIND_EMBEDDING,
-	ORCH_KIND_TOOL
+	ORCH_KIND_TOOL,
+	ORCH_KIND_WEBHOOK
 } OrchKind;
 
 /* What an executor needs of a definition. */

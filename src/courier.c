@@ -920,8 +920,8 @@ take_row(HeapTuple row, TupleDesc desc)
 	{
 		refusal = orch_call_refusal(
 			"OR012", "the program that makes outside calls is not installed",
-			"Install libcurl4-openssl-dev, then build and install the "
-			"extension again.");
+			"Install libcurl4-openssl-dev and libssl-dev, then build and "
+			"install the extension again.");
 		refused = true;
 	}
 	if (!refused)

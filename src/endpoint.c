@@ -50,6 +50,7 @@ static void start_cache(void);
 static void read_endpoint(OrchEndpoint *endpoint);
 static void apply(OrchEndpoint *endpoint, const char *name, const char *value);
 static void complete(OrchEndpoint *endpoint);
+static void check_webhook(const OrchEndpoint *endpoint);
 static void refuse(const char *name, const char *value, const char *hint);
 static void set_url(OrchEndpoint *endpoint, const char *name,
 					const char *value);
@@ -92,8 +93,8 @@ static const struct
 	{"url", set_url, false},
 };
 
-static const char *const providers[] = {"http", "openai", "anthropic",
-										"ollama", "mcp"};
+static const char *const providers[] = {"http",	  "openai", "anthropic",
+										"ollama", "mcp",	"webhook"};
 
 PG_FUNCTION_INFO_V1(orchestrator_endpoint_validator);
 
@@ -209,7 +210,9 @@ complete(OrchEndpoint *endpoint)
 						errmsg("a secret is not sent over http"),
 						errhint("Use https; in a network of your own, say "
 								"allow_private 'on'.")));
-	if (endpoint->secret_header == NULL)
+	if (endpoint->provider == ORCH_PROVIDER_WEBHOOK)
+		check_webhook(endpoint);
+	else if (endpoint->secret_header == NULL)
 	{
 		endpoint->secret_header = anthropic ? "x-api-key" : "Authorization";
 		endpoint->secret_prefix = anthropic ? "" : "Bearer ";
@@ -223,6 +226,21 @@ complete(OrchEndpoint *endpoint)
 	limit->kind = ORCH_LIMIT_ENDPOINT;
 	limit->id = orch_permit_id(ORCH_LIMIT_ENDPOINT, 0, endpoint->name,
 							   strlen(endpoint->name));
+}
+
+static void
+check_webhook(const OrchEndpoint *endpoint)
+{
+	if (endpoint->secret == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
+				 errmsg("an endpoint of provider webhook needs the option "
+						"\"secret\""),
+				 errhint("Webhooks are signed with it.")));
+	if (endpoint->secret_header != NULL)
+		ereport(ERROR, (errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+						errmsg("secret_header with provider webhook"),
+						errhint("Its secret signs, and is not sent.")));
 }
 
 /* ------------------------------------------------------- the validator */
@@ -312,7 +330,8 @@ set_provider(OrchEndpoint *endpoint, const char *name, const char *value)
 			return;
 		}
 	}
-	refuse(name, value, "Say http, openai, anthropic, ollama or mcp.");
+	refuse(name, value,
+		   "Say http, openai, anthropic, ollama, mcp or webhook.");
 }
 
 /*

@@ -14,7 +14,8 @@ typedef enum OrchProvider
 	ORCH_PROVIDER_OPENAI,
 	ORCH_PROVIDER_ANTHROPIC,
 	ORCH_PROVIDER_OLLAMA,
-	ORCH_PROVIDER_MCP
+	ORCH_PROVIDER_MCP,
+	ORCH_PROVIDER_WEBHOOK /* its secret signs, and is not sent */
 } OrchProvider;
 
 typedef struct OrchEndpoint

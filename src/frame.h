@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 /* Both programs are of one build, or do not work together. */
-#define FRAME_VERSION 1
+#define FRAME_VERSION 2
 
 /* Longest frame: the largest answer or request, and its headers. */
 #define FRAME_MAX_SIZE (64 * 1024 * 1024)
@@ -44,12 +44,13 @@ typedef enum FrameType
  *	u64 call, u32 flags, u32 timeout, u32 connect timeout and u32 longest
  *	silence (milliseconds; 0: none), u64 largest answer, then strings: method,
  *	url, host (as the url must say it), body, file of the secret (empty: none),
- *	header and prefix to send it with, file of CA certificates (empty: the
- *	system's), and u32 n with so many lines of headers.
+ *	header and prefix to send it with, id to sign a webhook with, file of CA
+ *	certificates (empty: the system's), and u32 n with so many lines of headers.
  */
 #define FRAME_ALLOW_PRIVATE 0x1 /* private addresses may be called */
 #define FRAME_COMPRESSED	0x2 /* ask for, and undo, compression */
 #define FRAME_HAS_BODY		0x4
+#define FRAME_WEBHOOK		0x8 /* the secret signs, and is not sent */
 
 /*
  * The body of FRAME_DONE:

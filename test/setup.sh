@@ -125,7 +125,7 @@ else
 		*) choose_version ;;
 	esac
 	need_server "postgresql-$wanted"
-	need "postgresql-server-dev-$wanted" "postgresql-$wanted-pgtap" "postgresql-$wanted-cron" libpq-dev libcurl4-openssl-dev perl libipc-run-perl libio-pty-perl
+	need "postgresql-server-dev-$wanted" "postgresql-$wanted-pgtap" "postgresql-$wanted-cron" libpq-dev libcurl4-openssl-dev libssl-dev perl libipc-run-perl libio-pty-perl
 	# Not in every release, and not worth a look for news.
 	if available "postgresql-$wanted-pgvector"; then like "postgresql-$wanted-pgvector"; fi
 	PG_CONFIG=/usr/lib/postgresql/$wanted/bin/pg_config

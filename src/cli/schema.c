@@ -23,10 +23,10 @@
 static const SchemaKey keys[] = {
 	{"name", KEY_TEXT, ALL, NULL, 0, 0, "of a task the name of its folder, if it is given at all"},
 	{"description", KEY_TEXT, ALL, NULL, 0, 0, "for people"},
-	{"kind", KEY_TEXT, RUN, "function sql procedure utility remote http", 0, 0, "what the handler is; of a task remote if it has a program, else function"},
+	{"kind", KEY_TEXT, RUN, "function sql procedure utility remote http llm embedding tool webhook", 0, 0, "what the handler is; of a task remote if it has a program, else function"},
 	{"handler", KEY_TEXT, RUN, NULL, 0, 0, "schema.function, or of kind sql and utility a command"},
-	{"endpoint", KEY_TEXT, RUN, NULL, 0, 0, "of kind http, the server of orchestrator_http that is called"},
-	{"request", KEY_OBJECT, RUN, NULL, 0, 0, "of kind http, what is sent: method, path, query, headers, body, expect"},
+	{"endpoint", KEY_TEXT, RUN, NULL, 0, 0, "of an outside call, the server of orchestrator_http that is called"},
+	{"request", KEY_OBJECT, RUN, NULL, 0, 0, "and what is sent; of kind http: method, path, query, headers, body, expect"},
 	{"program", KEY_TEXT, PART_TASK | PART_FILE, NULL, 0, 0, "of kind remote, the file that does it; else the only executable <name> or <name>.*"},
 	{"dependencies", KEY_TEXT, PART_TASK | PART_FILE, NULL, 0, 0, "requirements.txt or package.json, if that is there; or another file in that form, of this ending"},
 	{"queue", KEY_TEXT, ALL, NULL, 0, 0, "where its tasks wait"},

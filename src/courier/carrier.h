@@ -15,6 +15,7 @@
 #include "frame.h"
 
 #define MESSAGE_SIZE 256
+#define SECRET_SIZE	 8192 /* the longest */
 
 /* ------------------------------------------------------------ transfer.c */
 
@@ -63,5 +64,17 @@ extern void secret_free(char *secret);
 
 /* Blot a secret out wherever it stands in some data. */
 extern void secret_blot(const char *secret, char *data, size_t size);
+
+/* ---------------------------------------------------------------- sign.c */
+
+/* Of SIGNATURE_SIZE bytes, with the zero at its end. */
+#define SIGNATURE_SIZE 64
+
+/*
+ * Sign a body with a secret, as a webhook that is sent at a time (in seconds).
+ * False: the secret is no key.
+ */
+extern bool sign(const char *secret, const char *id, int64_t at,
+				 const char *body, size_t size, char *signature);
 
 #endif

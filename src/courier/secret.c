@@ -14,7 +14,6 @@
 
 /* Shorter ones could not be blotted out of an answer. */
 #define LEAST_SIZE 8
-#define MOST_SIZE  8192
 
 static const char *read_file(int fd, char *secret);
 static const char *judge(const char *secret, size_t size);
@@ -23,7 +22,7 @@ char *
 secret_read(const char *path, char *message)
 {
 	const char *name = strrchr(path, '/');
-	char *secret = calloc(1, MOST_SIZE + 1);
+	char *secret = calloc(1, SECRET_SIZE + 1);
 	const char *why = "there is no memory for it";
 	int fd;
 
@@ -54,9 +53,9 @@ read_file(int fd, char *secret)
 		return "it is not a file";
 	if (stat.st_uid != geteuid() || (stat.st_mode & 077) != 0)
 		return "its file must belong to the server's user, with mode 0600";
-	if (stat.st_size > MOST_SIZE)
+	if (stat.st_size > SECRET_SIZE)
 		return "it is too long";
-	size = read(fd, secret, MOST_SIZE);
+	size = read(fd, secret, SECRET_SIZE);
 	if (size < 0)
 		return "its file cannot be read";
 	while (size > 0 && (secret[size - 1] == '\n' || secret[size - 1] == '\r'))
@@ -82,7 +81,7 @@ secret_free(char *secret)
 {
 	if (secret == NULL)
 		return;
-	explicit_bzero(secret, MOST_SIZE + 1);
+	explicit_bzero(secret, SECRET_SIZE + 1);
 	free(secret);
 }
 

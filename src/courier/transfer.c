@@ -17,6 +17,7 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/epoll.h>
+#include <time.h>
 #include <unistd.h>
 
 #if LIBCURL_VERSION_NUM < 0x075700
@@ -26,6 +27,7 @@
 #define BUCKETS			 4096
 #define MOST_IDLE		 256  /* handles kept for the next calls */
 #define MOST_CONNECTIONS 1024 /* kept open */
+#define MOST_REASON		 1024 /* of what is said of a webhook */
 
 typedef struct Bytes
 {
@@ -43,8 +45,10 @@ typedef struct Transfer
 	struct curl_slist *headers;
 	char *secret; /* NULL: it has none */
 	char *body;
+	size_t body_size;
 	bool allow_private;
-	int requests; /* that were begun */
+	bool is_webhook; /* signed, and only its status is of interest */
+	int requests;	 /* that were begun */
 	uint64_t most;
 	Bytes answer;
 	Bytes lines; /* of its headers */
@@ -72,7 +76,10 @@ static bool set_url(Transfer *transfer, const char *url, const char *host);
 static void set_method(Transfer *transfer, const char *method, bool has_body,
 					   FrameString body);
 static void set_secret(Transfer *transfer, const char *path,
-					   const char *header, const char *prefix);
+					   const char *header, const char *prefix, const char *id);
+static void set_signature(Transfer *transfer, const char *id);
+static void add_line(Transfer *transfer, const char *name, const char *prefix,
+					 const char *value);
 static void add_header(Transfer *transfer, const char *line);
 static void set_rules(Transfer *transfer);
 static void finish(Transfer *transfer, CURLcode code);
@@ -152,6 +159,13 @@ take_body(char *data, size_t one, size_t n, void *arg)
 	Transfer *transfer = arg;
 	bool failed = false;
 
+	if (transfer->is_webhook)
+	{
+		size_t room = MOST_REASON - transfer->answer.size;
+
+		append(&transfer->answer, data, n < room ? n : room, &failed);
+		return failed ? 0 : n;
+	}
 	if (transfer->answer.size + n > transfer->most)
 	{
 		refuse(transfer, RESULT_TOO_LARGE, "the answer is too large", "");
@@ -279,7 +293,7 @@ set_up(Transfer *transfer, FrameReader *frame)
 	long connect = frame_read_u32(frame);
 	long silence = frame_read_u32(frame);
 	FrameString body;
-	char *texts[6]; /* method, url, host, secret's file, header, prefix */
+	char *texts[7]; /* method, url, host, secret's file, header, prefix, id */
 	char *ca_file;
 	uint32_t nheaders;
 
@@ -287,11 +301,12 @@ set_up(Transfer *transfer, FrameReader *frame)
 	for (int i = 0; i < 3; i++)
 		texts[i] = copy_string(frame_read_string(frame));
 	body = frame_read_string(frame);
-	for (int i = 3; i < 6; i++)
+	for (int i = 3; i < 7; i++)
 		texts[i] = copy_string(frame_read_string(frame));
 	ca_file = copy_string(frame_read_string(frame));
 	nheaders = frame_read_u32(frame);
 	transfer->allow_private = (flags & FRAME_ALLOW_PRIVATE) != 0;
+	transfer->is_webhook = (flags & FRAME_WEBHOOK) != 0;
 
 	curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, timeout);
 	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, connect);
@@ -308,7 +323,7 @@ set_up(Transfer *transfer, FrameReader *frame)
 	set_url(transfer, texts[1], texts[2]);
 	set_method(transfer, texts[0], (flags & FRAME_HAS_BODY) != 0, body);
 	if (texts[3] != NULL && texts[3][0] != '\0')
-		set_secret(transfer, texts[3], texts[4], texts[5]);
+		set_secret(transfer, texts[3], texts[4], texts[5], texts[6]);
 	for (uint32_t i = 0; i < nheaders && !frame->bad; i++)
 	{
 		char *line = copy_string(frame_read_string(frame));
@@ -318,7 +333,7 @@ set_up(Transfer *transfer, FrameReader *frame)
 	}
 	add_header(transfer, "Expect:");
 	curl_easy_setopt(easy, CURLOPT_HTTPHEADER, transfer->headers);
-	for (int i = 0; i < 6; i++)
+	for (int i = 0; i < 7; i++)
 		free(texts[i]);
 	free(ca_file);
 	return transfer->refused == RESULT_ANSWERED && !frame->bad;
@@ -369,6 +384,7 @@ set_method(Transfer *transfer, const char *method, bool has_body,
 		if (transfer->body == NULL)
 			abort();
 		memcpy(transfer->body, body.data, body.size);
+		transfer->body_size = body.size;
 		curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE,
 						 (curl_off_t) body.size);
 		curl_easy_setopt(easy, CURLOPT_POSTFIELDS, transfer->body);
@@ -378,20 +394,52 @@ set_method(Transfer *transfer, const char *method, bool has_body,
 	curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, method);
 }
 
+/*
+ * One that signs is not sent.
+ */
 static void
 set_secret(Transfer *transfer, const char *path, const char *header,
-		   const char *prefix)
+		   const char *prefix, const char *id)
 {
-	char *line = NULL;
-	int size;
-
 	transfer->secret = secret_read(path, transfer->message);
 	if (transfer->secret == NULL)
-	{
 		transfer->refused = RESULT_REFUSED;
+	else if (transfer->is_webhook)
+		set_signature(transfer, id);
+	else
+		add_line(transfer, header, prefix, transfer->secret);
+}
+
+/*
+ * Of this attempt: the id is that of all, the time is not.
+ */
+static void
+set_signature(Transfer *transfer, const char *id)
+{
+	int64_t at = (int64_t) time(NULL);
+	char signature[SIGNATURE_SIZE];
+	char text[24];
+
+	if (!sign(transfer->secret, id, at, transfer->body, transfer->body_size,
+			  signature))
+	{
+		refuse(transfer, RESULT_REFUSED, "its secret cannot sign: it must be ",
+			   "whsec_ and base64, or plain, of 24 bytes at least");
 		return;
 	}
-	size = asprintf(&line, "%s: %s%s", header, prefix, transfer->secret);
+	snprintf(text, sizeof(text), "%lld", (long long) at);
+	add_line(transfer, "webhook-id", "", id);
+	add_line(transfer, "webhook-timestamp", "", text);
+	add_line(transfer, "webhook-signature", "v1,", signature);
+}
+
+static void
+add_line(Transfer *transfer, const char *name, const char *prefix,
+		 const char *value)
+{
+	char *line = NULL;
+	int size = asprintf(&line, "%s: %s%s", name, prefix, value);
+
 	if (size < 0)
 		abort();
 	add_header(transfer, line);
@@ -543,6 +591,9 @@ finish(Transfer *transfer, CURLcode code)
 				transfer->answer.size);
 	secret_blot(transfer->secret, transfer->lines.data, transfer->lines.size);
 	secret_blot(transfer->secret, transfer->error, strlen(transfer->error));
+
+	if (transfer->is_webhook && status >= 200 && status < 300)
+		transfer->answer.size = 0;
 
 	frame_begin(out, FRAME_DONE);
 	frame_u64(out, transfer->call);

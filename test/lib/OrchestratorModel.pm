@@ -95,7 +95,7 @@ sub forget_received
 sub model_packages
 {
 	my $folder = npm_packages($sources, 'model') or return;
-	system_or_bail('cp', "$sources/clients.mjs", $folder);
+	system_or_bail('cp', "$sources/clients.mjs", "$sources/webhooks.mjs", $folder);
 	return $folder;
 }
 

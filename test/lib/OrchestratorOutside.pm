@@ -4,6 +4,7 @@ package OrchestratorOutside;
 #
 #   my $server = outside();                  # http on 127.0.0.1
 #   my $server = outside('--tls', $cert, $key);
+#   my $server = receiver($secret);          # of webhooks (hooks.py)
 #   $server->{port}; $server->{url};
 #   $server->log;                            # [[key, path], ...] of every request
 #
@@ -18,18 +19,30 @@ use HTTP::Tiny;
 use IPC::Open2;
 use JSON::PP;
 
-our @EXPORT = qw(outside);
+our @EXPORT = qw(outside receiver);
 
 my @running;
 
 sub outside
 {
 	my @arguments = @_;
+	return start(@arguments ? 'https' : 'http', 'outside.py', @arguments);
+}
+
+sub receiver
+{
+	my ($secret) = @_;
+	return start('http', 'hooks.py', $secret);
+}
+
+sub start
+{
+	my ($scheme, $program, @arguments) = @_;
 	my $self = bless {}, __PACKAGE__;
 
-	$self->{pid} = open2($self->{out}, $self->{in}, 'python3', dirname(__FILE__) . '/outside.py', @arguments);
+	$self->{pid} = open2($self->{out}, $self->{in}, 'python3', '-B', dirname(__FILE__) . "/$program", @arguments);
 	chomp($self->{port} = readline($self->{out}) // die 'the server of outside calls did not start');
-	$self->{url} = (@arguments ? 'https' : 'http') . "://127.0.0.1:$self->{port}";
+	$self->{url} = "$scheme://127.0.0.1:$self->{port}";
 	push @running, $self;
 	return $self;
 }

@@ -10,7 +10,7 @@ SELECT orchestrator.grant_usage('queues_app'), orchestrator.grant_usage('queues_
 SELECT is(to_jsonb(q) - 'created_at', '{"id": 1, "owner": 0, "name": "default", "paused": false, "paused_at": null, "metadata": null,
           "max_running": null, "rate_limit": null, "rate_period": null, "weight": 1, "tenant": null, "tenant_weights": null,
           "adaptive": false, "min_running": null, "max_depth": null, "on_full": "reject", "full_wait": null,
-          "alert_depth": null, "alert_age": null, "retention": null, "retention_failed": null,
+          "alert_depth": null, "alert_age": null, "alert_endpoint": null, "alert_owner": null, "retention": null, "retention_failed": null,
           "description": "where tasks wait that name no other queue"}'::jsonb, 'queue "default" is everybody''s')
 FROM orchestrator.queue q;
 

@@ -54,6 +54,11 @@ $id{pending} = $node->psql_as('friend', q{SELECT orchestrator.enqueue('work', qu
 $id{ready}   = $node->psql_as('app', q{SELECT orchestrator.enqueue('work', queue => 'stopped', key => 'k2', priority => 7)});
 $id{windowed} = $node->psql_as('app', q{SELECT orchestrator.enqueue('work', queue => 'stopped', key => 'k3', key_window => '1 year')});
 $id{one_off} = $node->psql_as('app', q{SELECT orchestrator.run('INSERT INTO public.done SELECT -1', queue => 'stopped')});
+# Webhooks, one behind the other.
+$node->safe_psql('postgres', q{CREATE SERVER hooks FOREIGN DATA WRAPPER orchestrator_http OPTIONS (url 'https://127.0.0.1', provider 'webhook', secret 'key');
+	GRANT USAGE ON FOREIGN SERVER hooks TO app});
+$node->psql_as('app', q{SELECT orchestrator.define('tell', NULL, 'webhook', endpoint => 'hooks', queue => 'stopped', max_attempts => 1)});
+$node->psql_as('app', "SELECT orchestrator.on_completion($id{completed}, 'tell') FROM generate_series(1, 2)");
 # A range of ids further on, and so a partition of its own.
 $node->safe_psql('postgres', q{SELECT setval('orchestrator.task_id_seq', 3000000)});
 $id{far} = outcome($node, 'app', q{orchestrator.enqueue('work')})->{id};
@@ -73,6 +78,7 @@ SELECT 'trace', to_jsonb(t) FROM orchestrator.trace t WHERE event <> 'started' O
 SELECT 'definition', to_jsonb(d) FROM orchestrator.definition d ORDER BY id;
 SELECT 'queue', to_jsonb(q) FROM orchestrator.queue q ORDER BY id;
 SELECT 'key', to_jsonb(k) FROM orchestrator.task_key k ORDER BY queue, key;
+SELECT 'webhook', to_jsonb(w) FROM orchestrator.webhook w ORDER BY task_id;
 SELECT 'share', to_jsonb(s) FROM orchestrator.definition_share s;
 SELECT 'share', to_jsonb(s) FROM orchestrator.queue_share s;
 SELECT 'decision', to_jsonb(d) FROM orchestrator.queue_decision d ORDER BY queue, number;
@@ -119,6 +125,7 @@ sub check_restored
 	{
 		is(outcome_of($to, 'app', $task, database => $database)->{state}, 'completed', 'after activate() task ' . $task . ' runs');
 	}
+	ok($to->poll_query_until($database, "SELECT count(*) = 2 FROM orchestrator.task WHERE metadata \@> '{\"task\": $id{completed}}' AND state = 'failed'"), 'so do webhooks, one after the other');
 	is($to->psql_as('app', "SELECT orchestrator.resume($id{paused})", database => $database), 'pending', 'a paused one is resumed');
 	is(outcome_of($to, 'app', $id{paused}, database => $database)->{state}, 'completed', 'and runs');
 	is($to->psql_as('app', "SELECT orchestrator.retry($id{failed})", database => $database), 'pending', 'a failed one is retried');

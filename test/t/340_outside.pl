@@ -661,6 +661,6 @@ sub absent
 	$node->restart;
 	define('absent', 'local', '{}');
 	is(run('absent', undef, 'sqlstate', 'message', 'hint'),
-		'failed|OR012|the program that makes outside calls is not installed|Install libcurl4-openssl-dev, then build and install the extension again.', 'a call says what is missing');
+		'failed|OR012|the program that makes outside calls is not installed|Install libcurl4-openssl-dev and libssl-dev, then build and install the extension again.', 'a call says what is missing');
 	return;
 }
