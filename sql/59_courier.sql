@@ -186,7 +186,7 @@ $$;
 -- say what each is. Where refusal is not null it cannot be made, and is to be
 -- settled with that. Those of one parcel, unless it is 0, go in one request.
 CREATE FUNCTION orchestrator._claim_calls(worker int, max_rows int, OUT task_id bigint, OUT epoch int, OUT endpoint text, OUT request jsonb, OUT refusal jsonb, OUT timeout_ms bigint, OUT silence_ms bigint, OUT key text,
-    OUT traceparent text, OUT permits bigint[], OUT parcel int) RETURNS SETOF record
+    OUT traceparent text, OUT permits bigint[], OUT parcel int, OUT in_queue int) RETURNS SETOF record
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_left  int := $2;
@@ -222,7 +222,7 @@ CREATE FUNCTION orchestrator._complete_calls(tasks bigint[], epochs int[], outpu
 -- endpoint now.
 CREATE FUNCTION orchestrator._claim_call_lane(worker int, queue int, owner int, max_rows int, OUT task_id bigint, OUT epoch int,
     OUT endpoint text, OUT request jsonb, OUT refusal jsonb, OUT timeout_ms bigint, OUT silence_ms bigint,
-    OUT key text, OUT traceparent text, OUT permits bigint[], OUT parcel int) RETURNS SETOF record
+    OUT key text, OUT traceparent text, OUT permits bigint[], OUT parcel int, OUT in_queue int) RETURNS SETOF record
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
   v_now  timestamptz := orchestrator._now();
@@ -240,7 +240,7 @@ BEGIN
       FROM orchestrator.definition d WHERE d.id IN (SELECT c.definition FROM claimed c)
     )
     SELECT c.task_id, c.epoch, k.endpoint, coalesce(m.request, k.request), coalesce(k.refusal, m.refusal),
-           (extract(epoch FROM least(k.timeout, c.deadline - v_now)) * 1000)::bigint, k.silence, v_here || '-' || c.task_id, c.traceparent, c.permits, c.parcel
+           (extract(epoch FROM least(k.timeout, c.deadline - v_now)) * 1000)::bigint, k.silence, v_here || '-' || c.task_id, c.traceparent, c.permits, c.parcel, $2
     FROM claimed c
     JOIN known k ON k.id = c.definition
     -- the condition within: else it is called first

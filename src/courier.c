@@ -48,6 +48,7 @@
 #include "guc.h"
 #include "parcel.h"
 #include "permit.h"
+#include "tune.h"
 
 /* Settled in one transaction. */
 #define BATCH 500
@@ -78,6 +79,7 @@ typedef struct Call
 	OrchParcel *parcel; /* NULL: it goes alone */
 	int npermits;
 	int64 permits[ORCH_MAX_LIMITS];
+	OrchTunedCall tuned;
 	const char *outcome; /* NULL: it is under way */
 	Datum result;
 	struct Call *next_ended;
@@ -155,6 +157,7 @@ static void take_row(HeapTuple row, TupleDesc desc);
 static void put_in_parcel(Call *call, const OrchCallSpec *spec, int32 number);
 static void write_parcels(void);
 static void refuse(Call *call, Datum refusal);
+static void tune(Call *call, int32 queue);
 static void read_spec(OrchCallSpec *spec, HeapTuple row, TupleDesc desc);
 static void settle_calls(void);
 static void settle_and_claim(void);
@@ -163,6 +166,7 @@ static void settle(void);
 static int complete_plain(Call **plain, int n, Call **rest, int nrest);
 static void settle_rest(Call **rest, int n);
 static void finish_batch(void);
+static void learn(const Call *call);
 static void report(void);
 static void sleep_until_needed(void);
 
@@ -891,7 +895,8 @@ enum
 	CALL_KEY,
 	CALL_TRACEPARENT,
 	CALL_PERMITS,
-	CALL_PARCEL
+	CALL_PARCEL,
+	CALL_QUEUE
 };
 
 static void
@@ -911,6 +916,7 @@ take_row(HeapTuple row, TupleDesc desc)
 	call->epoch = DatumGetInt32(SPI_getbinval(row, desc, CALL_EPOCH, &isnull));
 	call->outcome = NULL;
 	call->parcel = NULL;
+	call->tuned.limit = 0;
 	deconstruct_array(
 		DatumGetArrayTypeP(SPI_getbinval(row, desc, CALL_PERMITS, &isnull)),
 		INT8OID, 8, true, 'd', &permits, NULL, &call->npermits);
@@ -927,6 +933,8 @@ take_row(HeapTuple row, TupleDesc desc)
 	if (!refused)
 	{
 		read_spec(&spec, row, desc);
+		tune(call,
+			 DatumGetInt32(SPI_getbinval(row, desc, CALL_QUEUE, &isnull)));
 		if (parcel != 0)
 		{
 			put_in_parcel(call, &spec, parcel);
@@ -969,8 +977,24 @@ refuse(Call *call, Datum refusal)
 {
 	MemoryContext old = MemoryContextSwitchTo(result_context);
 
+	call->tuned.limit = 0; /* nothing was called */
 	end_call(call, "error", datumCopy(refusal, false, -1));
 	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Its queue learns from it, if that is adaptive.
+ */
+static void
+tune(Call *call, int32 queue)
+{
+	const OrchQueue *known = orch_catalog_queue_info(queue);
+
+	if (known == NULL || known->limit.adaptive == 0)
+		return;
+	call->tuned.queue = queue;
+	call->tuned.limit = known->limit.id;
+	call->tuned.since = orch_monotonic();
 }
 
 static void
@@ -1185,8 +1209,23 @@ finish_batch(void)
 			continue;
 		}
 		pfree(DatumGetPointer(call->result));
+		learn(call);
 		forget(call);
 	}
+}
+
+/*
+ * One that was lost with the child says nothing of its endpoint.
+ */
+static void
+learn(const Call *call)
+{
+	bool timed_out = strcmp(call->outcome, "timeout") == 0;
+
+	if (strcmp(call->outcome, "lost") != 0)
+		orch_tune_report_call(&call->tuned,
+							  timed_out || strcmp(call->outcome, "error") == 0,
+							  timed_out);
 }
 
 /* ------------------------------------------------------------------ sleep */

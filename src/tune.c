@@ -1,9 +1,9 @@
 /*
  * tune.c
- *	  Adaptive queues: what executors measure of their steps, and the looks of
- *	  the supervisor that change their limits by it.
+ *	  Adaptive queues: what executors measure of their steps, and the courier of
+ *	  its calls, and the looks of the supervisor that change their limits by it.
  *
- * Executors add up; the supervisor of the database looks each second at the
+ * They add up; the supervisor of the database looks each second at the
  * queues in which steps ended or somebody waits, and at none when there are
  * none.  A change is a row in orchestrator.queue_decision first and takes effect
  * when that is committed: after a restart a queue goes on from the last one.
@@ -57,6 +57,8 @@ static bool resumed = false; /* this supervisor has made a look */
 
 static bool report_run(const OrchBatch *batch, const int *numbers, int n,
 					   double busy, int64 since);
+static bool add_steps(OrchTuned *entry, const OrchAdaptSample *sample,
+					  int64 since, int64 now);
 static OrchTuned *find_entry(int32 queue, int64 limit, int64 now);
 static void collect(int index, bool all);
 static void look_at(Subject *subject, const Load *load);
@@ -112,9 +114,7 @@ report_run(const OrchBatch *batch, const int *numbers, int n, double busy,
 	int64 now = orch_monotonic();
 	OrchTuned *entry = find_entry(ORCH_INT32(&first->row, ORCH_TASK_QUEUE),
 								  first->tuned, now);
-	int steps = 0;
-	int failed = 0;
-	int timed_out = 0;
+	OrchAdaptSample sample = {.busy = busy};
 
 	if (entry == NULL)
 		return false;
@@ -125,22 +125,55 @@ report_run(const OrchBatch *batch, const int *numbers, int n, double busy,
 		if (task->outcome == ORCH_OUTCOME_NONE ||
 			task->outcome == ORCH_OUTCOME_GONE)
 			continue;
-		steps++;
+		sample.steps++;
 		if (task->outcome != ORCH_OUTCOME_FAILED)
 			continue;
 		if (strcmp(task->reason, "timeout") == 0)
-			timed_out++;
+			sample.timed_out++;
 		else
-			failed++;
+			sample.failed++;
 	}
+	return add_steps(entry, &sample, since, now);
+}
+
+/*
+ * Those that began before the limit was changed do not count.  Returns whether
+ * the supervisor is to be told.
+ */
+static bool
+add_steps(OrchTuned *entry, const OrchAdaptSample *sample, int64 since,
+		  int64 now)
+{
 	entry->reported_at = now;
-	if (steps == 0 || since < entry->changed_at)
+	if (sample->steps == 0 || since < entry->changed_at)
 		return false;
-	orch_adapt_add(&entry->sample, steps, failed, timed_out, busy);
+	orch_adapt_add(&entry->sample, sample->steps, sample->failed,
+				   sample->timed_out, sample->busy);
 	if (entry->asked)
 		return false;
 	entry->asked = true;
 	return true;
+}
+
+void
+orch_tune_report_call(const OrchTunedCall *call, bool failed, bool timed_out)
+{
+	int64 now = orch_monotonic();
+	OrchAdaptSample sample = {.steps = 1,
+							  .failed = failed && !timed_out,
+							  .timed_out = timed_out,
+							  .busy = now - call->since};
+	OrchTuned *entry;
+	bool wake;
+
+	if (call->limit == 0)
+		return;
+	LWLockAcquire(orch_shared->permit_lock, LW_EXCLUSIVE);
+	entry = find_entry(call->queue, call->limit, now);
+	wake = entry != NULL && add_steps(entry, &sample, call->since, now);
+	LWLockRelease(orch_shared->permit_lock);
+	if (wake)
+		orch_shmem_wake_supervisor(MyDatabaseId, ORCH_WAKE_TUNE);
 }
 
 /*

@@ -8,12 +8,26 @@
 
 #include "claim.h"
 
+typedef struct OrchTunedCall
+{
+	int32 queue;
+	int64 limit; /* of the queue; 0: it is not adaptive */
+	int64 since;
+} OrchTunedCall;
+
 /*
  * Steps of a batch were settled: add those of adaptive queues to what is
  * measured.  occupied_since: when the executor began with them; set to now.
  */
 extern void orch_tune_report(const OrchBatch *batch, const int *numbers, int n,
 							 int64 *occupied_since);
+
+/*
+ * The same of one outside call of an adaptive queue, which began at since
+ * (orch_monotonic()).
+ */
+extern void orch_tune_report_call(const OrchTunedCall *call, bool failed,
+								  bool timed_out);
 
 /*
  * A look of the supervisor, in three parts.  Collect what was measured, outside

@@ -4,7 +4,7 @@
 outside.py [--tls CERT KEY | --old-tls CERT KEY]     prints its port, serves 127.0.0.1 until its input ends
 
   /echo             what was sent, as JSON
-  /status/N         that status; ?after=S gives Retry-After
+  /status/N         that status; ?after=S gives Retry-After, ?ms=N after that time
   /flaky/N          500 the first N times that a key comes, then 200
   /sleep/MS         200 after that time
   /json, /text, /type?as=T&body=B
@@ -92,6 +92,7 @@ async def respond(method, url, query, headers, body):
     if what == "echo":
         return as_json({"method": method, "path": url.path, "query": query, "headers": headers, "body": body.decode("latin-1")})
     if what == "status":
+        await asyncio.sleep(int(query.get("ms", ["0"])[0]) / 1000)
         after = [f"Retry-After: {query['after'][0]}"] if "after" in query else []
         return answer(int(number), f"status {number}".encode(), more=after)
     if what == "tell":

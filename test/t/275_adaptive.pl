@@ -1,10 +1,11 @@
 # Adaptive queues with real executors: a handler that slows down when too many
 # run at once, and everything that is to shrink a limit.  The rule itself is
-# simulated in test/pgtap/adaptive.sql.
+# simulated in test/pgtap/adaptive.sql.  At the end a queue of outside calls.
 
 use strict;
 use warnings;
 
+use OrchestratorOutside;
 use OrchestratorTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -170,6 +171,27 @@ subtest 'is adaptive no more' => sub {
 	$node->wait_for(q{SELECT count(*) = 9 FROM orchestrator.worker_status WHERE task_id IS NOT NULL}, 't', 'and nine when it is again');
 	app(q{SELECT orchestrator.cancel_many(queue => 'elastic')});
 	$node->wait_for(q{SELECT count(*) = 0 FROM orchestrator.task WHERE live}, 't', 'until all is done');
+};
+
+subtest 'of outside calls' => sub {
+	my $server = outside();
+	$node->safe_psql('postgres', <<"SQL");
+CREATE SERVER near FOREIGN DATA WRAPPER orchestrator_http OPTIONS (url '$server->{url}', allow_private 'on');
+GRANT USAGE ON FOREIGN SERVER near TO app;
+SQL
+	app(<<'SQL');
+SELECT orchestrator.define_queue('calls', max_running => 64, adaptive => true);
+SELECT orchestrator.define('slow', NULL, 'http', endpoint => 'near', request => '{"path": "/sleep/50"}', queue => 'calls'),
+       orchestrator.define('busy', NULL, 'http', endpoint => 'near', request => '{"path": "/status/429", "query": {"ms": "50"}}', queue => 'calls', max_attempts => 1);
+SQL
+	my $calls = q{FROM orchestrator.queue_decisions WHERE queue = 'calls'};
+	enqueue('slow', 4000, 'calls');
+	$node->wait_for("SELECT count(*) > 0 $calls AND running > 16", 't', 'calls that take no longer when there are more: it grows');
+	app(q{SELECT orchestrator.cancel_many(queue => 'calls')});
+	enqueue('busy', 2000, 'calls');
+	$node->wait_for("SELECT count(*) > 0 $calls AND reason ~ '^\\d+ of \\d+ steps failed, 0 of them timed out'", 't', 'answers of 429 shrink it');
+	app(q{SELECT orchestrator.cancel_many(queue => 'calls')});
+	$node->wait_for(q{SELECT count(*) = 0 FROM orchestrator.task WHERE live}, 't', 'and all of these end');
 };
 
 # Nothing to do, nothing done: also by a supervisor that looked a second ago.
