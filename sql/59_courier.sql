@@ -240,7 +240,7 @@ BEGIN
       FROM orchestrator.definition d WHERE d.id IN (SELECT c.definition FROM claimed c)
     )
     SELECT c.task_id, c.epoch, k.endpoint, coalesce(m.request, k.request), coalesce(k.refusal, m.refusal),
-           (extract(epoch FROM least(k.timeout, c.deadline - v_now)) * 1000)::bigint, k.silence, v_here || '-' || c.task_id, c.traceparent, c.permits, c.parcel, $2
+           (extract(epoch FROM least(k.timeout, c.deadline - v_now)) * 1000)::bigint, k.silence, v_here || '-' || c.task_id || coalesce('-' || (m.request ->> 'part'), ''), c.traceparent, c.permits, c.parcel, $2
     FROM claimed c
     JOIN known k ON k.id = c.definition
     -- the condition within: else it is called first
@@ -250,7 +250,8 @@ END
 $$;
 
 -- What is sent for a task: its request with the templates filled in; or why
--- that cannot be.
+-- that cannot be. Where it is a part of what the task sends, "part" of the request
+-- sets its idempotency key apart.
 CREATE FUNCTION orchestrator._make_call(kind text, template jsonb, input jsonb, definition int, task bigint, OUT request jsonb, OUT refusal jsonb)
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE

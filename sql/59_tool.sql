@@ -203,23 +203,27 @@ CREATE FUNCTION orchestrator._tool_call(d orchestrator.definition, t orchestrato
 DECLARE
   s         orchestrator.tool_session := orchestrator._use_session(d.endpoint, t.owner);
   v_body    jsonb;
+  v_part    text;
   v_headers jsonb := '{"Accept": "application/json, text/event-stream"}';
 BEGIN
   IF s.endpoint IS NULL THEN
+    v_part := 'initialize';
     v_body := jsonb_build_object('method', 'initialize', 'id', t.id, 'params', jsonb_build_object('protocolVersion', '2025-06-18', 'capabilities', '{}'::jsonb,
       'clientInfo', jsonb_build_object('name', 'orchestrator', 'version', (SELECT e.extversion FROM pg_extension e WHERE e.extname = 'orchestrator'))));
   ELSE
     v_headers := v_headers || jsonb_build_object('MCP-Protocol-Version', s.protocol)
       || CASE WHEN s.session IS NULL THEN '{}' ELSE jsonb_build_object('Mcp-Session-Id', s.session) END;
     IF NOT s.is_ready THEN
+      v_part := 'initialized';
       v_body := '{"method": "notifications/initialized"}';
     ELSIF d.request ? 'list' THEN
+      v_part := 'list-' || coalesce(jsonb_array_length(t.input -> 'names'), 0);
       v_body := jsonb_build_object('method', 'tools/list', 'id', t.id, 'params', jsonb_strip_nulls(jsonb_build_object('cursor', t.input -> 'cursor')));
     ELSE
       v_body := jsonb_build_object('method', 'tools/call', 'id', t.id, 'params', jsonb_build_object('name', d.request -> 'tool', 'arguments', orchestrator._arguments(d, t)));
     END IF;
   END IF;
-  RETURN jsonb_build_object('method', 'POST', 'headers', v_headers, 'body', v_body || '{"jsonrpc": "2.0"}');
+  RETURN jsonb_build_object('method', 'POST', 'headers', v_headers, 'body', v_body || '{"jsonrpc": "2.0"}', 'part', v_part);
 END
 $$;
 

@@ -110,21 +110,27 @@ GRANT USAGE ON FOREIGN SERVER tools TO calls_app;
 SET ROLE calls_app;
 SELECT orchestrator.define('tool', NULL, 'tool', endpoint => 'tools', request => '{"tool": "x"}');
 RESET ROLE;
--- What the next task sends, which it does until it is its own call
+-- What the next task sends, which it does until it is its own call; each with a
+-- key of its own, or the keys are returned
 CREATE FUNCTION methods() RETURNS text[] LANGUAGE plpgsql AS $$
 DECLARE
   v_task    bigint := add_call('tool');
   v_methods text[] := '{}';
+  v_keys    text[] := '{}';
   v_call    record;
 BEGIN
   FOR i IN 1 .. 5 LOOP
     SELECT x.* INTO v_call FROM orchestrator._claim_calls(4711, 1) x;
     v_methods := v_methods || (v_call.request #>> '{body,method}');
+    v_keys := v_keys || v_call.key;
     PERFORM settle(v_task, v_call.epoch, 'completed', CASE v_methods[i]
       WHEN 'initialize' THEN '{"status": 200, "headers": {"mcp-session-id": "s"}, "body": {"result": {"protocolVersion": "2025-06-18"}}}'
       WHEN 'notifications/initialized' THEN '{"status": 202, "body": null}' ELSE '{"status": 200, "body": {"result": {"content": []}}}' END::jsonb);
     EXIT WHEN v_methods[i] = 'tools/call';
   END LOOP;
+  IF (SELECT count(DISTINCT k) FROM unnest(v_keys) k) <> cardinality(v_keys) OR v_keys[cardinality(v_keys)] NOT LIKE '%-' || v_task THEN
+    RETURN v_keys;
+  END IF;
   RETURN v_methods;
 END $$;
 SELECT is(methods(), '{initialize,notifications/initialized,tools/call}', 'the first call of a tool opens a session');
