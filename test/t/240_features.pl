@@ -258,6 +258,8 @@ SELECT orchestrator.define('commits', 'app.commits', 'procedure', max_attempts =
 	measure_ok(3, 'time limit of a utility', sub { is(outcome_of($node, 'app', $id)->{state}, 'failed', 'it fails') });
 
 	like(outcome($node, 'app', q{orchestrator.run('SELECT repeat(''x'', 2000000)')})->{error}{message}, qr/larger than/, 'an output over the bound: an error');
+	$id = outcome($node, 'app', q{orchestrator.run('DO $$BEGIN RAISE ''%'', repeat(''ä'', 20000) USING DETAIL = repeat(''d'', 20000), HINT = repeat(''h'', 20000); END$$', kind => 'utility', max_attempts => 1)})->{id};
+	is(app("SELECT left(error ->> 'message', 2) || ' ' || (octet_length(error::text) <= 8192) FROM orchestrator.task WHERE id = $id"), 'ää true', 'R22: nor is an error larger than 8 kB');
 	is(sqlstate_of(outcome($node, 'app', q{orchestrator.run('COMMIT')})), '0A000', 'COMMIT in an sql step: refused');
 	is(sqlstate_of(outcome($node, 'app', qq{orchestrator.run('SELECT orchestrator.wait($id)')})), '55000', 'wait() in a step: refused');
 };
