@@ -465,8 +465,8 @@ check_step(const Check *check, const DocNode *step)
 	if (doc_text(step, "name") == NULL)
 		problem_add(check->problems, check->file, 0, step, "it has no name");
 	if (!doc_member(step, "handler") && !doc_member(step, "endpoint") &&
-		!doc_member(step, "definition") && !doc_member(step, "wait_for") &&
-		!doc_member(step, "sleep"))
+		!doc_member(step, "request") && !doc_member(step, "definition") &&
+		!doc_member(step, "wait_for") && !doc_member(step, "sleep"))
 		problem_add(
 			check->problems, check->file, 0, step,
 			"it does nothing: give it a definition, a handler, an endpoint, wait_for or sleep");

@@ -286,7 +286,8 @@ check_files(const TaskFile *task, Problems *problems)
 					"\"%s\" is not the name of its folder, \"%s\"", name->text,
 					task->name);
 	if (!workflow && !remote && !doc_member(task->document, "handler") &&
-		!doc_member(task->document, "endpoint"))
+		!doc_member(task->document, "endpoint") &&
+		!doc_member(task->document, "request"))
 		problem_add(
 			problems, task->path, 0, NULL,
 			"there is no handler, program or steps, nor an executable %s.*",

@@ -271,11 +271,10 @@ run_script(const TaskFile *task)
 static char *
 define_sql(const TaskFile *task)
 {
-	static const char *const types[] = {[KEY_TEXT] = "text",
-										[KEY_INTEGER] = "int4",
-										[KEY_NUMBER] = "float8",
-										[KEY_BOOLEAN] = "bool",
-										[KEY_INTERVAL] = "interval"};
+	static const char *const types[] = {
+		[KEY_TEXT] = "text",		 [KEY_INTEGER] = "int4",
+		[KEY_NUMBER] = "float8",	 [KEY_BOOLEAN] = "bool",
+		[KEY_INTERVAL] = "interval", [KEY_OBJECT] = "jsonb"};
 	const char *metadata =
 		"coalesce(nullif($1::pg_catalog.jsonb -> 'metadata', 'null'), '{}') || $3::pg_catalog.jsonb";
 	PQExpBufferData sql;

@@ -192,5 +192,24 @@ subtest 'purge' => sub {
 	like($err, qr/two\/task\.json:1:/, 'a file that is wrong is not taken for one that is gone');
 };
 
+subtest 'outside calls' => sub {
+	remove_tree($folder);
+	$node->safe_psql('postgres', q{CREATE SERVER model FOREIGN DATA WRAPPER orchestrator_http OPTIONS (url 'https://model.example', provider 'openai');
+		GRANT USAGE ON FOREIGN SERVER model TO app});
+	$node->psql_as('app', q{SELECT orchestrator.define('look', 'SELECT 1', 'sql'), orchestrator.define_tool('look')});
+	my %file = (
+		ask    => { kind => 'llm', endpoint => 'model', request => { model => 'm', prompt => '$', tools => ['look'] } },
+		vector => { kind => 'embedding', endpoint => 'model', request => { model => 'm', input => '$.text' } },
+		act    => { kind => 'tool', request => { tools => ['look'] } },
+		call   => { kind => 'http', endpoint => 'model', request => { path => '/', headers => { 'X-A' => 'b' } } },
+		acts   => { steps => [ { name => 'a', kind => 'tool', request => { tools => ['look'] } } ] });
+	put("$_/task.json", $file{$_}) foreach keys %file;
+	is(uploaded('--all'), 'act 1, acts 1, ask 1, call 1, vector 1', 'models and tools');
+	is(states()->{$_}, 'same', "$_ is as its file says") foreach sort keys %file;
+	put('act/task.json', { kind => 'tool' });
+	my (undef, $err) = tasks(1, 'upload', 'act');
+	like($err, qr/there is no handler, program or steps/, 'a list of tools is said by its request');
+};
+
 $node->stop;
 done_testing();
