@@ -209,7 +209,7 @@ BEGIN
   v_what := format('step "%s"', s ->> 'name');
   s := orchestrator._check_document(v_what, s, 'step');
   -- what it does
-  IF NOT s ?| '{handler,endpoint,definition,wait_for,sleep}' THEN
+  IF NOT s ?| '{handler,endpoint,request,definition,wait_for,sleep}' THEN
     PERFORM orchestrator._require(false, v_what || ' does nothing', 'Give it a handler, an endpoint, a definition, wait_for or sleep.');
   END IF;
   v_bad := CASE WHEN s ?& '{handler,definition}' THEN 'handler and definition'
@@ -227,8 +227,8 @@ BEGIN
     PERFORM orchestrator._require(false, format('%s has %s, which contradict each other', v_what, v_bad), 'Make two steps of it.');
   END IF;
   -- what goes only with something else
-  v_bad := CASE WHEN s ? 'kind' AND NOT s ?| '{handler,endpoint}' AND s ->> 'kind' <> 'function' THEN 'kind without handler'
-                WHEN s ? 'request' AND NOT s ? 'endpoint' THEN 'request without endpoint'
+  v_bad := CASE WHEN s ? 'kind' AND NOT s ?| '{handler,endpoint,request}' AND s ->> 'kind' <> 'function' THEN 'kind without handler'
+                WHEN s ? 'request' AND NOT s ? 'endpoint' AND (s ?| '{handler,definition,wait_for,sleep}' OR s ->> 'kind' IS DISTINCT FROM 'tool') THEN 'request without endpoint'
                 WHEN s ? 'endpoint' AND coalesce(s ->> 'kind', 'function') <> ALL (orchestrator._call_kinds()) THEN 'endpoint without kind http'
                 WHEN s ? 'max_parallel' AND NOT s ? 'each' THEN 'max_parallel without each'
                 WHEN s ? 'max_repeats' AND NOT s ? 'repeat_while' THEN 'max_repeats without repeat_while'
@@ -554,14 +554,14 @@ BEGIN
     v_queue[i] := 0;
     v_key := NULL;
     BEGIN
-      IF s ?| '{handler,endpoint}' THEN
+      IF s ?| '{handler,endpoint,request}' THEN
         v_key := CASE WHEN s ? 'handler' THEN 'handler' ELSE 'endpoint' END;
         d.owner := owner;
         d.name := orchestrator._hidden_name('step', workflow, names[i]);
         d.kind := coalesce(s ->> 'kind', 'function');
         d.handler := s ->> 'handler';
         d.endpoint := s ->> 'endpoint';
-        d.request := CASE WHEN s ? 'endpoint' THEN coalesce(s -> 'request', '{}') END;
+        d.request := CASE WHEN s ?| '{endpoint,request}' THEN coalesce(s -> 'request', '{}') END;
         PERFORM orchestrator._require(btrim(d.handler, E' \t\r\n;') <> '', 'it is empty', 'Give the name of a function or procedure, or a command.');
         IF d.kind IN ('function', 'procedure') THEN
           v_name := d.kind || ' ' || d.handler;
@@ -603,7 +603,7 @@ BEGIN
           SELECT h.signature, h.handler_owner INTO u.handler, u.handler_owner
             FROM orchestrator._find_handler(caller, 'function', s ->> 'undo') h;
           v_specs[i] := jsonb_set(v_specs[i], '{undo}', to_jsonb(left(u.handler, -7)));
-          u := orchestrator._policy(u, defaults || CASE WHEN s ?| '{handler,endpoint}' THEN s - 'priority'::text ELSE '{}' END);
+          u := orchestrator._policy(u, defaults || CASE WHEN s ?| '{handler,endpoint,request}' THEN s - 'priority'::text ELSE '{}' END);
         END IF;
       END IF;
     EXCEPTION
@@ -613,7 +613,7 @@ BEGIN
         RAISE EXCEPTION 'step "%"%: %', names[i], CASE WHEN v_key IS NULL THEN '' ELSE format(', key "%s"', v_key) END, sqlerrm
           USING ERRCODE = sqlstate, HINT = v_hint;
     END;
-    IF s ?| '{handler,endpoint}' THEN
+    IF s ?| '{handler,endpoint,request}' THEN
       v_kept := orchestrator._put_definition(d, false);
       d.id := v_kept.id;
       v_changed := v_changed OR v_kept.changed;

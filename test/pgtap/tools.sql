@@ -2,7 +2,7 @@
 -- models that are given some, and what they must not get at.
 \ir lib/setup.psql
 \ir lib/models.psql
-SELECT plan(91);
+SELECT plan(95);
 
 CREATE ROLE tools_app LOGIN;
 CREATE ROLE tools_other LOGIN;
@@ -147,6 +147,17 @@ SELECT run('"again"');
 SELECT is((task(:bad)).output, '"again"', 'and calls again');
 SELECT is(error_of(format('SELECT orchestrator.rerun_from(%s, ''call'')', :bad), 'tools_app'),
           format('55000: cannot go back in task %s: it is completed [A model said what its steps are; retry() runs the failed ones again.]', :bad), 'but nobody goes back in it');
+
+-- Said by a step alone
+CREATE FUNCTION refused_step(step text) RETURNS text LANGUAGE sql AS $$
+  SELECT error_of(format('SELECT orchestrator.enqueue_workflow(ARRAY[orchestrator.step(''a'', %s)])', $1), 'tools_app');
+$$;
+SELECT value_of($$SELECT orchestrator.enqueue_workflow(ARRAY[orchestrator.step('a', kind => 'tool', request => '{"tools": ["look"], "name": "look", "arguments": {"at": "$.input.at"}}')], '{"at": "there"}')$$, 'tools_app') AS run \gset
+SELECT choose(), run('"seen"');
+SELECT is((task(:run)).output, '"seen"', 'a step may have a list of its own');
+SELECT is(refused_step($$kind => 'tool', request => '{"tools": ["plain"]}'$$), '42704: step "a": definition "plain" is no tool [Say what its input is with orchestrator.define_tool().]', 'checked as that of a definition');
+SELECT is(refused_step($$kind => 'http', request => '{"path": "/"}'$$), '22023: step "a" has request without endpoint [Leave it out, or give what it is about.]', 'other kinds need an endpoint');
+SELECT is(refused_step($$kind => 'tool', request => '{"tools": ["look"]}', definition => 'look'$$), '22023: step "a" has request without endpoint [Leave it out, or give what it is about.]', 'and a definition has its own');
 
 -- A server's tool, called without a list
 SELECT enqueue('far', '{"n": "x"}') AS far \gset
