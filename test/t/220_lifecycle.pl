@@ -1,6 +1,7 @@
 # Databases, the extension and the server come and go while tasks run: DROP,
 # RENAME and copies of databases, DROP, CREATE and UPDATE of the extension,
-# restarts, too few workers.  Time limits are those of RULES G5 (5 s) and G6 (3 s).
+# restarts, too few workers.  Time limits are those of RULES G5 (5 s) and G6 (3 s);
+# CYCLES=100 is how often they are asked for there.
 
 use strict;
 use warnings;
@@ -8,9 +9,11 @@ use warnings;
 use File::Basename;
 use OrchestratorStep;
 use OrchestratorTest;
+use POSIX qw(ceil);
 use PostgreSQL::Test::Utils;
 use Test::More;
 
+my $cycles = $ENV{CYCLES} || 3;
 my $node = new_node(
 	name                              => 'lifecycle',
 	'orchestrator.executors_per_role' => 2,
@@ -42,9 +45,20 @@ sub fill
 SELECT orchestrator.define('short', 'INSERT INTO done SELECT ($1 #>> ''{}'')::int FROM pg_sleep(0.002)', 'sql');
 SELECT orchestrator.define('long', 'SELECT pg_sleep(600)', 'sql');
 SELECT orchestrator.enqueue('long');
-SELECT orchestrator.enqueue_many('short', ARRAY(SELECT to_jsonb(n) FROM generate_series(1, 20000) n));
 SQL
+	add_short($name);
 	is_busy($name);
+	return;
+}
+
+my $number = 0;
+
+sub add_short
+{
+	my ($name) = @_;
+	my $first = $number + 1;
+	$number += 20000;
+	$node->safe_psql($name, "SELECT orchestrator.enqueue_many('short', ARRAY(SELECT to_jsonb(n) FROM generate_series($first, $number) n))");
 	return;
 }
 
@@ -58,7 +72,7 @@ sub is_busy
 }
 
 subtest 'DROP DATABASE' => sub {
-	foreach my $round (1 .. 3)
+	foreach my $round (1 .. $cycles)
 	{
 		busy_database("dropped$round");
 		measure_ok(5, 'DROP DATABASE without FORCE', sub { $node->safe_psql('postgres', "DROP DATABASE dropped$round") });
@@ -127,7 +141,7 @@ subtest 'CREATE DATABASE TEMPLATE' => sub {
 subtest 'DROP EXTENSION and CREATE EXTENSION' => sub {
 	$node->safe_psql('postgres', 'CREATE DATABASE comes_and_goes');
 	$node->safe_psql('comes_and_goes', 'CREATE EXTENSION orchestrator; CREATE TABLE done (n int, at timestamptz DEFAULT clock_timestamp())');
-	foreach my $round (1 .. 3)
+	foreach my $round (1 .. $cycles)
 	{
 		fill('comes_and_goes');
 		measure_ok(5, 'DROP EXTENSION under load', sub { $node->safe_psql('comes_and_goes', 'DROP EXTENSION orchestrator') });
@@ -232,8 +246,9 @@ subtest 'VACUUM FULL and CLUSTER' => sub {
 subtest 'restart' => sub {
 	$node->safe_psql('postgres', 'CREATE TABLE done (n int, at timestamptz DEFAULT clock_timestamp())');
 	fill('postgres');
-	foreach my $mode (qw(fast smart immediate fast))
+	foreach my $mode ((qw(fast smart immediate fast)) x ceil($cycles / 3))
 	{
+		add_short('postgres') if $node->safe_psql('postgres', q{SELECT count(*) < 10000 FROM orchestrator.task_status WHERE state = 'pending'}) eq 't';
 		my $long = $node->safe_psql('postgres', q{SELECT task_id FROM orchestrator.task_status WHERE definition = 'long' AND state = 'running'});
 		my $was = $node->safe_psql('postgres', "SELECT attempt FROM orchestrator.task_status WHERE task_id = $long");
 		measure_ok(3, "stop -m $mode with busy workers", sub { $node->stop($mode) });
