@@ -4,9 +4,11 @@ package OrchestratorModel;
 #
 #   my $missing = missing_model();                  # what is not installed
 #   my $url = start_model(key => 'k');              # with what it is to be asked for
+#   my $folder = secret_folder('k');                # for orchestrator.secrets_directory
 #   script_model($url, { content => 'yes' }, ...);  # its next answers
 #   my @requests = received_by($url);               # path, headers and body of each
 #   forget_received($url);
+#   release_model($url);                            # streams that are held go on
 #   my $folder = model_packages();                  # of npm's packages; undef: none
 #
 # All ends with the test.
@@ -23,7 +25,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time usleep);
 
-our @EXPORT = qw(missing_model start_model start_server script_model received_by forget_received model_packages ask);
+our @EXPORT = qw(missing_model start_model secret_folder start_server script_model received_by forget_received release_model model_packages ask);
 
 my $sources = ($ENV{TESTDIR} || '.') . '/test/model';
 my $number  = 0;
@@ -39,6 +41,16 @@ sub start_model
 	my %options = @_;
 	my @command = ('python3', '-u', '-B', "$sources/model.py", map { ("--$_", $options{$_}) } sort keys %options);
 	return start_server(qr/^listening on (\S+)$/m, @command);
+}
+
+# With that secret in a file called key.
+sub secret_folder
+{
+	my ($secret) = @_;
+	my $folder = PostgreSQL::Test::Utils::tempdir();
+	append_to_file("$folder/key", $secret);
+	chmod 0600, "$folder/key";
+	return $folder;
 }
 
 # Start a program that says when it is ready: what the pattern catches of that.
@@ -89,6 +101,13 @@ sub forget_received
 {
 	my ($url) = @_;
 	HTTP::Tiny->new->delete("$url/_log");
+	return;
+}
+
+sub release_model
+{
+	my ($url) = @_;
+	die 'nothing was released' unless ask("$url/_release", {})->{success};
 	return;
 }
 

@@ -22,6 +22,16 @@ async function script(...answers) {
   await fetch(`${url}/_script`, { method: 'POST', body: JSON.stringify(answers) });
 }
 
+// The error that a stream ends with.
+async function drain(stream) {
+  try {
+    for await (const _ of stream);
+  } catch (error) {
+    return error;
+  }
+  return new Error('none');
+}
+
 async function openai() {
   const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: key, maxRetries: 0 });
   const plain = await client.chat.completions.create({ model: 'm', messages: hello });
@@ -42,6 +52,9 @@ async function openai() {
     usage = chunk.usage ?? usage;
   }
   is([text, usage.completion_tokens], ['hello there', 2], 'openai: a stream with its usage');
+  await script({ fault: { after: 2, error: true } });
+  const broken = await drain(await client.chat.completions.create({ model: 'm', messages: hello, stream: true }));
+  is([broken instanceof OpenAI.APIError, broken.message], [true, 'Overloaded'], 'openai: a stream that ends with an error');
   const embedded = await client.embeddings.create({ model: 'm', input: ['a', 'b'], dimensions: 3 });
   is(embedded.data.map((each) => [each.index, each.embedding.length]), [[0, 3], [1, 3]], 'openai: embeddings');
   await script({ fault: { status: 429, retry_after: 2 } });
@@ -64,6 +77,9 @@ async function anthropic() {
   is([streamed.content[0].input, streamed.stop_reason], [{ a: 1 }, 'tool_use'], 'anthropic: a tool call, streamed');
   const words = await client.messages.stream({ model: 'm', max_tokens: 9, messages: hello }).finalText();
   is(words, 'hello there', 'anthropic: a stream');
+  await script({ fault: { after: 2, error: true } });
+  const broken = await drain(await client.messages.create({ model: 'm', max_tokens: 9, messages: hello, stream: true }));
+  is([broken instanceof Anthropic.APIError, /Overloaded/.test(broken.message)], [true, true], 'anthropic: a stream that ends with an error');
   const refused = await client.messages.create({ model: 'm', messages: hello }).catch((error) => error);
   is(refused instanceof Anthropic.BadRequestError, true, 'anthropic: max_tokens is asked for');
 }
@@ -77,6 +93,9 @@ async function ollama() {
   let text = '';
   for await (const part of await client.chat({ model: 'm', messages: hello, stream: true })) text += part.message.content;
   is(text, 'hello there', 'ollama: a stream');
+  await script({ fault: { after: 1, error: true } });
+  const broken = await drain(await client.chat({ model: 'm', messages: hello, stream: true }));
+  is(broken.message, 'Overloaded', 'ollama: a stream that ends with an error');
   is((await client.embed({ model: 'm', input: ['a', 'b'] })).embeddings.length, 2, 'ollama: embeddings');
 }
 

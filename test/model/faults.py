@@ -10,6 +10,17 @@
     {"huge": bytes}                     blanks before it
     {"gzip": true}                      compressed, asked for or not
     {"drip": seconds}                   a byte at a time, so far apart
+    {"pause": seconds}                  a part of a stream at a time, likewise
+
+Of a stream, after so many parts:
+
+    {"after": n}                        it ends there
+    {"after": n, "stall": true}, or "reset" or "garbage"
+    {"after": n, "error": true}         the provider says that it went wrong
+    {"after": n, "hold": true}          the rest, or the fault, comes after POST /_release
+
+    {"whole": true}                     no stream, although one is asked for
+    {"crlf": true}                      with other line ends
 """
 import gzip
 import json
@@ -18,6 +29,8 @@ import threading
 
 def before(handler, fault):
     """Faults that need no answer.  True: this is all that is said."""
+    if 'after' in fault:
+        return False
     if fault.get('stall'):
         threading.Event().wait(60)
         handler.close_connection = True
@@ -39,7 +52,9 @@ def before(handler, fault):
 
 def send(handler, status, headers, chunks, fault):
     """Send an answer.  Several parts, or a drip, go in chunks as they come."""
-    if fault.get('garbage'):
+    if fault.get('crlf'):
+        chunks = [chunk.replace(b'\n', b'\r\n') for chunk in chunks]
+    if fault.get('garbage') and 'after' not in fault:
         chunks = [b'\x00\xff\xfe{"half": ']
     if 'raw' in fault:
         chunks = [fault['raw'].encode('latin-1')]
@@ -77,10 +92,36 @@ def send_chunks(handler, chunks, fault):
     handler.end_headers()
     if 'drip' in fault:
         chunks = [bytes([byte]) for byte in b''.join(chunks)]
-    for chunk in chunks:
-        handler.wfile.write(b'%x\r\n%s\r\n' % (len(chunk), chunk))
-        handler.wfile.flush()
-        if 'drip' in fault:
-            threading.Event().wait(fault['drip'])
-    handler.wfile.write(b'0\r\n\r\n')
+    for number, chunk in enumerate(chunks):
+        if number == fault.get('after') and not go_on(handler, fault):
+            return
+        if chunk:
+            write_chunk(handler, chunk)
+        if 'drip' in fault or 'pause' in fault:
+            threading.Event().wait(fault.get('drip') or fault['pause'])
+    write_chunk(handler, b'')
+
+
+def write_chunk(handler, chunk):
+    handler.wfile.write(b'%x\r\n%s\r\n' % (len(chunk), chunk))
     handler.wfile.flush()
+
+
+def go_on(handler, fault):
+    """The fault in the middle of a stream.  False: nothing follows."""
+    if fault.get('hold'):
+        handler.server.state.wait_for_release(handler.released)
+    if len(fault) == 2 and fault.get('hold'):
+        return True
+    if fault.get('garbage'):
+        write_chunk(handler, b'data: {"half": \xff\n\n')
+        return True
+    if fault.get('stall'):
+        threading.Event().wait(60)
+    if fault.get('stall') or fault.get('reset'):
+        handler.close_connection = True
+        return False
+    if fault.get('error'):
+        write_chunk(handler, handler.failure)
+    write_chunk(handler, b'')
+    return False

@@ -13,6 +13,7 @@ where a JSON schema is asked for, with the smallest value that fits it.
                        "times": n, "fault": {...}}, ...]   replaces the script
     GET /_log        what was received: path, headers, body
     DELETE /_log
+    POST /_release   streams that are held go on
 
 An answer of the script is given once, or so many times, to the first request
 whose body contains "match".  Faults are in faults.py.
@@ -43,6 +44,8 @@ class State:
 
     def __init__(self, key):
         self.lock = threading.Lock()
+        self.released = 0
+        self.release = threading.Condition(self.lock)
         self.key = key
         self.script = []
         self.log = []
@@ -50,6 +53,11 @@ class State:
     def note(self, entry):
         with self.lock:
             self.log.append(entry)
+
+    def wait_for_release(self, before):
+        """Until there was one more than before."""
+        with self.lock:
+            self.release.wait_for(lambda: self.released > before, timeout=60)
 
     def scripted(self, body):
         """The next answer for a request, which it uses up; {}: none."""
@@ -97,13 +105,24 @@ class Handler(BaseHTTPRequestHandler):
                 state.script = json.loads(text)
             self.reply(200, {})
             return
+        if self.path == '/_release':
+            with state.lock:
+                state.released += 1
+                state.release.notify_all()
+            self.reply(200, {})
+            return
+        with state.lock:
+            self.released = state.released
         state.note({'path': self.path, 'body': text,
                     'headers': {name.lower(): value for name, value in self.headers.items()}})
         answer = state.scripted(text)
         if 'fault' in answer and faults.before(self, answer['fault']):
             return
         try:
-            status, headers, chunks = self.make(json.loads(text), answer)
+            request = json.loads(text)
+            if answer.get('fault', {}).get('whole'):
+                request['stream'] = False
+            status, headers, chunks = self.make(request, answer)
         except json.JSONDecodeError:
             status, headers, chunks = 400, {}, [b'{"error": "the body is no JSON"}']
         faults.send(self, status, headers, chunks, answer.get('fault', {}))
@@ -115,6 +134,7 @@ class Handler(BaseHTTPRequestHandler):
         form = ROUTES.get(self.path)
         if form is None:
             return 404, {}, [b'{"error": "not found"}']
+        self.failure = form.failure(wire.Refused('Overloaded', kind='overloaded_error'))
         try:
             form.check(self.headers, request, self.server.state.key)
             return form.answer(request, answer)

@@ -70,7 +70,7 @@ def words(text):
 
 
 def event(value, name=None):
-    return ((f'event: {name}\n' if name else '') + f'data: {json.dumps(value)}\n\n').encode()
+    return ((f'event: {name}\n' if name else '') + f'data: {json.dumps(value, ensure_ascii=False)}\n\n').encode()
 
 
 def vector(text, size):
@@ -104,6 +104,10 @@ class OpenAI:
 
     def error(self, refused):
         return {'error': {'message': str(refused), 'type': refused.kind, 'param': refused.param, 'code': None}}
+
+    def failure(self, refused):
+        """An error within a stream."""
+        return event(self.error(refused))
 
     def answer(self, request, answer):
         schema = request.get('response_format', {}).get('json_schema', {}).get('schema')
@@ -199,6 +203,9 @@ class Anthropic:
     def error(self, refused):
         return {'type': 'error', 'error': {'type': refused.kind, 'message': str(refused)}}
 
+    def failure(self, refused):
+        return event(self.error(refused), 'error')
+
     def answer(self, request, answer):
         content, calls = reply_to(request['messages'], None, answer)
         forced = request.get('tool_choice', {}).get('name')
@@ -248,6 +255,9 @@ class Ollama:
     def error(self, refused):
         return {'error': str(refused)}
 
+    def failure(self, refused):
+        return (json.dumps(self.error(refused)) + '\n').encode()
+
     def answer(self, request, answer):
         schema = request.get('format') if isinstance(request.get('format'), dict) else None
         content, calls = reply_to(request['messages'], schema, answer)
@@ -265,10 +275,12 @@ class Ollama:
 
     @staticmethod
     def stream(frame, message, end):
-        parts = [message | {'content': word} for word in words(message['content'])] or [message]
+        parts = [{'role': 'assistant', 'content': word} for word in words(message['content'])]
+        if 'tool_calls' in message:
+            parts.append(message | {'content': ''})
         lines = [frame | {'message': part, 'done': False} for part in parts]
         lines.append(frame | {'message': {'role': 'assistant', 'content': ''}} | end)
-        return [(json.dumps(line) + '\n').encode() for line in lines]
+        return [(json.dumps(line, ensure_ascii=False) + '\n').encode() for line in lines]
 
 
 class OllamaEmbeddings(Ollama):

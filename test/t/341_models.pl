@@ -16,10 +16,7 @@ plan skip_all => "$missing is not installed" if $missing;
 $PostgreSQL::Test::Utils::timeout_default = 60;
 
 my $url = start_model(key => 'canary-4711');
-my $secrets = PostgreSQL::Test::Utils::tempdir();
-append_to_file("$secrets/key", 'canary-4711');
-chmod 0600, "$secrets/key";
-my $node = new_node(name => 'models', 'orchestrator.secrets_directory' => $secrets);
+my $node = new_node(name => 'models', 'orchestrator.secrets_directory' => secret_folder('canary-4711'));
 $node->start;
 $node->create_extension;
 $node->plain_role('app');
