@@ -58,7 +58,7 @@ $$;
 CREATE FUNCTION orchestrator._check_model_request(kind text, request jsonb) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
-  v_known text[] := CASE $1 WHEN 'llm' THEN '{model,messages,system,prompt,temperature,top_p,max_tokens,stop,seed,tools,tool_choice,max_tool_rounds,schema,options}'
+  v_known text[] := CASE $1 WHEN 'llm' THEN '{model,messages,system,prompt,temperature,top_p,max_tokens,stop,seed,tools,tool_choice,max_tool_rounds,schema,stream,options}'
                             ELSE '{model,input,dimensions,options}' END;
   v_key   text;
   v_bad   text;
@@ -76,6 +76,7 @@ BEGIN
     PERFORM orchestrator._require(jsonb_typeof($2 -> 'messages') IN ('array', 'string'), 'request, key "messages": is not an array');
     PERFORM orchestrator._require(NOT $2 ? 'max_tool_rounds' OR coalesce($2 @? 'strict $.max_tool_rounds ? (@ >= 1 && @ <= 50 && @ % 1 == 0)', false),
                                   'request, key "max_tool_rounds": is no integer between 1 and 50');
+    PERFORM orchestrator._require(jsonb_typeof($2 -> 'stream') = 'boolean', 'request, key "stream": is neither true nor false');
     v_bad := CASE WHEN jsonb_typeof($2 -> 'schema') IN ('object', 'boolean') THEN orchestrator._schema_refusal($2 -> 'schema') END;
     PERFORM orchestrator._require(v_bad IS NULL, 'request, key "schema": ' || v_bad);
   ELSE
@@ -140,7 +141,9 @@ BEGIN
 END
 $$;
 
--- The call of a provider for a document: path, headers, body.
+-- The call of a provider for a document: path, headers, body. With stream the
+-- answer is asked for in parts, which the courier puts together; its value is
+-- whether llm_stream() shows them: what has to fit a schema is shown when it does.
 CREATE FUNCTION orchestrator._model_call(kind text, provider text, doc jsonb) RETURNS jsonb
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -153,14 +156,15 @@ BEGIN
     WHEN 'llm ollama' THEN jsonb_build_object('path', '/api/chat', 'body', orchestrator._ollama_body($3) || v_options)
     WHEN 'embedding openai' THEN jsonb_build_object('path', '/embeddings', 'body', $3 - 'options'::text || v_options)
     WHEN 'embedding ollama' THEN jsonb_build_object('path', '/api/embed', 'body', $3 - 'options'::text || v_options)
-  END || '{"method": "POST"}';
+  END || '{"method": "POST"}' || CASE WHEN $3 -> 'stream' = 'true' THEN jsonb_build_object('stream', NOT $3 ? 'schema') ELSE '{}' END;
 END
 $$;
 
 CREATE FUNCTION orchestrator._openai_body(doc jsonb) RETURNS jsonb
   LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  RETURN $1 - '{schema,options}'::text[] || CASE WHEN $1 ? 'schema' THEN
+  RETURN $1 - '{schema,options,stream}'::text[]
+    || CASE WHEN $1 -> 'stream' = 'true' THEN '{"stream": true, "stream_options": {"include_usage": true}}' ELSE '{}' END::jsonb || CASE WHEN $1 ? 'schema' THEN
     jsonb_build_object('response_format', jsonb_build_object('type', 'json_schema', 'json_schema', jsonb_build_object('name', 'answer', 'schema', $1 -> 'schema')))
     ELSE '{}' END;
 END
@@ -186,7 +190,8 @@ BEGIN
   RETURN jsonb_build_object('model', $1 ->> 'model', 'max_tokens', coalesce($1 -> 'max_tokens', '4096'), 'messages', orchestrator._anthropic_messages($1 -> 'messages'))
     || jsonb_strip_nulls(jsonb_build_object('system', v_system, 'temperature', $1 -> 'temperature', 'top_p', $1 -> 'top_p', 'tool_choice', v_choice,
          'stop_sequences', CASE jsonb_typeof($1 -> 'stop') WHEN 'string' THEN jsonb_build_array($1 -> 'stop') ELSE $1 -> 'stop' END))
-    || CASE WHEN v_tools IS NULL THEN '{}' ELSE jsonb_build_object('tools', v_tools) END;
+    || CASE WHEN v_tools IS NULL THEN '{}' ELSE jsonb_build_object('tools', v_tools) END
+    || CASE WHEN $1 -> 'stream' = 'true' THEN '{"stream": true}' ELSE '{}' END::jsonb;
 END
 $$;
 
@@ -253,7 +258,7 @@ DECLARE
   v_options  jsonb := jsonb_strip_nulls(jsonb_build_object('temperature', $1 -> 'temperature', 'top_p', $1 -> 'top_p', 'num_predict', $1 -> 'max_tokens',
                                                            'seed', $1 -> 'seed', 'stop', $1 -> 'stop'));
 BEGIN
-  RETURN jsonb_build_object('model', $1 ->> 'model', 'messages', v_messages, 'stream', false)
+  RETURN jsonb_build_object('model', $1 ->> 'model', 'messages', v_messages, 'stream', coalesce($1 -> 'stream', 'false'))
     || CASE WHEN v_options = '{}' THEN '{}' ELSE jsonb_build_object('options', v_options) END
     || CASE WHEN $1 ? 'tools' THEN jsonb_build_object('tools', $1 -> 'tools') ELSE '{}' END
     || CASE WHEN $1 ? 'schema' THEN jsonb_build_object('format', $1 -> 'schema') ELSE '{}' END;

@@ -1,5 +1,6 @@
--- Observe: wait, progress, current_task (src/wait.c, src/progress.c); what a
--- step asks of its run (src/request.c).
+-- Observe: wait, progress, current_task (src/wait.c, src/progress.c), the answer
+-- of a model while it comes (src/follow.c); what a step asks of its run
+-- (src/request.c).
 
 CREATE FUNCTION orchestrator.wait(task bigint, timeout interval DEFAULT NULL) RETURNS orchestrator.task_result
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_wait';
@@ -10,6 +11,11 @@ CREATE PROCEDURE orchestrator.await(task bigint, timeout interval DEFAULT NULL, 
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_await';
 COMMENT ON PROCEDURE orchestrator.await(bigint, interval, orchestrator.task_result) IS
   'Like wait(), without keeping a snapshot open while it sleeps';
+
+CREATE FUNCTION orchestrator.llm_stream(task bigint, after bigint DEFAULT 0, INOUT attempt int DEFAULT NULL, OUT length bigint, OUT text text, OUT done boolean) RETURNS SETOF record
+  LANGUAGE C VOLATILE ROWS 1 AS 'MODULE_PATHNAME', 'orchestrator_llm_stream';
+COMMENT ON FUNCTION orchestrator.llm_stream(bigint, bigint, int) IS
+  'The answer of a step of kind llm as far as it has come: the text behind so many characters, and the length of all. Read on with after => that length and attempt => that attempt: another attempt is read from its beginning';
 
 CREATE FUNCTION orchestrator.current_task(OUT task_id bigint, OUT parent_id bigint, OUT definition text, OUT attempt int,
     OUT max_attempts int, OUT key text, OUT metadata jsonb, OUT deadline timestamptz) RETURNS record

@@ -130,7 +130,7 @@ BEGIN
                   orchestrator._run_started(bigint), orchestrator._run_progress(bigint), orchestrator._run_steps(bigint),
                   orchestrator._run_traces(bigint, int), orchestrator.graph(bigint, text), orchestrator._jobs_ahead(int, int, bigint),
                   orchestrator._estimated_start(int, int, bigint), orchestrator._live_stats(),
-                  orchestrator._sketch(bytea), orchestrator._percentile(bytea, float8), orchestrator.queue_position(bigint) TO %I', $1);
+                  orchestrator._sketch(bytea), orchestrator._percentile(bytea, float8), orchestrator.queue_position(bigint), orchestrator.llm_stream(bigint, bigint, int) TO %I', $1);
   FOR v_routine IN
     SELECT p.oid FROM pg_proc p
       JOIN pg_depend m ON m.classid = 'pg_catalog.pg_proc'::regclass AND m.objid = p.oid AND m.deptype = 'e'

@@ -70,8 +70,11 @@ static Datum answer_error(const char *sqlstate, const char *message,
 						  uint32 status, bool retry, uint32 retry_after,
 						  const char *detail);
 static bool blames_input(uint32 status);
+static Datum no_answer(FrameResult how, bool begun, const char *message,
+					   uint32 status, const char **outcome);
 static Datum read_answer(FrameReader *frame, int ncalls, uint32 status,
-						 FrameString body, const char **why);
+						 FrameString body, const OrchDelta *parts,
+						 const char **why);
 static void push_headers(JsonbParseState **state, FrameReader *frame,
 						 char **type);
 static Datum read_body(FrameString body, const char *type, const char **why);
@@ -179,6 +182,17 @@ orch_call_write(FrameBuffer *out, const OrchCallSpec *spec)
 	pfree(parts.url.data);
 	pfree(parts.headers.data);
 	return parts.refusal;
+}
+
+bool
+orch_call_streams(Jsonb *request, bool *shown)
+{
+	JsonbValue value;
+
+	if (!find(request, "stream", &value) || value.type != jbvBool)
+		return false;
+	*shown = value.val.boolean;
+	return true;
 }
 
 /*
@@ -415,13 +429,16 @@ put(FrameBuffer *out, const OrchCallSpec *spec, const Parts *parts)
 	int64 timeout = spec->timeout > 0 ? Min(spec->timeout, endpoint->timeout)
 									  : endpoint->timeout;
 	bool is_webhook = endpoint->provider == ORCH_PROVIDER_WEBHOOK;
+	bool shown;
+	bool streams = orch_call_streams(spec->request, &shown);
 
 	frame_begin(out, FRAME_CALL);
 	frame_u64(out, spec->number);
 	frame_u32(out, (endpoint->allow_private ? FRAME_ALLOW_PRIVATE : 0) |
 					   (endpoint->compressed ? FRAME_COMPRESSED : 0) |
 					   (parts->body != NULL ? FRAME_HAS_BODY : 0) |
-					   (is_webhook ? FRAME_WEBHOOK : 0));
+					   (is_webhook ? FRAME_WEBHOOK : 0) |
+					   (streams ? FRAME_STREAM : 0));
 	frame_u32(out, milliseconds(timeout));
 	frame_u32(out, milliseconds(endpoint->connect_timeout));
 	frame_u32(out, milliseconds(spec->silence));
@@ -477,11 +494,14 @@ copy_string(FrameString string)
 }
 
 const char *
-orch_call_read(FrameReader *frame, int ncalls, Datum *result, bool *too_many)
+orch_call_read(FrameReader *frame, int ncalls, OrchDelta *parts, Datum *result,
+			   bool *too_many)
 {
 	FrameResult how = (FrameResult) frame_read_u32(frame);
 	uint32 status = frame_read_u32(frame);
 	uint32 retry_after = frame_read_u32(frame);
+	bool begun = parts != NULL && orch_delta_begun(parts);
+	const char *outcome = "error";
 	const char *why = NULL;
 	char *message;
 	FrameString body;
@@ -492,42 +512,68 @@ orch_call_read(FrameReader *frame, int ncalls, Datum *result, bool *too_many)
 	*too_many =
 		ncalls > 1 && (how == RESULT_TOO_LARGE ||
 					   (how == RESULT_ANSWERED && blames_input(status)));
+	if (begun && orch_delta_finish(parts))
+		how = RESULT_ANSWERED; /* however its transfer ended */
+	else if (begun && how == RESULT_ANSWERED)
+	{
+		how = RESULT_BROKEN;
+		message = "it is not complete";
+	}
+	if (begun && orch_delta_error(parts) != NULL)
+		*result = orch_call_useless(parts);
+	else if (how != RESULT_ANSWERED)
+		*result = no_answer(how, begun, message, status, &outcome);
+	else if (status < 200 || status >= 300)
+		*result = answer_error(
+			"OR012", psprintf("the answer has HTTP status %u", status), status,
+			status >= 500 || status == 408 || status == 425 || status == 429,
+			retry_after, readable(body));
+	else
+	{
+		*result = read_answer(frame, ncalls, status, body,
+							  begun ? parts : NULL, &why);
+		if (why == NULL)
+			return "completed";
+		*result = answer_error("OR013", why, status, false, 0, NULL);
+	}
+	return outcome;
+}
+
+static Datum
+no_answer(FrameResult how, bool begun, const char *message, uint32 status,
+		  const char **outcome)
+{
 	switch (how)
 	{
-		case RESULT_ANSWERED:
-			if (status >= 200 && status < 300)
-				break;
-			*result = answer_error(
-				"OR012", psprintf("the answer has HTTP status %u", status),
-				status,
-				status >= 500 || status == 408 || status == 425 ||
-					status == 429,
-				retry_after, readable(body));
-			return "error";
 		case RESULT_TIMED_OUT:
-			*result = answer_error("OR004",
-								   psprintf("no answer in time: %s", message),
-								   0, true, 0, NULL);
-			return "timeout";
+			*outcome = "timeout";
+			return answer_error("OR004",
+								psprintf("no answer in time: %s", message), 0,
+								true, 0, NULL);
 		case RESULT_TOO_LARGE:
-			*result = answer_error("OR013", message, status, false, 0, NULL);
-			return "error";
+			return answer_error("OR013", message, status, false, 0, NULL);
 		case RESULT_REFUSED:
 		case RESULT_UNTRUSTED:
-			*result = answer_error(
-				"OR012", psprintf("the call was not made: %s", message), 0,
-				false, 0, NULL);
-			return "error";
+			return answer_error("OR012",
+								psprintf("the call was not made: %s", message),
+								0, false, 0, NULL);
 		default:
-			*result = answer_error("OR012", psprintf("no answer: %s", message),
-								   0, true, 0, NULL);
-			return "error";
+			return answer_error("OR012",
+								psprintf(begun
+											 ? "the answer ended too early: %s"
+											 : "no answer: %s",
+										 message),
+								0, true, 0, NULL);
 	}
-	*result = read_answer(frame, ncalls, status, body, &why);
-	if (why == NULL)
-		return "completed";
-	*result = answer_error("OR013", why, status, false, 0, NULL);
-	return "error";
+}
+
+Datum
+orch_call_useless(const OrchDelta *parts)
+{
+	const OrchDeltaError *error = orch_delta_error(parts);
+
+	return answer_error(error->sqlstate, error->message, 0, error->retry, 0,
+						NULL);
 }
 
 /*
@@ -566,7 +612,7 @@ answer_error(const char *sqlstate, const char *message, uint32 status,
  */
 static Datum
 read_answer(FrameReader *frame, int ncalls, uint32 status, FrameString body,
-			const char **why)
+			const OrchDelta *parts, const char **why)
 {
 	JsonbParseState *state;
 	char *type = NULL;
@@ -576,7 +622,8 @@ read_answer(FrameReader *frame, int ncalls, uint32 status, FrameString body,
 	orch_json_begin(&state);
 	orch_json_number(&state, "status", status);
 	push_headers(&state, frame, &type);
-	value = read_body(body, type, why);
+	value =
+		parts != NULL ? orch_delta_answer(parts) : read_body(body, type, why);
 	if (*why != NULL)
 		return (Datum) 0;
 	orch_json_value(&state, "body", value);

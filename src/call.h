@@ -7,6 +7,7 @@
 
 #include "utils/jsonb.h"
 
+#include "delta.h"
 #include "endpoint.h"
 #include "frame.h"
 
@@ -33,12 +34,21 @@ extern Datum orch_call_write(FrameBuffer *out, const OrchCallSpec *spec);
 extern Datum orch_call_refusal(const char *sqlstate, const char *message,
 							   const char *hint);
 
+/* Whether a request asks for an answer in parts, and who reads along may see
+ * them. */
+extern bool orch_call_streams(Jsonb *request, bool *shown);
+
 /*
  * Read what FRAME_DONE says behind the number of a call that was made for so
- * many.  Returns the outcome, as _settle_calls() takes it, and the result or
- * error.  too_many: made for fewer, some of them may succeed.
+ * many, and of whose answer parts may have come before (NULL: none can).
+ * Returns the outcome, as _settle_calls() takes it, and the result or error.
+ * too_many: made for fewer, some of them may succeed.
  */
 extern const char *orch_call_read(FrameReader *frame, int ncalls,
-								  Datum *result, bool *too_many);
+								  OrchDelta *parts, Datum *result,
+								  bool *too_many);
+
+/* The error of an answer whose parts are of no use. */
+extern Datum orch_call_useless(const OrchDelta *parts);
 
 #endif

@@ -46,8 +46,10 @@
 #include "compat.h"
 #include "courier.h"
 #include "guc.h"
+#include "heap.h"
 #include "parcel.h"
 #include "permit.h"
+#include "stream.h"
 #include "tune.h"
 
 /* Settled in one transaction. */
@@ -80,6 +82,8 @@ typedef struct Call
 	int npermits;
 	int64 permits[ORCH_MAX_LIMITS];
 	OrchTunedCall tuned;
+	OrchDelta *parts;	 /* of its answer; NULL: it comes in one */
+	int stream;			 /* -1: nobody can read along */
 	const char *outcome; /* NULL: it is under way */
 	Datum result;
 	struct Call *next_ended;
@@ -139,11 +143,14 @@ static void lose_child(const char *why);
 static void end_call(Call *call, const char *outcome, Datum result);
 static void read_answers(void);
 static void read_frames(void);
+static void read_part(FrameReader *frame);
+static void read_done(FrameReader *frame);
 static void read_parcel(OrchParcel *parcel, FrameReader *frame);
 static void drop_lost(void);
 static void find_lost(void);
 static void cancel(uint64 number);
 static void forget(Call *call);
+static void stop_reading(Call *call);
 static void claim_calls(void);
 static bool begin_claim(int leaving);
 static void undo_claim(void);
@@ -157,6 +164,7 @@ static void take_row(HeapTuple row, TupleDesc desc);
 static void put_in_parcel(Call *call, const OrchCallSpec *spec, int32 number);
 static void write_parcels(void);
 static void refuse(Call *call, Datum refusal);
+static void open_stream(Call *call, const OrchCallSpec *spec);
 static void tune(Call *call, int32 queue);
 static void read_spec(OrchCallSpec *spec, HeapTuple row, TupleDesc desc);
 static void settle_calls(void);
@@ -356,7 +364,10 @@ leave(int code, Datum arg)
 	orch_child_stop(&child);
 	hash_seq_init(&scan, calls);
 	while ((call = hash_seq_search(&scan)) != NULL)
+	{
 		orch_permit_give_back(call->permits, call->npermits);
+		stop_reading(call);
+	}
 	orch_parcel_lose();
 	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
 	database->courier_pid = 0;
@@ -540,34 +551,69 @@ read_frames(void)
 
 	while (frame_next(&child.in, &type, &frame))
 	{
-		Call *call;
-		OrchParcel *parcel;
-		uint64 number;
-		Datum result;
-		const char *outcome;
-		bool too_many;
-		MemoryContext old;
-
 		if (type == FRAME_HELLO)
 			child.ready = frame_read_u32(&frame) == FRAME_VERSION;
-		if (type != FRAME_DONE)
-			continue;
-		number = frame_read_u64(&frame);
-		parcel = orch_parcel_find(number);
-		if (parcel != NULL)
-			read_parcel(parcel, &frame);
-		call = hash_search(calls, &number, HASH_FIND, NULL);
-		if (call == NULL || call->outcome != NULL)
-			continue; /* it was cancelled */
-		old = MemoryContextSwitchTo(turn_context);
-		outcome = orch_call_read(&frame, 1, &result, &too_many);
-		if (frame.bad)
-			elog(ERROR, "an answer ended too early");
-		MemoryContextSwitchTo(result_context);
-		result = datumCopy(result, false, -1);
-		end_call(call, outcome, result);
-		MemoryContextSwitchTo(old);
+		else if (type == FRAME_PART)
+			read_part(&frame);
+		else if (type == FRAME_DONE)
+			read_done(&frame);
 	}
+}
+
+/*
+ * Parts that are of no use end the call.
+ */
+static void
+read_part(FrameReader *frame)
+{
+	uint64 number = frame_read_u64(frame);
+	FrameString part = frame_read_string(frame);
+	Call *call = hash_search(calls, &number, HASH_FIND, NULL);
+	MemoryContext old;
+	const char *text;
+	Size size;
+
+	if (frame->bad)
+		elog(ERROR, "a part of an answer ended too early");
+	if (call == NULL || call->outcome != NULL || call->parts == NULL)
+		return;
+	if (orch_delta_add(call->parts, part.data, part.size))
+	{
+		text = orch_delta_text(call->parts, &size);
+		if (call->stream >= 0 && size > 0)
+			orch_stream_append(call->stream, text, size);
+		return;
+	}
+	cancel(number);
+	old = MemoryContextSwitchTo(result_context);
+	end_call(call, "error", orch_call_useless(call->parts));
+	MemoryContextSwitchTo(old);
+}
+
+static void
+read_done(FrameReader *frame)
+{
+	uint64 number = frame_read_u64(frame);
+	OrchParcel *parcel = orch_parcel_find(number);
+	Call *call;
+	Datum result;
+	const char *outcome;
+	bool too_many;
+	MemoryContext old;
+
+	if (parcel != NULL)
+		read_parcel(parcel, frame);
+	call = hash_search(calls, &number, HASH_FIND, NULL);
+	if (call == NULL || call->outcome != NULL)
+		return; /* it was cancelled */
+	old = MemoryContextSwitchTo(turn_context);
+	outcome = orch_call_read(frame, 1, call->parts, &result, &too_many);
+	if (frame->bad)
+		elog(ERROR, "an answer ended too early");
+	MemoryContextSwitchTo(result_context);
+	result = datumCopy(result, false, -1);
+	end_call(call, outcome, result);
+	MemoryContextSwitchTo(old);
 }
 
 /*
@@ -679,8 +725,20 @@ forget(Call *call)
 			cancel(parcel->number);
 		orch_parcel_free(parcel);
 	}
+	stop_reading(call);
 	hash_search(calls, &call->number, HASH_REMOVE, NULL);
 	look = true;
+}
+
+static void
+stop_reading(Call *call)
+{
+	if (call->stream >= 0)
+		orch_stream_close(call->stream);
+	if (call->parts != NULL)
+		orch_delta_free(call->parts);
+	call->stream = -1;
+	call->parts = NULL;
 }
 
 /* ------------------------------------------------------------------ claim */
@@ -760,6 +818,8 @@ undo_claim(void)
 		if (call != NULL && call->parcel != NULL &&
 			orch_parcel_leave(call->parcel, call->number))
 			orch_parcel_free(call->parcel);
+		if (call != NULL)
+			stop_reading(call);
 		hash_search(calls, &last_number, HASH_REMOVE, NULL);
 		last_number--;
 	}
@@ -917,6 +977,8 @@ take_row(HeapTuple row, TupleDesc desc)
 	call->outcome = NULL;
 	call->parcel = NULL;
 	call->tuned.limit = 0;
+	call->parts = NULL;
+	call->stream = -1;
 	deconstruct_array(
 		DatumGetArrayTypeP(SPI_getbinval(row, desc, CALL_PERMITS, &isnull)),
 		INT8OID, 8, true, 'd', &permits, NULL, &call->npermits);
@@ -945,6 +1007,8 @@ take_row(HeapTuple row, TupleDesc desc)
 	}
 	if (refused)
 		refuse(call, refusal);
+	else
+		open_stream(call, &spec);
 }
 
 static void
@@ -995,6 +1059,44 @@ tune(Call *call, int32 queue)
 	call->tuned.queue = queue;
 	call->tuned.limit = known->limit.id;
 	call->tuned.since = orch_monotonic();
+}
+
+/*
+ * Of a call that asks for its answer in parts.
+ */
+static void
+open_stream(Call *call, const OrchCallSpec *spec)
+{
+	const OrchEndpoint *endpoint = spec->endpoint;
+	const OrchDefinition *definition;
+	OrchStreamOf of = {.task = call->task, .root = call->task};
+	OrchLeaf *leaf;
+	OrchRow row;
+	ItemPointerData tid;
+	bool shown;
+
+	if (!orch_call_streams(spec->request, &shown))
+		return;
+	call->parts = orch_delta_begin(TopMemoryContext, endpoint->provider,
+								   endpoint->max_response);
+	if (call->parts == NULL || !shown)
+		return;
+	leaf = orch_heap_open_live();
+	if (orch_heap_find(leaf, call->task, &row, &tid))
+	{
+		definition =
+			orch_catalog_definition(ORCH_INT32(&row, ORCH_TASK_DEFINITION));
+		if (!row.nulls[ORCH_TASK_ROOT_ID])
+			of.root = ORCH_INT64(&row, ORCH_TASK_ROOT_ID);
+		if (!row.nulls[ORCH_TASK_PARENT_ID])
+			of.parent = ORCH_INT64(&row, ORCH_TASK_PARENT_ID);
+		of.owner = ORCH_INT32(&row, ORCH_TASK_OWNER);
+		of.attempt = ORCH_INT32(&row, ORCH_TASK_ATTEMPT);
+		of.notify = definition != NULL && definition->notify;
+		of.notify_all = definition != NULL && definition->notify_all;
+		call->stream = orch_stream_open(&of);
+	}
+	orch_heap_close(leaf);
 }
 
 static void

@@ -773,20 +773,23 @@ orch_event_payload(const OrchEvent *event)
 {
 	char parent[24] = "null";
 	char progress[24] = "null";
+	char length[40] = "";
 
 	if (event->event == ORCH_EVENT_RESYNC)
 		return pstrdup("{\"event\":\"resync\"}");
 
 	if (event->parent != 0)
 		snprintf(parent, sizeof(parent), INT64_FORMAT, event->parent);
-	if (event->progress >= 0)
+	if (event->is_length)
+		snprintf(length, sizeof(length), ",\"length\":%.0f", event->progress);
+	else if (event->progress >= 0)
 		snprintf(progress, sizeof(progress), "%.4g", event->progress);
-	return psprintf("{\"task\":" INT64_FORMAT ",\"root\":" INT64_FORMAT
-					",\"parent\":%s,\"event\":\"%s\",\"state\":\"%s\""
-					",\"progress\":%s,\"attempt\":%d}",
-					event->task, event->root, parent,
-					orch_event_name(event->event),
-					orch_state_name(event->state), progress, event->attempt);
+	return psprintf(
+		"{\"task\":" INT64_FORMAT ",\"root\":" INT64_FORMAT
+		",\"parent\":%s,\"event\":\"%s\",\"state\":\"%s\""
+		",\"progress\":%s,\"attempt\":%d%s}",
+		event->task, event->root, parent, orch_event_name(event->event),
+		orch_state_name(event->state), progress, event->attempt, length);
 }
 
 /*

@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 /* Both programs are of one build, or do not work together. */
-#define FRAME_VERSION 2
+#define FRAME_VERSION 3
 
 /* Longest frame: the largest answer or request, and its headers. */
 #define FRAME_MAX_SIZE (64 * 1024 * 1024)
@@ -22,6 +22,9 @@
 /* Of an answer. */
 #define FRAME_MAX_HEADERS	   100
 #define FRAME_MAX_HEADERS_SIZE (64 * 1024)
+
+/* Most of an answer that is passed on in parts, which are not kept here. */
+#define FRAME_MAX_STREAM (16 * 1024 * 1024)
 
 /* While calls are under way the child says so this often. */
 #define FRAME_BEAT_MS 500
@@ -35,7 +38,8 @@ typedef enum FrameType
 	/* from it */
 	FRAME_HELLO, /* u32 FRAME_VERSION, when it is ready */
 	FRAME_DONE,
-	FRAME_BEAT /* it is alive */
+	FRAME_BEAT, /* it is alive */
+	FRAME_PART	/* u64 call, and a string: the next part of its answer */
 } FrameType;
 
 /*
@@ -50,7 +54,8 @@ typedef enum FrameType
 #define FRAME_ALLOW_PRIVATE 0x1 /* private addresses may be called */
 #define FRAME_COMPRESSED	0x2 /* ask for, and undo, compression */
 #define FRAME_HAS_BODY		0x4
-#define FRAME_WEBHOOK		0x8 /* the secret signs, and is not sent */
+#define FRAME_WEBHOOK		0x8	 /* the secret signs, and is not sent */
+#define FRAME_STREAM		0x10 /* pass on the answer in parts as it comes */
 
 /*
  * The body of FRAME_DONE:
@@ -58,7 +63,8 @@ typedef enum FrameType
  *	u64 call, u32 FrameResult, u32 HTTP status, u32 seconds of Retry-After (0:
  *	none), u64 microseconds it took, then strings: message (why there is no
  *	answer), body, and u32 n with so many pairs of strings, name and value of
- *	headers.
+ *	headers.  The body of an answer that went on in parts is empty: none does
+ *	that is no success, or one document (application/json).
  */
 typedef enum FrameResult
 {

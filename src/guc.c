@@ -36,6 +36,7 @@ int orch_node_id = 0;
 int orch_priority_step = 60;
 int orch_retention = 7 * 24 * 60;
 int orch_retention_failed = 30 * 24 * 60;
+int orch_stream_memory = 8 * 1024;
 int orch_test_clock_offset = 0;
 char *orch_http_allow = NULL;
 char *orch_secrets_directory = NULL;
@@ -157,6 +158,13 @@ define_courier_settings(void)
 		"Files of the server's own user, with mode 0600.",
 		&orch_secrets_directory, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, NULL,
 		NULL, NULL);
+	if (process_shared_preload_libraries_in_progress)
+		DefineCustomIntVariable(
+			"orchestrator.stream_memory",
+			"Shared memory for the text of streamed answers that are under way.",
+			"Of what does not fit nothing is seen before its step ends.",
+			&orch_stream_memory, 8 * 1024, 64, 1024 * 1024, PGC_POSTMASTER,
+			GUC_UNIT_KB, NULL, NULL, NULL);
 }
 
 static bool

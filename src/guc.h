@@ -25,6 +25,7 @@ extern int orch_node_id;
 extern int orch_priority_step;
 extern int orch_retention;
 extern int orch_retention_failed;
+extern int orch_stream_memory;
 extern int orch_test_clock_offset;
 extern char *orch_http_allow;
 extern char *orch_secrets_directory;

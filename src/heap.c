@@ -1082,6 +1082,8 @@ read_leaf(Oid relid, Oid index, int64 task, OrchTaskView *view)
 		view->state = orch_catalog_state(
 			DatumGetObjectId(slot->tts_values[ORCH_TASK_STATE]));
 		view->owner = DatumGetInt32(slot->tts_values[ORCH_TASK_OWNER]);
+		view->attempt = DatumGetInt32(slot->tts_values[ORCH_TASK_ATTEMPT]);
+		view->has_steps = !slot->tts_isnull[ORCH_TASK_REMAINING];
 		view->has_output = !slot->tts_isnull[ORCH_TASK_OUTPUT];
 		view->has_error = !slot->tts_isnull[ORCH_TASK_ERROR];
 		if (view->has_output)

@@ -212,7 +212,9 @@ typedef struct OrchTaskView
 {
 	OrchState state;
 	int32 owner;
+	int32 attempt;
 	bool own_uncommitted; /* written by this very transaction */
+	bool has_steps;
 	bool has_output;
 	bool has_error;
 	Datum output;

@@ -21,6 +21,7 @@
 #include "guc.h"
 #include "notify.h"
 #include "shmem.h"
+#include "stream.h"
 
 #define CHANNEL		   "orchestrator"
 #define CHANNEL_PREFIX "orchestrator_task_"
@@ -545,11 +546,12 @@ bool
 orch_notify_progress(void)
 {
 	OrchEvent event;
-	bool any = false;
+	bool any;
 
 	if (!orch_event_heard())
 		return false;
 
+	any = orch_stream_tell();
 	for (int i = 0; i < orch_shared->nexecutors; i++)
 	{
 		OrchExecutor *executor = &orch_shared->executors[i];
@@ -586,6 +588,7 @@ take_progress(OrchExecutor *executor, OrchEvent *event)
 		event->attempt = executor->attempt;
 		event->event = ORCH_EVENT_PROGRESS;
 		event->to_all = executor->notify_all;
+		event->is_length = false;
 		event->state = ORCH_STATE_RUNNING;
 	}
 	SpinLockRelease(&executor->mutex);

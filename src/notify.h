@@ -28,7 +28,8 @@ extern void orch_notify_unlisten(const char *channel);
 extern int orch_notify_drain(void);
 
 /*
- * Put what running steps reported since the last call into the ring.  True:
+ * Put what running steps reported since the last call into the ring, and which
+ * streams have grown.  True:
  * call again in ORCH_PROGRESS_INTERVAL_MS.  False: nothing was reported, the
  * next report wakes the supervisor by ORCH_WAKE_EVENTS.
  */

@@ -20,6 +20,7 @@
 #include "retention.h"
 #include "shmem.h"
 #include "stats.h"
+#include "stream.h"
 #include "waiter.h"
 
 #ifdef PG_MODULE_MAGIC_EXT
@@ -48,6 +49,7 @@ _PG_init(void)
 	orch_stats_install();
 	orch_position_install();
 	orch_waiter_install();
+	orch_stream_install();
 	orch_database_install();
 	orch_launcher_register();
 }

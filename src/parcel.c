@@ -255,7 +255,8 @@ orch_parcel_read(OrchParcel *parcel, FrameReader *frame)
 	bool too_many = false;
 	OrchParcelResult all;
 
-	all.outcome = orch_call_read(frame, parcel->n, &all.result, &too_many);
+	all.outcome =
+		orch_call_read(frame, parcel->n, NULL, &all.result, &too_many);
 	parcel->over = true;
 	if (too_many)
 		all.outcome = "released";

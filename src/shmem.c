@@ -31,7 +31,7 @@ static void (*when_started)(void) = NULL;
 
 static volatile sig_atomic_t terminated = false; /* by SIGTERM */
 
-#define MAX_BLOCKS 4
+#define MAX_BLOCKS 5
 
 static struct
 {

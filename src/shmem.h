@@ -60,9 +60,10 @@ typedef struct OrchEvent
 	int64 parent;	 /* 0: none */
 	double progress; /* 0..1; negative: not told */
 	int32 attempt;
-	uint8 event; /* OrchEventKind */
-	uint8 state; /* OrchState */
-	bool to_all; /* progress that listeners to everything hear */
+	uint8 event;	/* OrchEventKind */
+	uint8 state;	/* OrchState */
+	bool to_all;	/* progress that listeners to everything hear */
+	bool is_length; /* progress is how many characters there are to read */
 } OrchEvent;
 
 /*

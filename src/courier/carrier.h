@@ -65,6 +65,9 @@ extern void secret_free(char *secret);
 /* Blot a secret out wherever it stands in some data. */
 extern void secret_blot(const char *secret, char *data, size_t size);
 
+/* How many bytes at the end of some data may be the beginning of one. */
+extern size_t secret_begins(const char *secret, const char *data, size_t size);
+
 /* ---------------------------------------------------------------- sign.c */
 
 /* Of SIGNATURE_SIZE bytes, with the zero at its end. */

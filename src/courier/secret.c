@@ -99,3 +99,18 @@ secret_blot(const char *secret, char *data, size_t size)
 			at = memset(at, '*', length);
 	}
 }
+
+size_t
+secret_begins(const char *secret, const char *data, size_t size)
+{
+	size_t most;
+
+	if (secret == NULL)
+		return 0;
+	most = strlen(secret) - 1;
+	if (most > size)
+		most = size;
+	while (most > 0 && memcmp(data + size - most, secret, most) != 0)
+		most--;
+	return most;
+}

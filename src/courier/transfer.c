@@ -29,6 +29,9 @@
 #define MOST_CONNECTIONS 1024 /* kept open */
 #define MOST_REASON		 1024 /* of what is said of a webhook */
 
+/* Parts that the courier has not taken, until no more of them are read. */
+#define MOST_PARTS (4 * 1024 * 1024)
+
 typedef struct Bytes
 {
 	char *data;
@@ -50,8 +53,12 @@ typedef struct Transfer
 	bool is_webhook; /* signed, and only its status is of interest */
 	int requests;	 /* that were begun */
 	uint64_t most;
-	Bytes answer;
-	Bytes lines; /* of its headers */
+	bool may_stream; /* its answer may be passed on in parts ... */
+	bool streams;	 /* ... and is */
+	bool waits;		 /* for the courier to take some */
+	uint64_t passed_on;
+	Bytes answer; /* of parts: what is not passed on yet */
+	Bytes lines;  /* of its headers */
 	int nlines;
 	FrameResult refused; /* RESULT_ANSWERED: it was not */
 	char message[MESSAGE_SIZE];
@@ -65,8 +72,13 @@ static Transfer *buckets[BUCKETS];
 static CURL *idle[MOST_IDLE];
 static int nidle = 0;
 static int count = 0;
+static int nwaiting = 0;
 static int64_t timer_at = -1;
 
+static bool is_document(Transfer *transfer);
+static bool pass_on(Transfer *transfer, const char *data, size_t size);
+static void put_part(Transfer *transfer, size_t size);
+static void read_on(void);
 static void append(Bytes *bytes, const char *data, size_t size, bool *failed);
 static char *copy_string(FrameString string);
 static void refuse(Transfer *transfer, FrameResult result, const char *message,
@@ -166,6 +178,16 @@ take_body(char *data, size_t one, size_t n, void *arg)
 		append(&transfer->answer, data, n < room ? n : room, &failed);
 		return failed ? 0 : n;
 	}
+	if (transfer->may_stream && !transfer->streams)
+		transfer->may_stream = transfer->streams = !is_document(transfer);
+	if (transfer->streams && out->size - out->start >= MOST_PARTS)
+	{
+		nwaiting += !transfer->waits;
+		transfer->waits = true;
+		return CURL_WRITEFUNC_PAUSE;
+	}
+	if (transfer->streams)
+		return pass_on(transfer, data, n) ? n : 0;
 	if (transfer->answer.size + n > transfer->most)
 	{
 		refuse(transfer, RESULT_TOO_LARGE, "the answer is too large", "");
@@ -173,6 +195,82 @@ take_body(char *data, size_t one, size_t n, void *arg)
 	}
 	append(&transfer->answer, data, n, &failed);
 	return failed ? 0 : n;
+}
+
+/*
+ * An answer that is no success, or not of the kind that was asked for.
+ */
+static bool
+is_document(Transfer *transfer)
+{
+	long status = 0;
+	char *type = NULL;
+
+	(void) curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
+	(void) curl_easy_getinfo(transfer->easy, CURLINFO_CONTENT_TYPE, &type);
+	return status < 200 || status > 299 ||
+		   (type != NULL && strncasecmp(type, "application/json", 16) == 0 &&
+			strchr("; ", type[16]) != NULL);
+}
+
+/*
+ * What may be the beginning of the secret waits for more.
+ */
+static bool
+pass_on(Transfer *transfer, const char *data, size_t size)
+{
+	Bytes *rest = &transfer->answer;
+	bool failed = false;
+
+	transfer->passed_on += size;
+	if (transfer->passed_on > FRAME_MAX_STREAM)
+	{
+		refuse(transfer, RESULT_TOO_LARGE, "the answer is too large", "");
+		return false;
+	}
+	append(rest, data, size, &failed);
+	if (failed)
+		return false;
+	secret_blot(transfer->secret, rest->data, rest->size);
+	put_part(transfer, rest->size - secret_begins(transfer->secret, rest->data,
+												  rest->size));
+	return true;
+}
+
+static void
+put_part(Transfer *transfer, size_t size)
+{
+	Bytes *rest = &transfer->answer;
+
+	if (size == 0)
+		return;
+	frame_begin(out, FRAME_PART);
+	frame_u64(out, transfer->call);
+	frame_bytes(out, rest->data, size);
+	frame_end(out);
+	if (out->failed)
+		abort();
+	rest->size -= size;
+	memmove(rest->data, rest->data + size, rest->size);
+}
+
+/*
+ * The courier has taken what kept transfers waiting.
+ */
+static void
+read_on(void)
+{
+	for (int i = 0; i < BUCKETS && nwaiting > 0; i++)
+	{
+		for (Transfer *each = buckets[i]; each != NULL; each = each->next)
+		{
+			if (!each->waits)
+				continue;
+			each->waits = false;
+			nwaiting--;
+			(void) curl_easy_pause(each->easy, CURLPAUSE_CONT);
+		}
+	}
 }
 
 /*
@@ -306,6 +404,7 @@ set_up(Transfer *transfer, FrameReader *frame)
 	ca_file = copy_string(frame_read_string(frame));
 	nheaders = frame_read_u32(frame);
 	transfer->allow_private = (flags & FRAME_ALLOW_PRIVATE) != 0;
+	transfer->may_stream = (flags & FRAME_STREAM) != 0;
 	transfer->is_webhook = (flags & FRAME_WEBHOOK) != 0;
 
 	curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, timeout);
@@ -514,6 +613,8 @@ transfer_go_on(void)
 	int left;
 	int running;
 
+	if (nwaiting > 0 && out->size - out->start < MOST_PARTS / 2)
+		read_on();
 	if (timer_at >= 0 && now_ms() >= timer_at)
 	{
 		timer_at = -1;
@@ -538,6 +639,8 @@ transfer_due(void)
 {
 	int64_t left;
 
+	if (nwaiting > 0 && out->size - out->start < MOST_PARTS / 2)
+		return 0;
 	if (timer_at < 0)
 		return -1;
 	left = timer_at - now_ms();
@@ -591,6 +694,8 @@ finish(Transfer *transfer, CURLcode code)
 				transfer->answer.size);
 	secret_blot(transfer->secret, transfer->lines.data, transfer->lines.size);
 	secret_blot(transfer->secret, transfer->error, strlen(transfer->error));
+	if (transfer->streams)
+		put_part(transfer, transfer->answer.size);
 
 	if (transfer->is_webhook && status >= 200 && status < 300)
 		transfer->answer.size = 0;
@@ -686,6 +791,7 @@ forget(Transfer *transfer)
 		place = &(*place)->next;
 	*place = transfer->next;
 	count--;
+	nwaiting -= transfer->waits;
 	if (nidle < MOST_IDLE)
 	{
 		curl_easy_reset(transfer->easy);

@@ -18,6 +18,7 @@ permit
 endpoint
 waiter
 event
+stream
 notify
 catalog
 heap
@@ -27,6 +28,7 @@ fair
 progress
 request
 wait
+follow
 plan
 sketch
 stats
@@ -47,6 +49,7 @@ workflow
 settle
 lease
 carry
+delta
 call
 parcel
 child

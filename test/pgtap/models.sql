@@ -3,7 +3,7 @@
 -- decisions of an agent. Servers and real clients are in test/t.
 \ir lib/setup.psql
 \ir lib/models.psql
-SELECT plan(95);
+SELECT plan(105);
 
 CREATE ROLE models_app LOGIN;
 CREATE ROLE models_other LOGIN;
@@ -43,8 +43,10 @@ SELECT is(refused(k, e, r::jsonb), m, m) FROM (VALUES
   ('embedding', 'claude', '{"model": "m", "input": "x"}', '22023: endpoint "claude" is of provider anthropic, which kind embedding cannot call [Its provider must be openai or ollama.]'),
   ('llm', 'gpt', '{"prompt": "x"}', '22023: request, key "model": is not a string [Give the name of a model.]'),
   ('llm', 'gpt', '{"model": "m"}', '22023: request: has both messages and prompt, or neither [Give messages, or a prompt and perhaps system.]'),
-  ('llm', 'gpt', '{"model": "m", "prompt": "x", "temprature": 1}', '22023: request: unknown key "temprature" [The keys of a request of kind llm are model, messages, system, prompt, temperature, top_p, max_tokens, stop, seed, tools, tool_choice, max_tool_rounds, schema, options.]'),
+  ('llm', 'gpt', '{"model": "m", "prompt": "x", "temprature": 1}', '22023: request: unknown key "temprature" [The keys of a request of kind llm are model, messages, system, prompt, temperature, top_p, max_tokens, stop, seed, tools, tool_choice, max_tool_rounds, schema, stream, options.]'),
   ('llm', 'gpt', '{"model": "m", "prompt": "x", "schema": {"pattern": "a"}}', '22023: request, key "schema": schema has keyword "pattern", which is not known'),
+  ('llm', 'gpt', '{"model": "m", "prompt": "x", "stream": "yes"}', '22023: request, key "stream": is neither true nor false'),
+  ('embedding', 'gpt', '{"model": "m", "input": "x", "stream": true}', '22023: request: unknown key "stream" [The keys of a request of kind embedding are model, input, dimensions, options.]'),
   ('embedding', 'gpt', '{"model": "m"}', '22023: request: has no input [Give a text, an array of texts, or a path to one.]'),
   ('tool', 'tools', '{}', '22023: request, key "tool": is not a string [Give the name that the server has for it.]')) x(k, e, r, m);
 
@@ -67,6 +69,13 @@ SELECT is(orchestrator._model_call('llm', 'openai', :'doc') -> 'body', '{"model"
   "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object"}}}}', 'OpenAI: a schema, and options');
 SELECT is(orchestrator._model_call('llm', 'anthropic', :'doc') #> '{body,tool_choice}', '{"type": "tool", "name": "answer"}', 'Anthropic: a tool that must be called');
 SELECT is(orchestrator._model_call('llm', 'ollama', :'doc') #> '{body,format}', '{"type": "object"}', 'Ollama: a format');
+SELECT '{"model": "m", "stream": true, "messages": [{"role": "user", "content": "go"}]}' AS doc \gset
+SELECT is(orchestrator._model_call('llm', 'openai', :'doc') - 'path'::text, '{"method": "POST", "stream": true, "body": {"model": "m", "stream": true, "stream_options": {"include_usage": true},
+  "messages": [{"role": "user", "content": "go"}]}}', 'OpenAI: a stream, with its usage');
+SELECT is(orchestrator._model_call('llm', 'anthropic', :'doc') #> '{body,stream}', 'true', 'Anthropic: a stream');
+SELECT is(orchestrator._model_call('llm', 'ollama', :'doc') #> '{body,stream}', 'true', 'Ollama: a stream');
+SELECT is(orchestrator._model_call('llm', 'openai', :'doc'::jsonb || '{"schema": true}') -> 'stream', 'false', 'one with a schema is not shown');
+SELECT is(orchestrator._model_call('llm', 'openai', :'doc'::jsonb || '{"stream": false}'), '{"method": "POST", "path": "/chat/completions", "body": {"model": "m", "messages": [{"role": "user", "content": "go"}]}}', 'none, if that is said');
 
 -- A call and its answer ------------------------------------------------------
 CREATE FUNCTION add_call(name text, input jsonb DEFAULT '{}', metadata jsonb DEFAULT NULL) RETURNS bigint LANGUAGE plpgsql AS $$
@@ -89,6 +98,9 @@ SELECT add_call('ask', '{"q": "hello"}') AS ask \gset
 SELECT is(sent() #> '{body,messages}', '[{"role": "system", "content": "brief"}, {"role": "user", "content": "hello"}]', 'a prompt becomes messages');
 SELECT is(answered(:ask, completion('hi')), 'completed', 'an answer completes it');
 SELECT is((task(:ask)).output, '{"content": "hi", "finish_reason": "stop", "model": "m-1", "tokens_in": 10, "tokens_out": 5}', 'the output is of one form');
+SELECT is(value_of(format('SELECT s::text FROM orchestrator.llm_stream(%s) s', :ask), 'models_app'), '(1,2,hi,t)', 'and is read as one that was streamed');
+SELECT is(value_of(format('SELECT s::text FROM orchestrator.llm_stream(%s, 1) s', :ask), 'models_app'), '(1,2,i,t)', 'from a place on');
+SELECT is(value_of(format('SELECT count(*) FROM orchestrator.llm_stream(%s) s', :ask), 'models_other'), '0', 'not by others');
 SELECT is((task(:ask)).resources, '{"tokens_in": 10, "tokens_out": 5, "cost": 0.00002}', 'what it used, at the price of the longest name');
 SELECT is((SELECT ROW(owner, definition, model, calls, tokens_in, tokens_out, cost)::text FROM orchestrator.usage_status), '(models_app,ask,m-1,1,10,5,0.00002)', 'and by role, definition and model');
 SELECT is(value_of('SELECT count(*) FROM orchestrator.usage_status', 'models_other'), '0', 'which others do not see');
