@@ -13,7 +13,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 $PostgreSQL::Test::Utils::timeout_default = 30;
-my $canary = 'canary-4711-secret';
+my $canary = 'canary-4711-secret-that-signs';
 my $marker = 'marker-4711-input';    # of tasks: each place that is searched has it
 my $folder = PostgreSQL::Test::Utils::tempdir();
 my $server = outside();
@@ -32,6 +32,7 @@ $node->plain_role($_) foreach 'app', 'other';
 my %options = (
 	plain => "url '$server->{url}', timeout '4 s'",
 	packed => "url '$server->{url}', compressed 'on'",
+	hook => "url '$server->{url}', provider 'webhook'",
 	model => "url '$model/v1', provider 'openai'",
 	tools => "url '$model/mcp', provider 'mcp'");
 $node->safe_psql('postgres', "CREATE SERVER $_ FOREIGN DATA WRAPPER orchestrator_http OPTIONS ($options{$_}, secret 'key', allow_private 'on');
@@ -41,8 +42,8 @@ sub app { return $node->psql_as('app', $_[0]) }
 
 my %request = (
 	plain => q('{"path": "$.path", "query": "$.query"}'), packed => q('{"path": "$.path", "query": "$.query"}'),
-	model => q('{"model": "m", "prompt": "$.marker"}'), tools => q('{"tool": "echo", "arguments": {"message": "$.marker"}}'));
-my %kind = (plain => 'http', packed => 'http', model => 'llm', tools => 'tool');
+	hook => q('{"path": "$.path"}'), model => q('{"model": "m", "prompt": "$.marker"}'), tools => q('{"tool": "echo", "arguments": {"message": "$.marker"}}'));
+my %kind = (plain => 'http', packed => 'http', hook => 'webhook', model => 'llm', tools => 'tool');
 app("SELECT orchestrator.define('$_', NULL, '$kind{$_}', endpoint => '$_', request => $request{$_}, notify => 'all', max_attempts => 2, retry_delay => '10 ms')")
   foreach sort keys %kind;
 
@@ -73,6 +74,8 @@ foreach my $case (
 	[ 'plain', '/redirect', qq({"to": "$server->{url}/elsewhere"}), 'failed', 'error,status', '301', 'a redirect' ],
 	[ 'plain', '/reset', '{}', 'failed', 'error,sqlstate', 'OR012', 'a connection that is reset' ],
 	[ 'plain', '/garbage', '{}', 'failed', 'error,sqlstate', 'OR012', 'garbage' ],
+	[ 'hook', '/tell/200', '{}', 'completed', 'output,headers,x-told', 'none', 'a webhook: it signs, and is not sent' ],
+	[ 'hook', '/tell/500', '{}', 'failed', 'error,detail', 'none', 'one that fails' ],
 	[ 'model', undef, undef, 'completed', 'output,content', $marker, 'a model' ],
 	[ 'tools', undef, undef, 'completed', 'output,text', "Echo: $marker", 'a tool' ])
 {
