@@ -56,10 +56,10 @@ extern const char *address_text_refusal(const char *text, bool allow_private);
 /* -------------------------------------------------------------- secret.c */
 
 /*
- * Read a secret; the caller wipes and frees it.  NULL: it cannot be used, and
- * the message, without the folder, says why.
+ * Read a secret, of one line unless lines says so; the caller wipes and frees
+ * it.  NULL: it cannot be used, and the message, without the folder, says why.
  */
-extern char *secret_read(const char *path, char *message);
+extern char *secret_read(const char *path, bool lines, char *message);
 extern void secret_free(char *secret);
 
 /* Blot a secret out wherever it stands in some data. */
@@ -70,12 +70,12 @@ extern size_t secret_begins(const char *secret, const char *data, size_t size);
 
 /* ---------------------------------------------------------------- sign.c */
 
-/* Of SIGNATURE_SIZE bytes, with the zero at its end. */
-#define SIGNATURE_SIZE 64
+#define SIGNATURE_ONE  48 /* " v1," and base64 of 32 bytes */
+#define SIGNATURE_SIZE (4 * SIGNATURE_ONE + 1)
 
 /*
- * Sign a body with a secret, as a webhook that is sent at a time (in seconds).
- * False: the secret is no key.
+ * Sign a body with each line of a secret, as a webhook that is sent at a time
+ * (in seconds).  False: one is no key, or there are more than four.
  */
 extern bool sign(const char *secret, const char *id, int64_t at,
 				 const char *body, size_t size, char *signature);

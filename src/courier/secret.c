@@ -15,11 +15,11 @@
 /* Shorter ones could not be blotted out of an answer. */
 #define LEAST_SIZE 8
 
-static const char *read_file(int fd, char *secret);
-static const char *judge(const char *secret, size_t size);
+static const char *read_file(int fd, bool lines, char *secret);
+static const char *judge(const char *secret, size_t size, bool lines);
 
 char *
-secret_read(const char *path, char *message)
+secret_read(const char *path, bool lines, char *message)
 {
 	const char *name = strrchr(path, '/');
 	char *secret = calloc(1, SECRET_SIZE + 1);
@@ -31,7 +31,8 @@ secret_read(const char *path, char *message)
 	{
 		/* a link could lead elsewhere, and a pipe would never end */
 		fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-		why = fd < 0 ? "its file cannot be opened" : read_file(fd, secret);
+		why = fd < 0 ? "its file cannot be opened"
+					 : read_file(fd, lines, secret);
 		if (fd >= 0)
 			close(fd);
 	}
@@ -44,7 +45,7 @@ secret_read(const char *path, char *message)
 }
 
 static const char *
-read_file(int fd, char *secret)
+read_file(int fd, bool lines, char *secret)
 {
 	struct stat stat;
 	ssize_t size;
@@ -60,17 +61,18 @@ read_file(int fd, char *secret)
 		return "its file cannot be read";
 	while (size > 0 && (secret[size - 1] == '\n' || secret[size - 1] == '\r'))
 		secret[--size] = '\0';
-	return judge(secret, size);
+	return judge(secret, size, lines);
 }
 
 static const char *
-judge(const char *secret, size_t size)
+judge(const char *secret, size_t size, bool lines)
 {
 	if (size < LEAST_SIZE)
 		return "it has less than 8 characters";
 	for (size_t i = 0; i < size; i++)
 	{
-		if (secret[i] < ' ' || secret[i] > '~')
+		if ((secret[i] < ' ' || secret[i] > '~') &&
+			!(lines && secret[i] == '\n'))
 			return "it has characters that no header can have";
 	}
 	return NULL;

@@ -500,7 +500,8 @@ static void
 set_secret(Transfer *transfer, const char *path, const char *header,
 		   const char *prefix, const char *id)
 {
-	transfer->secret = secret_read(path, transfer->message);
+	transfer->secret =
+		secret_read(path, transfer->is_webhook, transfer->message);
 	if (transfer->secret == NULL)
 		transfer->refused = RESULT_REFUSED;
 	else if (transfer->is_webhook)
@@ -522,14 +523,16 @@ set_signature(Transfer *transfer, const char *id)
 	if (!sign(transfer->secret, id, at, transfer->body, transfer->body_size,
 			  signature))
 	{
-		refuse(transfer, RESULT_REFUSED, "its secret cannot sign: it must be ",
-			   "whsec_ and base64, or plain, of 24 bytes at least");
+		refuse(
+			transfer, RESULT_REFUSED, "its secret cannot sign: it must be ",
+			"whsec_ and base64, or plain, of 24 bytes at least, in up to four "
+			"lines");
 		return;
 	}
 	snprintf(text, sizeof(text), "%lld", (long long) at);
 	add_line(transfer, "webhook-id", "", id);
 	add_line(transfer, "webhook-timestamp", "", text);
-	add_line(transfer, "webhook-signature", "v1,", signature);
+	add_line(transfer, "webhook-signature", "", signature);
 }
 
 static void

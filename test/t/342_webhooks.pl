@@ -258,18 +258,25 @@ sub secrets
 	write_secret('brief', 'too-short-a-key');
 	write_secret('broken', 'whsec_%%%%not base64');
 	write_secret('plain', $key);
-	endpoint($_, '/ok', "secret '$_'") foreach 'brief', 'broken', 'absent';
-	foreach my $name ('brief', 'broken')
+	write_secret('two', "another-$key\n$secret");
+	write_secret('five', join "\n", ($secret) x 5);
+	endpoint($_, '/ok', "secret '$_'") foreach 'brief', 'broken', 'absent', 'five';
+	endpoint('two', '/ok/two', q{secret 'two'});
+	foreach my $name ('brief', 'broken', 'five')
 	{
 		my $task = told($name);
 		is(posted($task), 'failed 1', "a secret that is $name");
-		like(app("SELECT error ->> 'message' FROM orchestrator.task WHERE metadata \@> '{\"task\": $task}'"), qr/its secret cannot sign: it must be whsec_ and base64, or plain, of 24 bytes at least/, 'is refused');
+		like(app("SELECT error ->> 'message' FROM orchestrator.task WHERE metadata \@> '{\"task\": $task}'"), qr/its secret cannot sign: it must be whsec_ and base64, or plain, of 24 bytes at least, in up to four lines/, 'is refused');
 	}
 	is(posted(told('absent')), 'failed 1', 'as is one that is not there');
 	my $other = receiver($key);
 	admin("CREATE SERVER plain FOREIGN DATA WRAPPER orchestrator_http OPTIONS (url '$other->{url}/ok', provider 'webhook', allow_private 'on', secret 'plain'); GRANT USAGE ON FOREIGN SERVER plain TO app");
 	is(posted(told('plain')), 'completed 1', 'one that is plain');
 	ok(decode_json(HTTP::Tiny->new->get("$other->{url}/log")->{content})->[0]{signed}, 'signs as well');
+	is(posted(told('two')), 'completed 1', 'one that is being changed');
+	my ($hook) = came('/ok/two');
+	ok($hook->{signed}, 'signs for those who know the old one');
+	like($hook->{headers}{'webhook-signature'}, qr/^v1,\S{44} v1,\S{44}$/, 'and the new one');
 
 	# A webhook that hangs while we look, and one that failed with what it was answered.
 	my $task = told('hang');
@@ -287,7 +294,7 @@ sub official
 {
 	my $packages = model_packages();
 	plan skip_all => 'npm, or its registry, is missing' unless $packages;
-	my @hooks = map { came($_) } '/ok', '/ok/batch', '/busy/2', '/busy/1/queue.alert.raised';
+	my @hooks = map { came($_) } '/ok', '/ok/batch', '/ok/two', '/busy/2', '/busy/1/queue.alert.raised';
 	my $file = PostgreSQL::Test::Utils::tempdir() . '/hooks.json';
 	append_to_file($file, encode_json(\@hooks));
 	my ($out, $err) = run_command([ 'node', "$packages/webhooks.mjs", $secret, $file ]);
