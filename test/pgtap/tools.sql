@@ -2,7 +2,7 @@
 -- models that are given some, and what they must not get at.
 \ir lib/setup.psql
 \ir lib/models.psql
-SELECT plan(95);
+SELECT plan(97);
 
 CREATE ROLE tools_app LOGIN;
 CREATE ROLE tools_other LOGIN;
@@ -234,6 +234,11 @@ SELECT is((task(:small)).output -> 'content', '{"n": 1}', 'and may answer');
 SELECT enqueue('small', '{"steps": {"first": "many"}}') AS many \gset
 SELECT sent(), answered(:many, (SELECT calls(VARIADIC array_agg('["look", {"at": "x"}]'::jsonb)) FROM generate_series(1, 51)));
 SELECT is((task(:many)).error ->> 'message', 'the model asked for 51 calls at once, more than 50', 'so are too many calls at once');
+SELECT value_of($$SELECT orchestrator.enqueue('small', '{"steps": {"first": "dear"}}', metadata => '{"budget": {"max_tokens": 12}}')$$, 'tools_app') AS dear \gset
+SELECT sent(), answered(:dear, calls('["look", {"at": "x"}]')), run();
+SELECT is(sent() ->> 'message', format('the budget of task %s is spent: 15 of 12 tokens', :dear), 'and rounds beyond the budget of the task');
+SELECT answered(at(:dear, 'round 2'), '{"sqlstate": "OR014", "message": "spent", "retry": false}', 'error');
+SELECT is((task(:dear)).error ->> 'sqlstate', 'OR014', 'which fails');
 SELECT enqueue('small', '{"steps": {"first": "gone"}}') AS gone \gset
 SELECT sent(), answered(:gone, calls('["look", {"at": "x"}]'));
 SELECT is(value_of(format('SELECT orchestrator.cancel(%s)', :gone), 'tools_app'), 'cancelled', 'it can be cancelled');

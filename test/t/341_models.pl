@@ -184,6 +184,25 @@ foreach my $provider (qw(openai anthropic ollama))
 	is($helped->{tokens_in}, app("SELECT sum(tokens_in) FROM orchestrator.usage_status WHERE definition = 'helped $provider'"), 'and what all used');
 }
 
+# Rounds survive the server
+app(<<'SQL');
+CREATE TABLE lib.noted (n int);
+CREATE FUNCTION lib.note(d jsonb) RETURNS jsonb LANGUAGE sql AS $$INSERT INTO lib.noted VALUES ((d ->> 'n')::int); SELECT '"noted"'::jsonb$$;
+SELECT orchestrator.define('note', 'lib.note'), orchestrator.define_tool('note'),
+       orchestrator.define('noting', NULL, 'llm', endpoint => 'openai', retry_delay => '10 ms', max_attempts => 5, request => '{"model": "m", "prompt": "$.q", "tools": ["note"]}');
+SQL
+script_model($url,
+	{ match => 'write it down', tool_calls => [ map { { id => "n$_", name => 'note', arguments => { n => $_ } } } 1 .. 3 ] },
+	{ match => 'noted', fault => { stall => JSON::PP::true } },
+	{ match => 'noted', content => 'so it is' });
+my $noting = app(q{SELECT orchestrator.enqueue('noting', '{"q": "write it down"}')});
+$node->wait_for("SELECT EXISTS (SELECT FROM orchestrator.step_status WHERE run_id = $noting AND step = 'round 2' AND state = 'running')", 't', 'a model is asked again');
+$node->stop('immediate');
+$node->start;
+app("SELECT orchestrator.wait($noting, '30 s')");
+is(status($noting)->{output}{content}, 'so it is', 'after a crash of the server it is asked once more');
+is(app('SELECT string_agg(n::text, $$ $$ ORDER BY n) FROM lib.noted'), '1 2 3', 'what it had called was done once');
+
 # Judged by a model
 script_model($url, { match => 'many pages', content => { orchestrate => JSON::PP::true, score => 0.9, reason => 'many' } });
 my $judged = decode_json(app(q{SELECT orchestrator.should_orchestrate('many pages', 'openai', 'm')}));
