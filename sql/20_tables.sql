@@ -108,7 +108,7 @@ CREATE TABLE orchestrator.definition (
   name                text        NOT NULL CHECK (name <> '' AND length(name) <= 200),
   version             int         NOT NULL CHECK (version > 0),
   is_current          boolean     NOT NULL,
-  kind                text        NOT NULL CHECK (kind IN ('function', 'sql', 'procedure', 'utility', 'workflow', 'map', 'batch', 'wait', 'remote', 'http', 'llm', 'embedding', 'tool', 'webhook')),
+  kind                text        NOT NULL CHECK (kind IN ('function', 'sql', 'procedure', 'utility', 'workflow', 'map', 'batch', 'wait', 'remote', 'http', 'llm', 'embedding', 'tool', 'webhook', 'summarize')),
   handler             text,       -- schema.name(jsonb), the command, or what a remote worker is to run; null: the task brings its own (run)
   handler_owner       name,
   queue               int,
@@ -324,9 +324,11 @@ ALTER SEQUENCE orchestrator.checkpoint_id_seq OWNED BY orchestrator.checkpoint.i
 COMMENT ON TABLE orchestrator.checkpoint IS 'Named points of a run that restore() goes back to';
 
 CREATE TABLE orchestrator.run_context (
-  task_id bigint PRIMARY KEY,
-  owner   int    NOT NULL,
-  value   jsonb  NOT NULL
+  task_id    bigint  PRIMARY KEY,
+  owner      int     NOT NULL,
+  value      jsonb   NOT NULL,
+  ratio      numeric,                 -- tokens that a model counts, to a quarter of the characters
+  summarizer bigint                   -- the task that has it summarised
 );
 COMMENT ON TABLE orchestrator.run_context IS 'A run''s own state: what its steps kept with set_context()';
 

@@ -57,7 +57,7 @@ COMMENT ON FUNCTION orchestrator._ready(int, int, bigint, bigint) IS
 CREATE FUNCTION orchestrator._call_kinds() RETURNS text[]
   LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  RETURN '{http,llm,embedding,tool,webhook}'::text[];
+  RETURN '{http,llm,embedding,tool,webhook,summarize}'::text[];
 END
 $$;
 

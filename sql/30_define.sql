@@ -16,7 +16,7 @@ CREATE FUNCTION orchestrator.define(name text, handler text, kind text DEFAULT '
 COMMENT ON FUNCTION orchestrator.define(text, text, text, text, int, int, text, interval, interval, float8, interval,
     text[], int, interval, interval, interval, text, int, int, interval, text, text, interval, jsonb, text, text, text,
     text, int, int, interval, int, interval, text, text, jsonb) IS
-  'Describes a kind of task; returns its version. An equal definition returns the version it already has; a changed one becomes the next version, which enqueue() takes from then on. preset gives what is not given: light is max_attempts 3 and priority 5, heavy 2 and 0, bulk 1 and -10; each takes 5 off the priority at a retry. Of kind http, endpoint is a server of orchestrator_http and request an object with method, path, query, headers, body and expect; the README has those of kinds llm, embedding, tool and webhook';
+  'Describes a kind of task; returns its version. An equal definition returns the version it already has; a changed one becomes the next version, which enqueue() takes from then on. preset gives what is not given: light is max_attempts 3 and priority 5, heavy 2 and 0, bulk 1 and -10; each takes 5 off the priority at a retry. Of kind http, endpoint is a server of orchestrator_http and request an object with method, path, query, headers, body and expect; the README has those of kinds llm, embedding, tool, webhook and summarize';
 
 CREATE FUNCTION orchestrator.drop_definition(name text, force boolean DEFAULT false, owner text DEFAULT NULL) RETURNS void
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
@@ -101,7 +101,7 @@ DECLARE
   v_span interval;
 BEGIN
   PERFORM orchestrator._require(d.kind IN ('function', 'sql', 'procedure', 'utility', 'remote') OR d.kind = ANY (orchestrator._call_kinds()),
-                                format('unknown kind "%s"', d.kind), 'Kinds are function, sql, procedure, utility, remote, http, llm, embedding, tool and webhook.');
+                                format('unknown kind "%s"', d.kind), 'Kinds are function, sql, procedure, utility, remote, http, llm, embedding, tool, webhook and summarize.');
   PERFORM orchestrator._require(d.backoff IN ('exponential', 'fixed', 'linear'), format('unknown backoff "%s"', d.backoff),
                                 'Say exponential, fixed or linear.');
   PERFORM orchestrator._require(d.timeout_policy IN ('retry', 'fail', 'fail_workflow', 'alert'),

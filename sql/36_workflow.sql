@@ -34,12 +34,12 @@ CREATE FUNCTION orchestrator.define_workflow(name text, steps orchestrator.step_
     rate_period interval DEFAULT NULL, notify text DEFAULT 'lifecycle', description text DEFAULT NULL,
     estimated_duration interval DEFAULT NULL, metadata jsonb DEFAULT NULL, owner text DEFAULT NULL,
     success_callback text DEFAULT NULL, failure_callback text DEFAULT NULL, checkpoint_interval int DEFAULT NULL,
-    max_steps int DEFAULT NULL, max_depth int DEFAULT NULL) RETURNS int
+    max_steps int DEFAULT NULL, max_depth int DEFAULT NULL, context jsonb DEFAULT NULL) RETURNS int
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
 COMMENT ON FUNCTION orchestrator.define_workflow(text, orchestrator.step_spec[], text, int, int, text, interval, interval, float8,
     interval, text[], int, interval, interval, interval, text, int, int, interval, text, text, interval, jsonb, text, text,
-    text, int, int, int) IS
-  'Describes a workflow; returns its version, as define() does. How often and when to retry, response_timeout and notify are those of its steps that have a handler and do not say otherwise; the rest is about the run';
+    text, int, int, int, jsonb) IS
+  'Describes a workflow; returns its version, as define() does. How often and when to retry, response_timeout and notify are those of its steps that have a handler and do not say otherwise; the rest is about the run. context says when its context is summarised: {limit, endpoint, model, part}';
 
 CREATE FUNCTION orchestrator.define_workflow(document jsonb) RETURNS int
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
@@ -106,7 +106,7 @@ BEGIN
              "max_repeats": "integer", "endpoint": "string", "request": "any"}'::jsonb
          ELSE
            '{"metadata": "any", "owner": "string", "success_callback": "string", "failure_callback": "string",
-             "checkpoint_interval": "integer", "max_steps": "integer", "max_depth": "integer", "steps": "any"}'::jsonb
+             "checkpoint_interval": "integer", "max_steps": "integer", "max_depth": "integer", "context": "any", "steps": "any"}'::jsonb
        END;
 END
 $$;
@@ -209,7 +209,7 @@ BEGIN
   v_what := format('step "%s"', s ->> 'name');
   s := orchestrator._check_document(v_what, s, 'step');
   -- what it does
-  IF NOT s ?| '{handler,endpoint,request,definition,wait_for,sleep}' THEN
+  IF NOT s ?| '{handler,endpoint,request,definition,wait_for,sleep}' AND s ->> 'kind' IS DISTINCT FROM 'checkpoint' THEN
     PERFORM orchestrator._require(false, v_what || ' does nothing', 'Give it a handler, an endpoint, a definition, wait_for or sleep.');
   END IF;
   v_bad := CASE WHEN s ?& '{handler,definition}' THEN 'handler and definition'
@@ -222,12 +222,13 @@ BEGIN
                 WHEN s ?& '{handler,sleep}' THEN 'handler and sleep'
                 WHEN s ?& '{definition,wait_for}' THEN 'definition and wait_for'
                 WHEN s ?& '{definition,sleep}' THEN 'definition and sleep'
+                WHEN s ->> 'kind' = 'checkpoint' AND s ?| '{handler,endpoint,definition,wait_for,sleep}' THEN 'kind checkpoint and something else to do'
                 WHEN s ?& '{each,repeat_while}' THEN 'each and repeat_while' END;
   IF v_bad IS NOT NULL THEN
     PERFORM orchestrator._require(false, format('%s has %s, which contradict each other', v_what, v_bad), 'Make two steps of it.');
   END IF;
   -- what goes only with something else
-  v_bad := CASE WHEN s ? 'kind' AND NOT s ?| '{handler,endpoint,request}' AND s ->> 'kind' <> 'function' THEN 'kind without handler'
+  v_bad := CASE WHEN s ? 'kind' AND NOT s ?| '{handler,endpoint,request}' AND s ->> 'kind' NOT IN ('function', 'checkpoint') THEN 'kind without handler'
                 WHEN s ? 'request' AND NOT s ? 'endpoint' AND (s ?| '{handler,definition,wait_for,sleep}' OR s ->> 'kind' IS DISTINCT FROM 'tool') THEN 'request without endpoint'
                 WHEN s ? 'endpoint' AND coalesce(s ->> 'kind', 'function') <> ALL (orchestrator._call_kinds()) THEN 'endpoint without kind http'
                 WHEN s ? 'max_parallel' AND NOT s ? 'each' THEN 'max_parallel without each'
@@ -242,15 +243,18 @@ BEGIN
       WHERE k = ANY (v_policy || '{input,each,repeat_while,undo,queue,priority}'::text[]) AND NOT (k = 'timeout' AND s ? 'wait_for')
       ORDER BY k LIMIT 1;
     PERFORM orchestrator._require(v_bad IS NULL, format('%s has %s, but only waits', v_what, v_bad), 'Make two steps of it.');
+  ELSIF s ->> 'kind' = 'checkpoint' THEN
+    SELECT k INTO v_bad FROM jsonb_object_keys(s) k WHERE k = ANY (v_policy || '{each,repeat_while,undo,queue,priority}'::text[]) ORDER BY k LIMIT 1;
+    PERFORM orchestrator._require(v_bad IS NULL, format('%s has %s, but only makes a checkpoint', v_what, v_bad), 'Make two steps of it.');
   ELSIF s ? 'definition' AND s ?| v_policy THEN
     SELECT k INTO v_bad FROM jsonb_object_keys(s) k WHERE k = ANY (v_policy) ORDER BY k LIMIT 1;
     PERFORM orchestrator._require(false, format('%s has %s, which its definition says', v_what, v_bad),
                                   'Give it to orchestrator.define(), or give the step a handler instead of a definition.');
   END IF;
   -- values
-  IF s ? 'kind' AND s ->> 'kind' NOT IN ('function', 'sql', 'procedure', 'utility', 'remote') AND s ->> 'kind' <> ALL (orchestrator._call_kinds()) THEN
+  IF s ? 'kind' AND s ->> 'kind' NOT IN ('function', 'sql', 'procedure', 'utility', 'remote', 'checkpoint') AND s ->> 'kind' <> ALL (orchestrator._call_kinds()) THEN
     PERFORM orchestrator._require(false, format('%s, key "kind": unknown kind "%s"', v_what, s ->> 'kind'),
-                                  'Kinds are function, sql, procedure, utility, remote, http, llm, embedding, tool and webhook; a workflow is named by definition.');
+                                  'Kinds are function, sql, procedure, utility, remote, http, llm, embedding, tool, webhook, summarize and checkpoint; a workflow is named by definition.');
   END IF;
   IF s ? 'on_failure' THEN
     PERFORM orchestrator._require(s ->> 'on_failure' IN ('fail', 'continue', 'skip_dependants'),
@@ -625,7 +629,7 @@ BEGIN
     END IF;
     v_name := s ->> 'on_timeout';
     v_compiled[i] := c || jsonb_strip_nulls(jsonb_build_object(
-      'kind', CASE WHEN d.id IS NULL THEN 'wait' WHEN d.kind = 'workflow' THEN 'workflow' ELSE 'task' END,
+      'kind', CASE WHEN s ->> 'kind' = 'checkpoint' THEN 'checkpoint' WHEN d.id IS NULL THEN 'wait' WHEN d.kind = 'workflow' THEN 'workflow' ELSE 'task' END,
       'definition', d.id, 'undo', u.id, 'queue', nullif(v_queue[i], 0),
       'on_timeout', CASE WHEN v_name IN ('fail', 'continue') THEN to_jsonb(v_name) ELSE v_number -> v_name END,
       'max_repeats', CASE WHEN s ? 'repeat_while' THEN coalesce((s ->> 'max_repeats')::int, 100) END));
@@ -683,6 +687,7 @@ BEGIN
       d.queue := orchestrator._resolve_queue($1, v_doc ->> 'queue');
     END IF;
     PERFORM orchestrator._check_callbacks($1, d);
+    PERFORM orchestrator._check_context($1, v_doc -> 'context');
   EXCEPTION WHEN invalid_parameter_value OR undefined_object OR ambiguous_alias THEN
     GET STACKED DIAGNOSTICS v_hint = PG_EXCEPTION_HINT;
     RAISE EXCEPTION '%: %', v_what, sqlerrm USING ERRCODE = sqlstate, HINT = v_hint;
@@ -749,7 +754,7 @@ CREATE FUNCTION orchestrator._define_workflow(caller oid, name text, steps orche
     retry_budget interval, never_retry text[], retry_priority_step int, timeout interval, queue_timeout interval,
     response_timeout interval, timeout_policy text, max_running int, rate_limit int, rate_period interval, notify text,
     description text, estimated_duration interval, metadata jsonb, owner text, success_callback text,
-    failure_callback text, checkpoint_interval int, max_steps int, max_depth int) RETURNS int
+    failure_callback text, checkpoint_interval int, max_steps int, max_depth int, context jsonb) RETURNS int
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET intervalstyle = postgres AS $$
 BEGIN
   RETURN orchestrator._define_workflow(caller, jsonb_strip_nulls(jsonb_build_object(
@@ -760,7 +765,7 @@ BEGIN
       'timeout_policy', timeout_policy, 'max_running', max_running, 'rate_limit', rate_limit, 'rate_period', rate_period,
       'notify', notify, 'description', description, 'estimated_duration', estimated_duration, 'owner', owner,
       'success_callback', success_callback, 'failure_callback', failure_callback,
-      'checkpoint_interval', checkpoint_interval, 'max_steps', max_steps, 'max_depth', max_depth))
+      'checkpoint_interval', checkpoint_interval, 'max_steps', max_steps, 'max_depth', max_depth, 'context', context))
     || CASE WHEN metadata IS NULL THEN '{}' ELSE jsonb_build_object('metadata', metadata) END
     || jsonb_build_object('steps', coalesce(to_jsonb(steps), '[]')));
 END

@@ -278,6 +278,7 @@ CREATE FUNCTION orchestrator._finish(t orchestrator.task) RETURNS void
 BEGIN
   PERFORM orchestrator._ensure_partition(t.id);
   DELETE FROM orchestrator.task_live l WHERE l.id = t.id;
+  t.remaining := orchestrator._final_remaining(t);
   t.live := false;
   t.finished_at := orchestrator._now();
   t.sort_key := NULL;

@@ -487,6 +487,9 @@ BEGIN
     RETURN orchestrator._begin_map(p, t, $3, $4);
   ELSIF v_kind = 'wait' THEN
     RETURN orchestrator._begin_wait(p, t, $3, $4);
+  ELSIF v_kind = 'checkpoint' THEN
+    PERFORM orchestrator._pass_checkpoint(p, t, $3, $4);
+    RETURN true;
   END IF;
   t.input := CASE WHEN $3 ? 'input' THEN orchestrator._render($3 -> 'input', $4) ELSE $4 END;
   PERFORM orchestrator._check_input(t.input);
@@ -561,6 +564,23 @@ BEGIN
   t.run_at := NULL;
   t := orchestrator._place(t, p);
   RETURN $3 ? 'wait_for' AND t.state = 'waiting' AND orchestrator._deliver(t, $3, true);
+END
+$$;
+
+-- A step that makes a checkpoint, in which it is completed, and ends at once; its
+-- input, if it has one, is the context from then on.
+CREATE FUNCTION orchestrator._pass_checkpoint(p orchestrator.task, t orchestrator.task, spec jsonb, document jsonb) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF $3 ? 'input' THEN
+    t.input := orchestrator._render($3 -> 'input', $4 || jsonb_build_object('context', coalesce((orchestrator._run_context(p)).value, 'null')));
+    PERFORM orchestrator._keep_context(p, t.input);
+  END IF;
+  t.state := 'completed';
+  t.started_at := orchestrator._now();
+  t.output := jsonb_build_object('checkpoint', t.name);
+  PERFORM orchestrator._end_at_once(t);
+  PERFORM orchestrator._keep_checkpoint(p, t.name, NULL);
 END
 $$;
 
@@ -910,6 +930,10 @@ DECLARE
 BEGIN
   IF t.step < 0 THEN
     PERFORM orchestrator._undo_next(t);
+    RETURN;
+  END IF;
+  IF t.item IS NOT NULL AND t.iteration IS NOT NULL THEN
+    PERFORM orchestrator._piece_ended(t);
     RETURN;
   END IF;
   SELECT l.* INTO p FROM orchestrator.task_live l WHERE l.id = t.parent_id FOR UPDATE;
@@ -1421,6 +1445,7 @@ BEGIN
       USING ERRCODE = 'OR007', HINT = 'Raise max_steps of its definition with orchestrator.define_workflow() or define().';
   END IF;
   PERFORM orchestrator._check_depth(p, 0);
+  PERFORM orchestrator._require($3 IS NULL OR NOT $2 @> '[{"kind": "checkpoint"}]', 'a step of kind checkpoint cannot be delayed', 'Let it need a step that sleeps.');
   SELECT c.steps INTO v_steps
     FROM orchestrator._compile_steps((SELECT o.role FROM orchestrator.owner o WHERE o.id = p.owner), p.owner, d.name || '+', $2, v_known,
                                      orchestrator._step_defaults(d.document), d.checkpoint_interval IS NOT NULL) c;
@@ -1450,9 +1475,14 @@ BEGIN
 END
 $$;
 
+-- However it grows: it is one row.
 CREATE FUNCTION orchestrator._keep_context(t orchestrator.task, value jsonb) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+  IF octet_length($2::text) > pg_size_bytes(current_setting('orchestrator.max_input_size')) THEN
+    RAISE EXCEPTION 'the context of task % would be larger than orchestrator.max_input_size', coalesce(t.root_id, t.id)
+      USING ERRCODE = 'program_limit_exceeded', HINT = 'Have it summarised: with context of orchestrator.define_workflow(), or by a step of kind summarize.';
+  END IF;
   INSERT INTO orchestrator.run_context AS c (task_id, owner, value) VALUES (coalesce(t.root_id, t.id), t.owner, $2)
     ON CONFLICT ON CONSTRAINT run_context_pkey DO UPDATE SET value = excluded.value;
 END

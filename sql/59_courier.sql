@@ -136,7 +136,7 @@ CREATE FUNCTION orchestrator._check_provider(d orchestrator.definition) RETURNS 
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_is    text := orchestrator._provider(d.endpoint);
-  v_fit   text[] := CASE d.kind WHEN 'llm' THEN '{openai,anthropic,ollama}' WHEN 'embedding' THEN '{openai,ollama}' WHEN 'tool' THEN '{mcp}' WHEN 'webhook' THEN '{webhook}'
+  v_fit   text[] := CASE d.kind WHEN 'llm' THEN '{openai,anthropic,ollama}' WHEN 'summarize' THEN '{openai,anthropic,ollama}' WHEN 'embedding' THEN '{openai,ollama}' WHEN 'tool' THEN '{mcp}' WHEN 'webhook' THEN '{webhook}'
                              WHEN 'http' THEN '{http,openai,anthropic,ollama,mcp}' END;
 BEGIN
   PERFORM orchestrator._require(v_is = ANY (v_fit), format('endpoint "%s" is of provider %s, which kind %s cannot call', d.endpoint, v_is, d.kind),
@@ -255,8 +255,9 @@ $$;
 CREATE FUNCTION orchestrator._make_call(kind text, template jsonb, input jsonb, definition int, task bigint, OUT request jsonb, OUT refusal jsonb)
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
-  d orchestrator.definition;
-  t orchestrator.task;
+  d     orchestrator.definition;
+  t     orchestrator.task;
+  v_doc jsonb;
 BEGIN
   IF $1 = 'http' THEN
     request := orchestrator._render($2 - 'expect'::text, $3);
@@ -278,7 +279,12 @@ BEGIN
     RETURN;
   END IF;
   refusal := orchestrator._budget_refusal(t);
-  request := orchestrator._model_call(d.kind, orchestrator._provider(d.endpoint), orchestrator._model_document(d, t));
+  v_doc := CASE WHEN $1 <> 'summarize' THEN orchestrator._model_document(d, t) END;
+  IF refusal IS NULL AND ($1 = 'summarize' OR orchestrator._is_over_limit(d, t, v_doc)) THEN
+    refusal := '{"summarize": true}';
+  ELSIF $1 <> 'summarize' THEN
+    request := orchestrator._model_call(d.kind, orchestrator._provider(d.endpoint), v_doc);
+  END IF;
 EXCEPTION WHEN OTHERS OR query_canceled THEN
   refusal := jsonb_build_object('sqlstate', CASE SQLSTATE WHEN '57014' THEN 'OR004' ELSE SQLSTATE END, 'message', 'its request cannot be made: ' || SQLERRM);
 END
@@ -357,6 +363,9 @@ BEGIN
     RETURN true;   -- the report is stale
   ELSIF $4 ? 'choose' AND d.endpoint IS NULL THEN
     PERFORM orchestrator._settle_choice(t, d);
+    RETURN true;
+  ELSIF $3 = 'error' AND $4 = '{"summarize": true}' THEN
+    PERFORM orchestrator._begin_summary(t, d);
     RETURN true;
   ELSIF d.kind = 'tool' THEN
     IF $3 = 'completed' THEN

@@ -58,7 +58,8 @@ $$;
 CREATE FUNCTION orchestrator._check_model_request(kind text, request jsonb) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
-  v_known text[] := CASE $1 WHEN 'llm' THEN '{model,messages,system,prompt,temperature,top_p,max_tokens,stop,seed,tools,tool_choice,max_tool_rounds,schema,stream,options}'
+  v_known text[] := CASE $1 WHEN 'llm' THEN '{model,messages,system,prompt,temperature,top_p,max_tokens,stop,seed,tools,tool_choice,max_tool_rounds,schema,stream,options,conversation}'
+                            WHEN 'summarize' THEN '{model,part,limit,temperature,top_p,max_tokens,seed,options}'
                             ELSE '{model,input,dimensions,options}' END;
   v_key   text;
   v_bad   text;
@@ -79,6 +80,9 @@ BEGIN
     PERFORM orchestrator._require(jsonb_typeof($2 -> 'stream') = 'boolean', 'request, key "stream": is neither true nor false');
     v_bad := CASE WHEN jsonb_typeof($2 -> 'schema') IN ('object', 'boolean') THEN orchestrator._schema_refusal($2 -> 'schema') END;
     PERFORM orchestrator._require(v_bad IS NULL, 'request, key "schema": ' || v_bad);
+    PERFORM orchestrator._require(jsonb_typeof($2 -> 'conversation') = 'boolean', 'request, key "conversation": is neither true nor false');
+  ELSIF $1 = 'summarize' THEN
+    PERFORM orchestrator._check_summary('request', $2);
   ELSE
     PERFORM orchestrator._require($2 ? 'input', 'request: has no input', 'Give a text, an array of texts, or a path to one.');
   END IF;
@@ -94,7 +98,7 @@ CREATE FUNCTION orchestrator._model_document(d orchestrator.definition, t orches
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_doc jsonb := CASE WHEN d.request ? 'agent' THEN orchestrator._agent_document(t)
-                      ELSE orchestrator._render(d.request - 'schema'::text, t.input) || jsonb_strip_nulls(jsonb_build_object('schema', d.request -> 'schema')) END;
+                      ELSE orchestrator._render(d.request - '{schema,conversation}'::text[], orchestrator._model_input(d, t)) || jsonb_strip_nulls(jsonb_build_object('schema', d.request -> 'schema')) END;
 BEGIN
   IF v_doc ? 'prompt' THEN
     v_doc := v_doc - '{prompt,system}'::text[] || jsonb_build_object('messages',
@@ -104,18 +108,31 @@ BEGIN
     v_doc := v_doc - 'system'::text || jsonb_build_object('messages',
       jsonb_build_array(jsonb_build_object('role', 'system', 'content', orchestrator._as_text(v_doc -> 'system'))) || (v_doc -> 'messages'));
   END IF;
+  IF d.request -> 'conversation' = 'true' THEN
+    v_doc := orchestrator._with_conversation(v_doc, (orchestrator._run_context(t)).value);
+  END IF;
   IF orchestrator._named_tools(d.request) IS NOT NULL THEN
     v_doc := orchestrator._with_tools(v_doc, d, t);
   END IF;
   IF d.kind = 'llm' AND t.error ->> 'sqlstate' = 'OR013' AND t.error ? 'answer' THEN
     v_doc := jsonb_set(v_doc, '{messages}', v_doc -> 'messages'
       || jsonb_build_object('role', 'assistant', 'content', t.error ->> 'answer')
-      || jsonb_build_object('role', 'user', 'content', format('This answer cannot be used: %s. Answer again, with JSON that fits.', t.error ->> 'message')));
+      || jsonb_build_object('role', 'user', 'content', format('This answer cannot be used: %s. Answer again%s.', t.error ->> 'message', CASE WHEN v_doc ? 'schema' THEN ', with JSON that fits' END)));
   END IF;
   IF d.kind = 'llm' THEN
     PERFORM orchestrator._check_messages(v_doc -> 'messages');
   END IF;
   RETURN v_doc;
+END
+$$;
+
+-- What the paths of a request are about: the input of the task, and the context
+-- of its run where that is asked for.
+CREATE FUNCTION orchestrator._model_input(d orchestrator.definition, t orchestrator.task) RETURNS jsonb
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN CASE WHEN jsonb_typeof(t.input) = 'object' AND orchestrator._uses_context(d, t)
+    THEN jsonb_build_object('context', coalesce((orchestrator._run_context(t)).value, 'null')) || t.input ELSE t.input END;
 END
 $$;
 
@@ -500,14 +517,19 @@ BEGIN
     RETURN;
   END IF;
   resources := orchestrator._count_usage(t, d, output, $5);
-  v_schema := CASE WHEN d.request ? 'agent' THEN orchestrator._agent_schema(t) ELSE d.request -> 'schema' END;
+  PERFORM orchestrator._learn_ratio(d, t, output);
+  v_schema := CASE WHEN d.request ? 'agent' THEN orchestrator._plan_schema() ELSE d.request -> 'schema' END;
   IF v_schema IS NOT NULL THEN
     SELECT j.answer, j.error INTO output, error FROM orchestrator._judge_completion(output, v_schema, $3) j;
   END IF;
-  IF error IS NULL AND d.request ? 'agent' THEN
+  IF starts_with(d.name, 'orchestrator.summary.') THEN
+    error := orchestrator._summary_refusal(t, output);
+  ELSIF error IS NULL AND d.request ? 'agent' THEN
     SELECT g.output, g.error, g.requests INTO output, error, requests FROM orchestrator._agent_turn(t, output) g;
   ELSIF error IS NULL AND output ? 'tool_calls' AND orchestrator._named_tools(d.request) IS NOT NULL THEN
     SELECT g.output, g.error, g.requests INTO output, error, requests FROM orchestrator._tool_round(t, d, output) g;
+  ELSIF error IS NULL AND d.request -> 'conversation' = 'true' THEN
+    requests := orchestrator._conversation_request(d, t, output);
   END IF;
 END
 $$;

@@ -155,6 +155,7 @@ CREATE FUNCTION orchestrator._cancelled(t orchestrator.task, at timestamptz, det
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   t.epoch := t.epoch + (t.state = 'running')::int;
+  t.remaining := orchestrator._final_remaining(t);
   t.state := 'cancelled';
   t.held_state := NULL;
   t.held_by := NULL;

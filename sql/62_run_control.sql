@@ -391,8 +391,8 @@ BEGIN
   PERFORM orchestrator._tell(n, 'created');
   INSERT INTO orchestrator.added_step (task_id, step, owner, spec)
     SELECT n.id, a.step, a.owner, a.spec FROM orchestrator.added_step a WHERE a.task_id = p.id;
-  INSERT INTO orchestrator.run_context (task_id, owner, value)
-    SELECT n.id, c.owner, c.value FROM orchestrator.run_context c WHERE c.task_id = p.id;
+  INSERT INTO orchestrator.run_context (task_id, owner, value, ratio)
+    SELECT n.id, c.owner, c.value, c.ratio FROM orchestrator.run_context c WHERE c.task_id = p.id;
   FOR r IN SELECT x.* FROM orchestrator._step_rows(p.id, NULL) x WHERE NOT x.live AND x.step <> ALL (v_again)
              AND (x.state IN ('completed', 'skipped') OR NOT orchestrator._fails_run(x, orchestrator._step_spec(p.definition, p.id, x.step)))
            ORDER BY x.id LOOP

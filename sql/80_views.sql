@@ -149,7 +149,7 @@ COMMENT ON VIEW orchestrator.task_status IS
 -- waits for others, or was never reached when the run is final.
 CREATE VIEW orchestrator.step_status WITH (security_invoker = true) AS
   SELECT t.id AS task_id, p.id AS run_id, coalesce(p.root_id, p.id) AS root_id, c.number, c.spec ->> 'name' AS step,
-         CASE WHEN c.spec ? 'each' THEN 'map' WHEN c.spec ->> 'kind' IN ('wait', 'workflow') THEN c.spec ->> 'kind' ELSE d.kind END AS kind,
+         CASE WHEN c.spec ? 'each' THEN 'map' WHEN c.spec ->> 'kind' IN ('wait', 'workflow', 'checkpoint') THEN c.spec ->> 'kind' ELSE d.kind END AS kind,
          CASE WHEN d.name NOT LIKE 'orchestrator.%' THEN d.name END AS definition, d.version, d.handler,
          CASE WHEN t.id IS NULL AND p.live THEN 'waiting'::orchestrator.task_state
               WHEN t.id IS NULL THEN 'skipped'
@@ -383,7 +383,7 @@ CREATE VIEW orchestrator.definition_status WITH (security_invoker = true) AS
 COMMENT ON VIEW orchestrator.definition_status IS
   'Definitions that the reader may use, by version, and the unfinished tasks of them that it may see';
 
-COMMENT ON COLUMN orchestrator.trace.event IS 'created, started, completed, failed, retrying, cancelled, paused, resumed, released (given back, not counted), notice, timeout; of queues (with no task_id) decision; of runs also skipped, repeating, signalled, steps_added, checkpoint, reset, compensated, undo_failed, callback_failed';
+COMMENT ON COLUMN orchestrator.trace.event IS 'created, started, completed, failed, retrying, cancelled, paused, resumed, released (given back, not counted), notice, timeout; of queues (with no task_id) decision; of runs also skipped, repeating, summarizing, summarized, signalled, steps_added, checkpoint, reset, compensated, undo_failed, callback_failed';
 COMMENT ON COLUMN orchestrator.trace.attempt IS 'The attempt it belongs to, or the last one before it; 0: none yet';
 COMMENT ON COLUMN orchestrator.task_status.state IS 'As in task; running as soon as an executor runs its step, or the first of its steps started, whatever its row says';
 COMMENT ON COLUMN orchestrator.task_status.progress IS 'From 0 to 1: what the step reported by progress(); 1 when completed. Of a task with steps their weighted mean, of a map or batch the mean of its items';

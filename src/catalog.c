@@ -890,7 +890,7 @@ fill_definition(OrchDefinition *definition, HeapTuple row, TupleDesc desc)
 	static const char *const kinds[] = {
 		"function", "sql",		 "procedure", "utility", "workflow",
 		"map",		"batch",	 "wait",	  "remote",	 "http",
-		"llm",		"embedding", "tool",	  "webhook"};
+		"llm",		"embedding", "tool",	  "webhook", "summarize"};
 	char *kind = column_text(row, desc, "kind");
 	char *policy = column_text(row, desc, "timeout_policy");
 	char *notify = column_text(row, desc, "notify");

@@ -142,7 +142,8 @@ typedef enum OrchKind
 	ORCH_KIND_LLM,
 	ORCH_KIND_EMBEDDING,
 	ORCH_KIND_TOOL,
-	ORCH_KIND_WEBHOOK
+	ORCH_KIND_WEBHOOK,
+	ORCH_KIND_SUMMARIZE
 } OrchKind;
 
 /* What an executor needs of a definition. */

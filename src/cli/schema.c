@@ -23,7 +23,7 @@
 static const SchemaKey keys[] = {
 	{"name", KEY_TEXT, ALL, NULL, 0, 0, "of a task the name of its folder, if it is given at all"},
 	{"description", KEY_TEXT, ALL, NULL, 0, 0, "for people"},
-	{"kind", KEY_TEXT, RUN, "function sql procedure utility remote http llm embedding tool webhook", 0, 0, "what the handler is; of a task remote if it has a program, else function"},
+	{"kind", KEY_TEXT, RUN, "function sql procedure utility remote http llm embedding tool webhook summarize checkpoint", 0, 0, "what the handler is; of a task remote if it has a program, else function"},
 	{"handler", KEY_TEXT, RUN, NULL, 0, 0, "schema.function, or of kind sql and utility a command"},
 	{"endpoint", KEY_TEXT, RUN, NULL, 0, 0, "of an outside call, the server of orchestrator_http that is called"},
 	{"request", KEY_OBJECT, RUN, NULL, 0, 0, "and what is sent; of kind http: method, path, query, headers, body, expect"},
@@ -61,6 +61,7 @@ static const SchemaKey keys[] = {
 	{"checkpoint_interval", KEY_INTEGER, PART_WORKFLOW, NULL, 1, INT_MOST, "steps between checkpoints"},
 	{"max_steps", KEY_INTEGER, PART_WORKFLOW, NULL, 1, INT_MOST, "that a run may come to"},
 	{"max_depth", KEY_INTEGER, PART_WORKFLOW, NULL, 1, INT_MOST, "of runs within runs"},
+	{"context", KEY_OBJECT, PART_WORKFLOW, NULL, 0, 0, "when that of a run is summarised: limit, endpoint, model, part"},
 	{"steps", KEY_STEPS, PART_WORKFLOW, NULL, 0, 0, "makes it a workflow"},
 	{"definition", KEY_TEXT, PART_STEP, NULL, 0, 0, "what it runs, instead of a handler"},
 	{"needs", KEY_TEXTS, PART_STEP, NULL, 0, 0, "steps that come first"},
@@ -466,7 +467,9 @@ check_step(const Check *check, const DocNode *step)
 		problem_add(check->problems, check->file, 0, step, "it has no name");
 	if (!doc_member(step, "handler") && !doc_member(step, "endpoint") &&
 		!doc_member(step, "request") && !doc_member(step, "definition") &&
-		!doc_member(step, "wait_for") && !doc_member(step, "sleep"))
+		!doc_member(step, "wait_for") && !doc_member(step, "sleep") &&
+		strcmp(doc_text(step, "kind") ? doc_text(step, "kind") : "",
+			   "checkpoint") != 0)
 		problem_add(
 			check->problems, check->file, 0, step,
 			"it does nothing: give it a definition, a handler, an endpoint, wait_for or sleep");

@@ -135,7 +135,7 @@ SELECT is(error_of($$SELECT orchestrator.define('orchestrator.run.sql', 'lib.ech
           '22023: definition "orchestrator.run.sql" has a reserved name [Names that begin with "orchestrator." are the engine''s own.]', 'a reserved name');
 SELECT is(error_of(format($$SELECT orchestrator.define('x', 'lib.echo', %s)$$, parameter)), message, parameter)
 FROM (VALUES
-  ($$kind => 'smtp'$$,                 '22023: unknown kind "smtp" [Kinds are function, sql, procedure, utility, remote, http, llm, embedding, tool and webhook.]'),
+  ($$kind => 'smtp'$$,                 '22023: unknown kind "smtp" [Kinds are function, sql, procedure, utility, remote, http, llm, embedding, tool, webhook and summarize.]'),
   ($$backoff => 'random'$$,            '22023: unknown backoff "random" [Say exponential, fixed or linear.]'),
   ($$timeout_policy => 'ignore'$$,     '22023: unknown timeout_policy "ignore" [Say retry, fail, fail_workflow or alert.]'),
   ($$notify => 'yes'$$,                '22023: unknown value "yes" of notify [Say off, lifecycle or all.]'),

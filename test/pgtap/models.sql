@@ -43,7 +43,7 @@ SELECT is(refused(k, e, r::jsonb), m, m) FROM (VALUES
   ('embedding', 'claude', '{"model": "m", "input": "x"}', '22023: endpoint "claude" is of provider anthropic, which kind embedding cannot call [Its provider must be openai or ollama.]'),
   ('llm', 'gpt', '{"prompt": "x"}', '22023: request, key "model": is not a string [Give the name of a model.]'),
   ('llm', 'gpt', '{"model": "m"}', '22023: request: has both messages and prompt, or neither [Give messages, or a prompt and perhaps system.]'),
-  ('llm', 'gpt', '{"model": "m", "prompt": "x", "temprature": 1}', '22023: request: unknown key "temprature" [The keys of a request of kind llm are model, messages, system, prompt, temperature, top_p, max_tokens, stop, seed, tools, tool_choice, max_tool_rounds, schema, stream, options.]'),
+  ('llm', 'gpt', '{"model": "m", "prompt": "x", "temprature": 1}', '22023: request: unknown key "temprature" [The keys of a request of kind llm are model, messages, system, prompt, temperature, top_p, max_tokens, stop, seed, tools, tool_choice, max_tool_rounds, schema, stream, options, conversation.]'),
   ('llm', 'gpt', '{"model": "m", "prompt": "x", "schema": {"pattern": "a"}}', '22023: request, key "schema": schema has keyword "pattern", which is not known'),
   ('llm', 'gpt', '{"model": "m", "prompt": "x", "stream": "yes"}', '22023: request, key "stream": is neither true nor false'),
   ('embedding', 'gpt', '{"model": "m", "input": "x", "stream": true}', '22023: request: unknown key "stream" [The keys of a request of kind embedding are model, input, dimensions, options.]'),

@@ -249,7 +249,7 @@ FROM (VALUES
   ('"handler": "lib.nope"',                  '42883: step "a", key "handler": function lib.nope(jsonb) does not exist [A handler of kind function is a function with one argument, of type jsonb.]'),
   ('"handler": "nope"',                      '22023: step "a", key "handler": handler "nope" is not the name of a function [Write schema.name or schema.name(jsonb).]'),
   ('"handler": " ;", "kind": "sql"',         '22023: step "a", key "handler": it is empty [Give the name of a function or procedure, or a command.]'),
-  ('"handler": "lib.echo", "kind": "smtp"',  '22023: step "a", key "kind": unknown kind "smtp" [Kinds are function, sql, procedure, utility, remote, http, llm, embedding, tool and webhook; a workflow is named by definition.]'),
+  ('"handler": "lib.echo", "kind": "smtp"',  '22023: step "a", key "kind": unknown kind "smtp" [Kinds are function, sql, procedure, utility, remote, http, llm, embedding, tool, webhook, summarize and checkpoint; a workflow is named by definition.]'),
   ('"definition": "nope"',                   '42704: step "a", key "definition": definition "nope" does not exist [Make it with orchestrator.define(), or have its owner share it with orchestrator.share_definition().]'),
   ('"definition": "x"',                      '22023: step "a", key "definition": a workflow cannot be a step of itself [Use repeat_while, or enqueue it from a step.]'),
   ('"definition": "plain", "kind": "sql"',   '22023: step "a" has kind without handler [Leave it out, or give what it is about.]'),

@@ -258,7 +258,7 @@ is(run(q{orchestrator.orchestrate('the impossible', '{}', 'openai', 'm')})->{err
 
 # A context that grows too long
 script_model($url, (map { { match => $_ == 1 ? 'Goal: ' : "r$_: ", content => decision('continue', '', [ 'r' . ($_ + 1), 'search', { query => 'ab ' x 500 } ]) } } 1 .. 2),
-	{ match => 'Summarise this conversation', content => { summary => 'much was read' } }, { match => 'much was read', content => decision('done', 'read') });
+	{ match => 'Summarise the text', content => 'much was read' }, { match => 'much was read', content => decision('done', 'read') });
 $run = run(q{orchestrator.orchestrate('read on', '{search}', 'openai', 'm', context_limit => 1500)});
 is($run->{output}{answer}, 'read', 'an agent goes on from a summary');
 is(app("SELECT count(*) FROM orchestrator.trace WHERE task_id = $run->{task_id} AND event = 'summarized'"), 1, 'that it made once');
