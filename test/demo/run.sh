@@ -115,7 +115,7 @@ if [ -x "$(find tmp_install -name orchestrator-courier)" ] && command -v python3
 	python3 -u -B test/model/model.py --script test/demo/agent.json >"$base/model.log" 2>&1 &
 	model=$!
 	trap 'kill $model' EXIT
-	until grep -q '^listening' "$base/model.log"; do sleep 0.1; done
+	until grep -qs '^listening' "$base/model.log"; do sleep 0.1; done
 	admin -U postgres -c "CREATE SERVER model FOREIGN DATA WRAPPER orchestrator_http
 	  OPTIONS (url '$(sed -n 's/^listening on //p' "$base/model.log")/v1', provider 'openai', allow_private 'on')"
 	admin -U postgres -c "GRANT USAGE ON FOREIGN SERVER model TO demo_app" -c "SELECT orchestrator.set_price('demo', 1, 4)" >/dev/null
