@@ -448,6 +448,7 @@ DECLARE
   v_cost  numeric := orchestrator._model_cost(v_model, v_in, v_out);
   v_hour  timestamptz := date_trunc('hour', orchestrator._now());
   v_calls bigint;
+  v_asked bigint;
 BEGIN
   INSERT INTO orchestrator.model_usage AS u (owner, hour, definition, model, calls, tokens_in, tokens_out, cost)
     VALUES (t.owner, v_hour, d.name, v_model, $4, v_in, v_out, v_cost)
@@ -457,8 +458,10 @@ BEGIN
   IF v_calls = 1 THEN
     DELETE FROM orchestrator.model_usage u WHERE u.owner = t.owner AND u.hour < v_hour - interval '400 days';
   END IF;
-  UPDATE orchestrator.task_live l SET resources = orchestrator._add_usage(l.resources, v_in, v_out, v_cost)
-    WHERE l.id IN (t.root_id, CASE WHEN orchestrator._is_round(t) THEN t.parent_id END);
+  IF t.root_id IS NOT NULL THEN
+    v_asked := CASE WHEN orchestrator._is_round(t) THEN t.parent_id END;
+    UPDATE orchestrator.task_live l SET resources = orchestrator._add_usage(l.resources, v_in, v_out, v_cost) WHERE l.id IN (t.root_id, v_asked);
+  END IF;
   RETURN orchestrator._add_usage(t.resources, v_in, v_out, v_cost);
 END
 $$;
