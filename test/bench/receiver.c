@@ -4,7 +4,7 @@
  *	  fixed time, on one thread, with epoll.  And, without the database, the
  *	  same calls by libcurl's own loop, to compare with.
  *
- *	receiver serve MS                  prints its port; ends with its input
+ *	receiver serve MS [ANSWER]         prints its port; ends with its input
  *	receiver call PORT CALLS AT_ONCE   prints seconds and CPU seconds
  */
 #define _GNU_SOURCE
@@ -24,7 +24,10 @@
 #define CONNECTIONS 8192
 #define ANSWER                                                                \
 	"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "   \
-	"11\r\n\r\n{\"ok\":true}"
+	"%zu\r\n\r\n%s"
+
+static char whole[4096];
+static int whole_size;
 
 /* Connections whose answer is due, in the order of their times. */
 typedef struct Due
@@ -49,7 +52,7 @@ now(void)
 static void
 answer(int fd)
 {
-	if (write(fd, ANSWER, sizeof(ANSWER) - 1) < 0)
+	if (write(fd, whole, whole_size) < 0)
 		close(fd);
 }
 
@@ -92,7 +95,7 @@ welcome(int listener, int epoll)
 }
 
 static int
-serve(double delay)
+serve(double delay, const char *body)
 {
 	struct sockaddr_in address = {.sin_family = AF_INET};
 	socklen_t size = sizeof(address);
@@ -100,6 +103,7 @@ serve(double delay)
 	int epoll = epoll_create1(0);
 	struct epoll_event event = {.events = EPOLLIN, .data.fd = listener};
 
+	whole_size = snprintf(whole, sizeof(whole), ANSWER, strlen(body), body);
 	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	if (bind(listener, (struct sockaddr *) &address, size) != 0 ||
 		listen(listener, 4096) != 0 ||
@@ -190,10 +194,11 @@ call(int port, int calls, int at_once)
 int
 main(int argc, char **argv)
 {
-	if (argc == 3 && strcmp(argv[1], "serve") == 0)
-		return serve(atof(argv[2]) / 1000);
+	if ((argc == 3 || argc == 4) && strcmp(argv[1], "serve") == 0)
+		return serve(atof(argv[2]) / 1000,
+					 argc == 4 ? argv[3] : "{\"ok\":true}");
 	if (argc == 5 && strcmp(argv[1], "call") == 0)
 		return call(atoi(argv[2]), atoi(argv[3]), atoi(argv[4]));
-	fprintf(stderr, "receiver serve MS | receiver call PORT CALLS AT_ONCE\n");
+	fprintf(stderr, "receiver serve MS [ANSWER] | receiver call PORT CALLS AT_ONCE\n");
 	return 2;
 }

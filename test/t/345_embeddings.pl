@@ -192,7 +192,7 @@ sub cancelled
 	app("SELECT orchestrator.pause($ids[1], force => true)");
 	under_way(8);
 	all_final(@ids[ 2 .. 9 ]);
-	is(ends(@ids), 'cancelled 1 OR001 x1, completed 1 x8, paused 0 x1', 'who leaves a request does not end it');
+	is(ends(@ids), 'cancelled 1 OR001 x1, completed 1 x8, paused 1 x1', 'who leaves a request does not end it');
 	is(wrong(@ids[ 2 .. 9 ]), 0, 'the others have their vectors');
 	is(scalar(requests()), 1, 'by that one request');
 	is(app("SELECT sum(tokens_in) - $before FROM orchestrator.usage_status WHERE definition = 'embed openai'"), 30, 'and pay for it');
