@@ -33,7 +33,7 @@ my %mix = (
 	note => 26, noop => 14, retried => 8, delayed => 8, keyed => 8, slow => 16, rolled_back => 6,
 	sql => 4, fails => 3, many => 3, parent => 2, procedure => 2, prepared => 2,
 	chain => 5, fan => 3, signalled => 3, undone => 3, remote => 5, remote_chain => 2,
-	http => 8, http_chain => 3);
+	http => 8, http_chain => 3, hooked => 4);
 my $many = 10;
 my $workflows = "'chain', 'fan', 'signalled', 'undone', 'remote_chain', 'http_chain'";
 my $remote = 3;    # workers
@@ -90,6 +90,7 @@ sub start_server
 		'orchestrator.max_executors' => 6,
 		'max_prepared_transactions' => 20,
 		'orchestrator.courier_hang_timeout' => '1 s',
+		'orchestrator.secrets_directory' => $calls->secrets,
 		'orchestrator.executors_per_role' => 2);
 	$node->start;
 	$node->create_extension;
@@ -255,7 +256,7 @@ sub compose
 	my ($kind) = grep { ($pick -= $mix{$_}) < 0 } sort keys %mix;
 	my @tokens = ("$number-$n");
 	my ($head, $tail) = ("BEGIN;\n", "COMMIT;\n");
-	my %definition = (delayed => 'note', keyed => 'note', many => 'note', prepared => 'note', rolled_back => 'note');
+	my %definition = (delayed => 'note', keyed => 'note', many => 'note', prepared => 'note', rolled_back => 'note', hooked => 'note');
 	my ($definition, $key) = ($definition{$kind} || $kind, undef);
 	my $options = '';
 
@@ -287,6 +288,7 @@ sub compose
 	my $statement = $kind eq 'many'
 	  ? "SELECT 'id ' || i FROM unnest(orchestrator.enqueue_many('$definition', ARRAY["
 	  . join(', ', map { input($_, $kind) } @tokens) . "]::jsonb[])) i;\n"
+	  : $kind eq 'hooked' ? OutsideCalls::hooked(input($tokens[0], $kind))
 	  : "SELECT 'id ' || orchestrator.enqueue('$definition', " . input($tokens[0], $kind) . "$options);\n";
 	return {
 		kind => $kind, tokens => \@tokens, key => $key,
@@ -537,7 +539,7 @@ my @checks = (
 		SELECT j.* FROM chaos.journal j LEFT JOIN orchestrator.task t ON t.input ->> 'token' = j.token
 		WHERE j.event = 'ok' AND j.client = 0 AND t.id IS NULL),
 	'I2: one enqueue made two tasks' => q(
-		SELECT t.input ->> 'token', array_agg(t.id) FROM orchestrator.task t WHERE t.parent_id IS NULL GROUP BY 1 HAVING count(*) > 1),
+		SELECT t.input ->> 'token', array_agg(t.id) FROM orchestrator.task t WHERE t.parent_id IS NULL AND t.input ? 'token' GROUP BY 1 HAVING count(*) > 1),
 	'I2: one key made two tasks' => q(
 		SELECT t.owner, t.queue, t.key, array_agg(t.id) FROM orchestrator.task t WHERE t.key IS NOT NULL GROUP BY 1, 2, 3 HAVING count(*) > 1),
 	'a key answered two ids' => q(

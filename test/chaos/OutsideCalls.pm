@@ -3,7 +3,8 @@ package OutsideCalls;
 # Outside calls under faults, and what must hold of them.
 #
 #   my $calls = OutsideCalls->start($folder);       # the receiver (receiver.py)
-#   $calls->prepare($node, @roles);                 # definitions http and http_chain of each
+#   $calls->prepare($node, @roles);                 # definitions http, http_chain and tell of each
+#   my $sql = OutsideCalls::hooked($input);         # a note, and two webhooks that tell of its end
 #   $calls->remember($node);                        # what was settled so far is to stay
 #   my $n = $calls->interrupt($node);               # pause some with force, and resume them
 #   my $pid = $calls->program($node);               # of the courier; undef: it has none
@@ -25,9 +26,12 @@ my $items = 3;    # of http_chain
 sub start
 {
 	my ($class, $folder, $seed) = @_;
-	my $self = bless { log => "$folder/requests", settled => {}, programs => {} }, $class;
+	my $self = bless { log => "$folder/requests", secrets => "$folder/secrets", settled => {}, programs => {} }, $class;
 
 	$self->{pid} = open2($self->{out}, $self->{in}, 'python3', '-B', dirname(__FILE__) . '/receiver.py', $self->{log}, int $seed);
+	mkdir $self->{secrets};
+	append_to_file("$self->{secrets}/key", 'a secret of webhooks, long enough');
+	chmod 0600, "$self->{secrets}/key";
 	chomp($self->{port} = readline($self->{out}) // die 'the receiver of outside calls did not start');
 	return $self;
 }
@@ -40,32 +44,47 @@ sub stop
 	return;
 }
 
+sub secrets { return $_[0]->{secrets} }
+
 sub prepare
 {
 	my ($self, $node, @roles) = @_;
-	my $options = q(kind => 'http', endpoint => 'outside', max_attempts => 10000, backoff => 'fixed', retry_delay => '0.05 s');
+	my $retry = q(max_attempts => 10000, backoff => 'fixed', retry_delay => '0.05 s');
+	my $options = "kind => 'http', endpoint => 'outside', $retry";
 
 	$node->safe_psql('postgres', <<"SQL");
 CREATE SERVER outside FOREIGN DATA WRAPPER orchestrator_http
   OPTIONS (url 'http://127.0.0.1:$self->{port}', allow_private 'on', timeout '2 s', max_in_flight '40');
-GRANT USAGE ON FOREIGN SERVER outside TO @{[join ', ', @roles]};
+CREATE SERVER hooks FOREIGN DATA WRAPPER orchestrator_http
+  OPTIONS (url 'http://127.0.0.1:$self->{port}', provider 'webhook', secret 'key', allow_private 'on', timeout '2 s', max_in_flight '20');
+GRANT USAGE ON FOREIGN SERVER outside, hooks TO @{[join ', ', @roles]};
 CREATE TABLE chaos.request (at float8, event text, key text, token text, fate text, after text);
 CREATE TABLE chaos.settled (task bigint, token text);
 SQL
 	$node->psql_as($_, <<"SQL") foreach @roles;
 SELECT orchestrator.define('http', NULL, $options, request => '{"path": "/call", "body": {"of": "\$.token"}}');
+SELECT orchestrator.define('tell', NULL, kind => 'webhook', endpoint => 'hooks', $retry);
 SELECT orchestrator.define_workflow('http_chain', ARRAY[
   orchestrator.step('a', $options, request => '{"path": "/call", "body": {}, "expect": "exists(\$.body.token)"}'),
   orchestrator.step('m', $options, needs => '{a}', each => '\$.input.items', max_parallel => 2, input => '{"after": "\$.steps.a.body.token"}',
                     request => '{"path": "/call", "body": {"after": "\$.after"}}'),
-  orchestrator.step('z', 'chaos.step', needs => '{m}', max_attempts => 10000, backoff => 'fixed', retry_delay => '0.05 s')]);
+  orchestrator.step('z', 'chaos.step', needs => '{m}', $retry)]);
 SQL
 	return;
 }
 
 sub items { return '[' . join(', ', 1 .. $items) . ']' }
 
+sub hooked
+{
+	my ($input) = @_;
+	return "SELECT 'id ' || id FROM (SELECT orchestrator.enqueue('note', $input) AS id OFFSET 0) t,
+		orchestrator.on_completion(id, 'tell') first, orchestrator.on_completion(id, 'tell') second;\n";
+}
+
 my $mine = q(JOIN orchestrator.definition d ON d.id = t.definition AND d.kind = 'http');
+my $hooks = q(JOIN orchestrator.definition d ON d.id = t.definition AND d.kind = 'webhook');
+my $both = q(JOIN orchestrator.definition d ON d.id = t.definition AND d.kind IN ('http', 'webhook'));
 
 sub remember
 {
@@ -85,7 +104,7 @@ sub interrupt
 {
 	my ($self, $node) = @_;
 	return value($node, "SELECT count(orchestrator.resume(p.id)) FROM (SELECT t.id, orchestrator.pause(t.id, force => true) AS state
-		FROM (SELECT t.id FROM orchestrator.task t $mine WHERE t.live AND t.state = 'running' ORDER BY random() LIMIT 3) t OFFSET 0) p WHERE p.state = 'paused'") // 0;
+		FROM (SELECT t.id FROM orchestrator.task t $both WHERE t.live AND t.state = 'running' ORDER BY random() LIMIT 3) t OFFSET 0) p WHERE p.state = 'paused'") // 0;
 }
 
 sub program
@@ -93,8 +112,16 @@ sub program
 	my ($self, $node) = @_;
 	my ($pid) = map { children($_) } workers($node, 'courier');
 
-	$self->{programs}{$pid} = 1 if $pid;
+	$self->{programs}{$pid} = born($pid) if $pid;
 	return $pid;
+}
+
+# When a process began, for numbers are given out again; empty: it is gone.
+sub born
+{
+	my ($pid) = @_;
+	open my $stat, '<', "/proc/$pid/stat" or return '';
+	return (split ' ', (<$stat> // '') =~ s/^.*\) //r)[19] // '';
 }
 
 # ---------------------------------------------------------------- verdict
@@ -102,14 +129,14 @@ sub program
 # Each query finds what must not be; a row is a violation.
 my @checks = (
 	'C1: a call is not completed' => qq(
-		SELECT t.id, t.state, t.attempt, t.run_at, t.error FROM orchestrator.task t $mine WHERE t.live OR t.state <> 'completed'),
+		SELECT t.id, t.state, t.attempt, t.run_at, t.error FROM orchestrator.task t $both WHERE t.live OR t.state <> 'completed'),
 	'C2: a call was completed that nobody received' => qq(
-		SELECT t.id, t.output FROM orchestrator.task t $mine WHERE NOT EXISTS (SELECT FROM seen s WHERE s.task = t.id AND s.event = 'request')),
+		SELECT t.id, t.output FROM orchestrator.task t $both WHERE NOT EXISTS (SELECT FROM seen s WHERE s.task = t.id AND s.event = 'request')),
 	'C3: more requests than attempts' => qq(
-		SELECT t.id, t.attempt, t.state, array_agg(s.at || ' ' || s.fate ORDER BY s.at) FROM orchestrator.task t $mine JOIN seen s ON s.task = t.id AND s.event = 'request'
+		SELECT t.id, t.attempt, t.state, array_agg(s.at || ' ' || s.fate ORDER BY s.at) FROM orchestrator.task t $both JOIN seen s ON s.task = t.id AND s.event = 'request'
 		GROUP BY 1, 2, 3 HAVING count(*) > t.attempt),
 	'C4: more attempts than allowed' => qq(
-		SELECT t.id, t.attempt FROM orchestrator.task t $mine WHERE t.attempt NOT BETWEEN 1 AND t.max_attempts),
+		SELECT t.id, t.attempt FROM orchestrator.task t $both WHERE t.attempt NOT BETWEEN 1 AND t.max_attempts),
 	'C5: an output is no answer that was given to its task' => qq(
 		SELECT t.id, t.output -> 'body' FROM orchestrator.task t $mine
 		WHERE NOT EXISTS (SELECT FROM seen s WHERE s.task = t.id AND s.event = 'given' AND s.token = t.output #>> '{body,token}')),
@@ -121,12 +148,20 @@ my @checks = (
 		SELECT z.*, t.state, t.output -> 'body' FROM chaos.settled z LEFT JOIN orchestrator.task t ON t.id = z.task
 		WHERE t.output #>> '{body,token}' IS DISTINCT FROM z.token),
 	'C9: a task was called again after its answer was settled' => qq(
-		SELECT t.id, t.finished_at, to_timestamp(s.at) FROM orchestrator.task t $mine JOIN seen s ON s.task = t.id AND s.event = 'request'
+		SELECT t.id, t.finished_at, to_timestamp(s.at) FROM orchestrator.task t $both JOIN seen s ON s.task = t.id AND s.event = 'request'
 		WHERE to_timestamp(s.at) > t.finished_at),
 	'C10: a step was told of another answer than that of the step before' => q(
 		SELECT s.*, a.output -> 'body' FROM seen s JOIN orchestrator.task t ON t.id = s.task JOIN orchestrator.task a ON a.parent_id = t.root_id AND a.name = 'a'
 		WHERE s.after IS DISTINCT FROM CASE t.name WHEN 'a' THEN NULL ELSE a.output #>> '{body,token}' END),
-	'C11: a call is still under way' => q(SELECT kind, claimed FROM orchestrator.worker_status WHERE kind = 'courier' AND claimed > 0));
+	'C11: a task has not two webhooks that tell of its end' => qq(
+		SELECT t.id, t.state, array_agg(h.id) FROM orchestrator.task t
+		LEFT JOIN (SELECT t.id, t.metadata ->> 'task' AS about FROM orchestrator.task t $hooks) h ON h.about = t.id::text
+		WHERE t.parent_id IS NULL AND t.input ->> 'kind' = 'hooked' GROUP BY 1, 2 HAVING count(h.id) <> 2),
+	'C12: a webhook was posted before one that came before it' => qq(
+		SELECT a.id, b.id, a.finished_at, to_timestamp(s.at) FROM (SELECT t.* FROM orchestrator.task t $hooks) a
+		JOIN (SELECT t.* FROM orchestrator.task t $hooks) b ON b.metadata ->> 'task' = a.metadata ->> 'task' AND b.id > a.id
+		JOIN seen s ON s.task = b.id WHERE to_timestamp(s.at) < a.finished_at),
+	'C13: a call is still under way' => q(SELECT kind, claimed FROM orchestrator.worker_status WHERE kind = 'courier' AND claimed > 0));
 
 sub check
 {
@@ -137,8 +172,8 @@ sub check
 		. q(CREATE VIEW seen AS SELECT r.*, substring(r.key FROM '\d+$')::bigint AS task FROM chaos.request r;));
 	$node->safe_psql('postgres', 'INSERT INTO chaos.settled VALUES ' . join ', ', map { "($_, '$self->{settled}{$_}')" } keys %{ $self->{settled} })
 	  if %{ $self->{settled} };
-	my @left = (@checks, 'C12: a call was stuck' => qq(
-		SELECT t.id, t.created_at, t.started_at, t.finished_at FROM orchestrator.task t $mine
+	my @left = (@checks, 'C14: a call was stuck' => qq(
+		SELECT t.id, t.created_at, t.started_at, t.finished_at FROM orchestrator.task t $both
 		WHERE t.finished_at > to_timestamp($since) + interval '20 seconds'));
 	while (my ($name, $query) = splice @left, 0, 2)
 	{
@@ -147,8 +182,8 @@ sub check
 		push @violations, "$name: $found\n" . $node->safe_psql('postgres', "$query LIMIT 10");
 	}
 	my ($current) = map { children($_) } workers($node, 'courier');
-	push @violations, map { "C13: a program of a courier that is gone lives on: $_" }
-	  grep { alive($_) && $_ != ($current // 0) } keys %{ $self->{programs} };
+	push @violations, map { "C15: a program of a courier that is gone lives on: $_" }
+	  grep { alive($_) && $_ != ($current // 0) && born($_) eq $self->{programs}{$_} } keys %{ $self->{programs} };
 	return @violations;
 }
 
@@ -159,7 +194,7 @@ sub summary
 	my $fates = $node->safe_psql('postgres', q(SELECT string_agg(format('%s %s', fate, n), ', ' ORDER BY n DESC)
 		FROM (SELECT fate, count(*) AS n FROM chaos.request WHERE event = 'request' GROUP BY 1) f));
 	my $calls = $node->safe_psql('postgres', "SELECT format('%s calls, %s attempts, %s requests, %s answers that never arrived', count(*), sum(t.attempt),
-		(SELECT count(*) FROM chaos.request WHERE event = 'request'), (SELECT count(*) FROM chaos.request WHERE event = 'given') - count(*)) FROM orchestrator.task t $mine");
+		(SELECT count(*) FROM chaos.request WHERE event = 'request'), (SELECT count(*) FROM chaos.request WHERE event = 'given') - count(*)) FROM orchestrator.task t $both");
 	return sprintf '%s; %d looked at meanwhile; %s', $calls, scalar keys %{ $self->{settled} }, $fates;
 }
 

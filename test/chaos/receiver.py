@@ -49,7 +49,7 @@ async def take(request, writer):
     """False: this was all of its connection."""
     global count
     count += 1
-    key, token = request[3].get("idempotency-key", "none"), f"answer-{count}"
+    key, token = request[3].get("webhook-id") or request[3].get("idempotency-key", "none"), f"answer-{count}"
     fate = draw.choices(list(FATES), FATES.values())[0]
     after = json.loads(request[4]).get("after") or r"\N"
     note("request", key, token, fate, after)
