@@ -400,7 +400,7 @@ const CliCommand cmd_tasks_purge = {
 	"purge",
 	"NAME...",
 	"Delete definitions from the database",
-	"Refused while a workflow, a schedule, a callback or an unfinished task uses one.\n"
+	"Refused while a workflow, a list of tools, a schedule, a callback or an unfinished task uses one.\n"
 	"Functions stay, and so do versions that are steps of another version of a workflow.",
 	0,
 	-1,
@@ -418,6 +418,8 @@ const CliCommand cmd_tasks_purge = {
 	" AND EXISTS (SELECT FROM pg_catalog.jsonb_array_elements(w.document -> 'steps') s(value) WHERE n.name IN (s.value ->> 'definition', s.value ->> 'undo')) ORDER BY 1)"                                          \
 	" || ARRAY(SELECT 'callback of ' || w.name FROM orchestrator.definition w WHERE w.owner = o.id AND w.is_current AND w.name <> ALL ($1)"                                                                         \
 	" AND n.name IN (w.success_callback, w.failure_callback) ORDER BY 1)"                                                                                                                                           \
+	" || ARRAY(SELECT 'tool of ' || w.name FROM orchestrator.definition w WHERE w.owner = o.id AND w.is_current AND w.name <> ALL ($1)"                                                                             \
+	" AND w.request -> 'tools' ? n.name ORDER BY 1)"                                                                                                                                                                \
 	" || ARRAY(SELECT 'schedule ' || s.schedule FROM orchestrator.schedule_status s WHERE s.owner = o.name AND s.definition = n.name AND s.state <> 'done' ORDER BY 1)"                                             \
 	" || ARRAY(SELECT 'task ' || t.id FROM orchestrator.task t WHERE t.live AND t.definition = ANY (pg_catalog.array_agg(d.id)) ORDER BY t.id LIMIT 10)"                                                            \
 	" || CASE WHEN (SELECT pg_catalog.count(*) FROM orchestrator.task t WHERE t.live AND t.definition = ANY (pg_catalog.array_agg(d.id))) > 10 THEN '{\"more tasks\"}'::pg_catalog.text[] ELSE '{}' END AS used_by" \
