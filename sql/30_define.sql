@@ -355,6 +355,7 @@ BEGIN
   END IF;
   UPDATE orchestrator.definition d SET is_current = false WHERE d.id = ANY (v_ids) AND d.is_current;
   DELETE FROM orchestrator.definition_share s WHERE s.owner = v_owner AND s.name = $2;
+  DELETE FROM orchestrator.tool x WHERE x.owner = v_owner AND x.name = $2;
   PERFORM orchestrator._invalidate();
   IF force THEN
     LOOP

@@ -262,6 +262,7 @@ BEGIN
 END
 $$;
 
+-- A format is not told to the model, and keeps it from calling tools.
 CREATE FUNCTION orchestrator._ollama_body(doc jsonb) RETURNS jsonb
   LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -272,13 +273,15 @@ DECLARE
            (SELECT jsonb_agg(jsonb_build_object('function', jsonb_build_object('name', c -> 'function' ->> 'name', 'arguments', orchestrator._call_arguments(c))))
             FROM jsonb_array_elements(m -> 'tool_calls') c)) ELSE '{}' END ORDER BY n)
     FROM jsonb_array_elements($1 -> 'messages') WITH ORDINALITY e(m, n));
+  v_schema   jsonb := CASE WHEN $1 ? 'schema' THEN jsonb_build_array(jsonb_build_object('role', 'system', 'content',
+                             CASE WHEN $1 ? 'tools' THEN 'When you call no tool, answer' ELSE 'Answer' END || ' with JSON that fits this schema: ' || ($1 ->> 'schema'))) ELSE '[]' END;
   v_options  jsonb := jsonb_strip_nulls(jsonb_build_object('temperature', $1 -> 'temperature', 'top_p', $1 -> 'top_p', 'num_predict', $1 -> 'max_tokens',
                                                            'seed', $1 -> 'seed', 'stop', $1 -> 'stop'));
 BEGIN
-  RETURN jsonb_build_object('model', $1 ->> 'model', 'messages', v_messages, 'stream', coalesce($1 -> 'stream', 'false'))
+  RETURN jsonb_build_object('model', $1 ->> 'model', 'messages', v_schema || v_messages, 'stream', coalesce($1 -> 'stream', 'false'))
     || CASE WHEN v_options = '{}' THEN '{}' ELSE jsonb_build_object('options', v_options) END
     || CASE WHEN $1 ? 'tools' THEN jsonb_build_object('tools', $1 -> 'tools') ELSE '{}' END
-    || CASE WHEN $1 ? 'schema' THEN jsonb_build_object('format', $1 -> 'schema') ELSE '{}' END;
+    || CASE WHEN $1 ? 'schema' AND NOT $1 ? 'tools' THEN jsonb_build_object('format', $1 -> 'schema') ELSE '{}' END;
 END
 $$;
 

@@ -2,7 +2,7 @@
 -- models that are given some, and what they must not get at.
 \ir lib/setup.psql
 \ir lib/models.psql
-SELECT plan(97);
+SELECT plan(99);
 
 CREATE ROLE tools_app LOGIN;
 CREATE ROLE tools_other LOGIN;
@@ -279,6 +279,12 @@ SELECT enqueue('clerk', '{"q": "gone"}') AS gone \gset
 SELECT is(sent() ->> 'sqlstate', '42704', 'or the next before it is asked');
 SELECT is(orchestrator._model_call('llm', 'ollama', jsonb_build_object('model', 'm', 'messages', '[{"role": "tool", "tool_call_id": "c1", "name": "look", "content": "x"}]'::jsonb)) #> '{body,messages,0}',
           '{"role": "tool", "content": "x", "tool_name": "look"}', 'Ollama is told the name of the tool');
+SELECT is((orchestrator._model_call('llm', 'ollama', '{"model": "m", "messages": [{"role": "user", "content": "x"}], "schema": {"type": "object"}, "tools": []}') -> 'body') - '{model,stream}'::text[],
+          '{"tools": [], "messages": [{"role": "system", "content": "When you call no tool, answer with JSON that fits this schema: {\"type\": \"object\"}"}, {"role": "user", "content": "x"}]}',
+          'and with tools no format, but its schema');
+SELECT value_of($$SELECT orchestrator.define_tool('look')$$, 'tools_app'), value_of($$SELECT orchestrator.drop_definition('look', force => true)$$, 'tools_app'),
+       value_of($$SELECT orchestrator.define('look', 'SELECT 1', 'sql')$$, 'tools_app');
+SELECT is(refused('tool', NULL, '{"tools": ["look"]}'), '42704: definition "look" is no tool [Say what its input is with orchestrator.define_tool().]', 'a definition that was dropped and made anew is no tool');
 
 -- Should it be orchestrated --------------------------------------------------
 SELECT is(error_of($$SELECT orchestrator.should_orchestrate('x', 'gpt')$$, 'tools_app'), '22023: endpoint and model belong together [Give both, or neither: then the words decide.]', 'a model is named with its endpoint');
