@@ -155,16 +155,16 @@ SQL
 
 # A model with tools: rounds, of every provider
 app(<<'SQL');
-SELECT orchestrator.define('helped ' || e, NULL, 'llm', endpoint => e, retry_delay => '10 ms', max_running => 1,
-         request => '{"model": "m", "prompt": "$.q", "tools": ["search", "broken", "t_add"], "max_tool_rounds": 2}')
-FROM unnest('{openai,anthropic,ollama}'::text[]) e;
+SELECT orchestrator.define('helped ' || e || s, NULL, 'llm', endpoint => e, retry_delay => '10 ms', max_running => 1,
+         request => jsonb_build_object('model', 'm', 'prompt', '$.q', 'tools', '["search", "broken", "t_add"]'::jsonb, 'max_tool_rounds', 2, 'stream', s <> ''))
+FROM unnest('{openai,anthropic,ollama}'::text[]) e, unnest('{""," streamed"}'::text[]) s;
 SELECT orchestrator.define('by name', NULL, 'tool', request => '{"tools": ["search", "t_add"]}');
 SQL
 is(run(q{orchestrator.enqueue('by name', '{"name": "t_add", "arguments": {"a": 4, "b": 5}}')})->{output}{structuredContent}{sum}, 9, 'a tool by its name');
 forget_received($url);
 is(run(q{orchestrator.enqueue('by name', '{"name": "t_add", "arguments": {"a": 4}}')})->{error}{sqlstate}, '22023', 'whose arguments do not fit');
 is(scalar received_by($url), 0, 'is not called');
-foreach my $provider (qw(openai anthropic ollama))
+foreach my $provider (map { ($_, "$_ streamed") } qw(openai anthropic ollama))
 {
 	script_model($url,
 		{ match => 'how much', tool_calls => [ { id => 'a1', name => 'search', arguments => { query => q{'); DROP TABLE lib.x; --} } },
