@@ -8,6 +8,7 @@ hooks.py SECRET                 prints its port, serves 127.0.0.1 until its inpu
   /busy/N, /busy/N/T  503 the first N times that a webhook (of type T) comes, then 200
   /gone/T             410 to those of type T, 200 to others
   /slow/MS            200 after that time
+  /shaky              200, or as often 503, at random
   /odd                200, with a body that is not what it says
   /huge               200, with a body of 3 MB
   /hang               no answer
@@ -18,6 +19,7 @@ import base64
 import hashlib
 import hmac
 import json
+import random
 import sys
 import time
 
@@ -26,6 +28,7 @@ import outside
 log = []
 times = {}
 under_way = 0
+dice = random.Random(4711)
 
 
 def key():
@@ -46,6 +49,8 @@ async def judge(parts, entry):
         return 503 if times[entry["id"]] <= int(parts[1]) else 200
     if what == "gone" and parts[1] == entry["type"]:
         return 410
+    if what == "shaky":
+        return dice.choice([200, 503])
     if what == "slow":
         await asyncio.sleep(int(parts[1]) / 1000)
     return 200

@@ -91,6 +91,7 @@ sub posted
 subtest 'what is posted' => \&plain;
 subtest 'posted again' => \&retries;
 subtest 'in order' => \&order;
+subtest 'in order, whatever happens' => \&order_under_fire;
 subtest 'at the same time' => \&parallel;
 subtest 'answers that are odd' => \&answers;
 subtest 'alerts' => \&alerts;
@@ -164,6 +165,52 @@ sub order
 	}
 	is(admin('SELECT count(*) FROM orchestrator.webhook'), 0, 'nothing stands in line any more');
 	return;
+}
+
+# Tasks end again and again, while the receiver is busy every other time and the
+# courier, or its program, is killed.
+sub order_under_fire
+{
+	my ($tasks, $rounds) = (30, 6);
+	endpoint('shaky', '/shaky');
+	app(q{SELECT orchestrator.define('tell shaky', NULL, 'webhook', endpoint => 'shaky', retry_delay => '20 ms', backoff => 'fixed', max_attempts => 1000),
+		orchestrator.define('again', 'SELECT 1 / 0', 'sql', max_attempts => 1, failure_callback => 'tell shaky')});
+	app("SELECT orchestrator.enqueue_many('again', array_fill('{}'::jsonb, ARRAY[$tasks]))");
+	foreach my $round (1 .. $rounds)
+	{
+		$node->wait_for(q{SELECT count(*) FROM orchestrator.task t JOIN orchestrator.definition d ON d.id = t.definition WHERE d.name = 'again' AND t.state = 'failed'}, $tasks, "all tasks failed $round times");
+		if ($round % 2) { admin(q{SELECT pg_terminate_backend(pid) FROM orchestrator.worker_status WHERE kind = 'courier'}) }
+		elsif (my $program = program()) { kill 'KILL', $program }
+		app(q{SELECT orchestrator.retry_many('again')}) if $round < $rounds;
+	}
+	$node->wait_for(q{SELECT count(*) FROM orchestrator.task t JOIN orchestrator.definition d ON d.id = t.definition WHERE d.name = 'tell shaky' AND t.state = 'completed'}, $tasks * $rounds, 'every end is told');
+	my (%last, %posted);
+	my $overtook = 0;
+	foreach my $hook (came('/shaky'))
+	{
+		my $about = decode_json($hook->{body})->{data}{task};
+		my ($id) = $hook->{id} =~ /-(\d+)$/;
+		$overtook++ if $id < ($last{$about} // 0);
+		$last{$about} = $id;
+		$posted{$id} += $hook->{status} == 200;
+	}
+	is($overtook, 0, 'no webhook is posted after a later one about the same task');
+	is(scalar(grep { $_ } values %posted), $tasks * $rounds, 'each was posted');
+	is(admin('SELECT count(*) FROM orchestrator.webhook'), 0, 'and has left its line');
+	return;
+}
+
+# The process that makes the calls; 0: there is none.
+sub program
+{
+	my $courier = admin(q{SELECT coalesce(max(pid), 0) FROM orchestrator.worker_status WHERE kind = 'courier'});
+	foreach my $file (glob '/proc/[0-9]*/stat')
+	{
+		open my $stat, '<', $file or next;
+		my $line = <$stat> // '';
+		return $1 if $line =~ /^(\d+) \(orchestrator-co\w*\) \S $courier /;
+	}
+	return 0;
 }
 
 sub parallel
