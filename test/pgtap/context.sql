@@ -3,7 +3,7 @@
 -- what undoes, ends or meets them. Real calls are in test/t/345_context.pl.
 \ir lib/setup.psql
 \ir lib/models.psql
-SELECT plan(113);
+SELECT plan(124);
 
 CREATE ROLE context_app LOGIN;
 SELECT orchestrator.grant_usage('context_app');
@@ -255,6 +255,43 @@ SELECT enqueued('long', metadata => '{"budget": {"max_tokens": 1500}}') AS run \
 SELECT orchestrator.set_context(:run, :'long'), claimed();
 SELECT summed('1');
 SELECT is((task(:run)).error ->> 'message', format('step "a" failed: the context could not be summarised: the budget of task %s is spent: 2310 of 1500 tokens', :run), 'a budget stops summaries');
+
+SET ROLE context_app;
+SELECT orchestrator.define_workflow('either', ARRAY[asks('a', on_failure => 'continue'), asks('b', on_failure => 'continue')], context => '{"limit": 1000, "part": "$.context.notes"}');
+SELECT orchestrator.define_workflow('inner', ARRAY[asks('a', request => '{"prompt": "$.context"}')]);
+SELECT orchestrator.define_workflow('outer', ARRAY[asks('each', each => '$.input.n'), orchestrator.step('sub', definition => 'inner', needs => '{each}')], context => '{"limit": 1000, "part": "$.context.notes"}');
+RESET ROLE;
+SELECT enqueued('either') AS run \gset
+SELECT orchestrator.set_context(:run, :'long'), claimed();
+SELECT is((SELECT state || ' ' || progress FROM orchestrator.step_status WHERE run_id = :run AND step = 'a'), 'running 0', 'a step that waits for its summary is under way');
+SELECT orchestrator.cancel(step_of(:run, 'a'));
+SELECT is(claimed(), NULL, 'who waited for a summary that was cancelled');
+SELECT later(11), orchestrator._promote_due(10);
+SELECT is(claimed(), 'summary of b, summary of b, summary of b', 'makes one after 10 seconds');
+SELECT orchestrator.skip_step(:run, 'b');
+SELECT is(state_of(:run) || ' ' || (SELECT count(*) FROM orchestrator.task WHERE root_id = :run AND live), 'completed 0', 'a step that is skipped leaves nothing of its summary');
+SELECT enqueued('either') AS run \gset
+SELECT orchestrator.checkpoint(:run, 'early', NULL), orchestrator.set_context(:run, :'long'), claimed();
+SELECT orchestrator.restore(:run, 'early');
+SELECT is(claimed(), 'a, b', 'restore() in the middle of a summary forgets it');
+SELECT orchestrator.cancel(:run);
+SELECT value_of($$SELECT orchestrator.enqueue('either', deadline => orchestrator._now() + interval '1 hour')$$, 'context_app') AS run \gset
+SELECT orchestrator.set_context(:run, :'long'), claimed(), later(3601), orchestrator._expire(10);
+SELECT is(state_of(:run) || ' ' || (SELECT string_agg(DISTINCT state::text, ' ') FROM orchestrator.task WHERE root_id = :run), 'failed cancelled', 'a deadline ends summaries, too');
+SELECT orchestrator.retry(:run);
+SELECT is(claimed(), 'summary of a, summary of a, summary of a', 'which retry() begins anew');
+SELECT is(error_of(format('SELECT orchestrator.retry(%s)', (SELECT min(id) FROM orchestrator.task WHERE root_id = :run AND item IS NOT NULL AND state = 'cancelled'))) LIKE '55000: cannot retry task %: it is cancelled [It is a step: use orchestrator.retry(%', true, 'but not a piece by itself');
+SELECT orchestrator.cancel(:run);
+SELECT enqueued('outer', '{"n": [1, 2, 3]}') AS run \gset
+SELECT orchestrator.set_context(:run, :'long'), claimed();
+SELECT is((SELECT count(DISTINCT parent_id) || ' ' || count(*) FROM orchestrator.task WHERE root_id = :run AND iteration IS NOT NULL AND item IS NOT NULL), '1 3', 'of the items of a map one has the summary made');
+SELECT summed('1', '2', '3'), summed('all'), orchestrator._promote_due(10);
+SELECT answered(id, completion('x')) FROM orchestrator.task WHERE root_id = :run AND name = 'each' AND item IS NOT NULL AND state = 'running';
+SELECT is(claimed(), 'each, each', 'for the others');
+SELECT answered(id, completion('x')) FROM orchestrator.task WHERE root_id = :run AND name = 'each' AND item IS NOT NULL AND state = 'running';
+SELECT orchestrator.set_context(:run, :'long');
+SELECT is(claimed(), 'summary of a, summary of a, summary of a', 'a workflow that is a step has the limit of that at the top');
+SELECT orchestrator.cancel(:run);
 
 -- Conversations that grow too long, and the estimate
 SET ROLE context_app;
