@@ -293,7 +293,7 @@ take_event(OrchDelta *delta, StringInfo event)
 		error = CopyErrorData();
 		FlushErrorState();
 		if (!delta->cut_off)
-			fail(delta, "OR013", true,
+			fail(delta, "OR013", false,
 				 "the answer has a part that is not the JSON it should be: %s",
 				 error->message);
 	}

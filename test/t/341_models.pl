@@ -88,26 +88,31 @@ foreach my $fault (
 }
 
 # F37: answers that cannot be kept fail for good, after one call
-my @kinds = (
-	[ 'llm', q{orchestrator.enqueue('ask openai', '{"q": "hello there"}')}, '"choices": [{"message": {"content": %s}}]' ],
-	[ 'llm, Anthropic', q{orchestrator.enqueue('ask anthropic', '{"q": "hello there"}')}, '"content": [{"type": "text", "text": %s}]' ],
-	[ 'embedding', q{orchestrator.enqueue('embed openai', '{"q": "a"}')}, '"data": [{"embedding": [%s]}]' ],
-	[ 'tool', q{orchestrator.enqueue('say', '{"message": "x"}')}, '"jsonrpc": "2.0", "id": 1, "result": {"content": [{"type": "text", "text": %s}]}' ]);
+my $say = q{'{"q": "hello there", "message": "x"}'};
+my %form = (
+	'ask openai' => '{"choices": [{"message": {"content": %s}}]}',
+	'ask anthropic' => '{"content": [{"type": "text", "text": %s}]}',
+	'parts openai' => qq(data: {"choices": [{"delta": {"content": %s}}]}\n\ndata: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n),
+	'parts anthropic' => qq(event: message_start\ndata: {"type": "message_start", "message": {}}\n\nevent: content_block_start\ndata: {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}\n\n)
+	  . qq(event: content_block_delta\ndata: {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": %s}}\n\nevent: message_stop\ndata: {"type": "message_stop"}\n\n),
+	'parts ollama' => qq({"message": {"content": %s}, "done": false}\n{"message": {"content": ""}, "done": true}\n),
+	'embed openai' => '{"data": [{"embedding": [%s]}]}',
+	'say' => '{"jsonrpc": "2.0", "id": 1, "result": {"content": [{"type": "text", "text": %s}]}}',
+	'say, as events' => qq(event: message\r\ndata: {"jsonrpc": "2.0", "id": 1, "result": {"content": [{"type": "text", "text": %s}]}}\r\n\r\n));
 my %unusable = (
 	'a NUL' => '"\\u0000"', 'half a surrogate' => '"\\ud800"', 'a byte that is no text' => qq("\xff"), 'a number without end' => '1e200000',
 	'too deep' => '[' x 100_000, 'too large' => '"' . 'x' x 1_100_000 . '"');
-app(q{SELECT orchestrator.define('say', NULL, 'tool', endpoint => 'tools', request => '{"tool": "echo"}', retry_delay => '10 ms')});
-is(run(q{orchestrator.enqueue('say', '{"message": "x"}')})->{output}{text}, 'Echo: x', 'a session is open');
-foreach my $kind (@kinds, [ 'tool, as events', @{ $kinds[3] }[ 1, 2 ], 1 ])
+app(q{SELECT orchestrator.define('parts ' || e, NULL, 'llm', endpoint => e, retry_delay => '10 ms', request => '{"model": "m", "prompt": "$.q", "stream": true}')
+        FROM unnest('{openai,anthropic,ollama}'::text[]) e;
+      SELECT orchestrator.define('say', NULL, 'tool', endpoint => 'tools', request => '{"tool": "echo"}', retry_delay => '10 ms')});
+is(run("orchestrator.enqueue('say', $say)")->{output}{text}, 'Echo: x', 'a session is open');
+foreach my $name (sort keys %form)
 {
-	my ($name, $sql, $form, $as_events) = @$kind;
 	foreach my $what (sort keys %unusable)
 	{
-		my $body = sprintf '{"model": "m", %s}', sprintf $form, $unusable{$what};
-		$body = "event: message\r\ndata: $body\r\n\r\n" if $as_events;
-		script_model($url, { fault => { raw => $body }, times => 9, $as_events ? (events => JSON::PP::true) : () });
+		script_model($url, { fault => { raw => sprintf $form{$name}, $unusable{$what} }, times => 9, $name =~ /events/ ? (events => JSON::PP::true) : () });
 		forget_received($url);
-		my $task = run($sql);
+		my $task = run("orchestrator.enqueue('" . $name =~ s/,.*//r . "', $say)");
 		is("$task->{state} $task->{error}{sqlstate} " . scalar received_by($url), 'failed OR013 1', "F37: $name: $what") or diag($task->{error}{message});
 	}
 }

@@ -214,7 +214,6 @@ sub faults
 		[ {}, 'completed 2', qr/^the answer ended too early: it is not complete$/, 'it ends properly, but too early' ],
 		[ { reset => JSON::PP::true }, 'completed 2', qr/^the answer ended too early: transfer closed/, 'its connection ends' ],
 		[ { stall => JSON::PP::true }, 'completed 2', qr/^no answer in time: Operation too slow/, 'it says nothing more' ],
-		[ { garbage => JSON::PP::true }, 'completed 2', qr/^the answer has a part that is not the JSON it should be: invalid byte sequence/, 'garbage' ],
 		[ { error => JSON::PP::true }, 'completed 2', qr/^the server ended its answer with an error: Overloaded$/, 'it says that it went wrong' ]);
 	foreach my $provider (qw(openai anthropic ollama))
 	{
@@ -234,6 +233,7 @@ sub faults
 		[ { huge => 2_000_000 }, 'failed 1', qr/^the answer is too large$/, 'a line without an end' ],
 		[ { status => 429, retry_after => 1 }, 'completed 2', qr/^the answer has HTTP status 429$/, 'a status before it begins' ],
 		[ { status => 400 }, 'failed 1', qr/^the answer has HTTP status 400$/, 'one that is final' ],
+		[ { garbage => JSON::PP::true, after => 3 }, 'failed 1', qr/^the answer has a part that is not the JSON it should be: invalid byte sequence/, 'garbage in the middle' ],
 		[ { truncate => JSON::PP::true }, 'completed 2', qr/^the answer ended too early/, 'half of what it said' ])
 	{
 		my ($fault, $expected, $message, $name) = @$case;
