@@ -23,6 +23,7 @@ outside.py [--tls CERT KEY | --old-tls CERT KEY]     prints its port, serves 127
 import asyncio
 import gzip
 import json
+import resource
 import ssl
 import sys
 import urllib.parse
@@ -143,6 +144,8 @@ async def serve(reader, writer):
 
 
 async def main():
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     context = None
     if len(sys.argv) > 2:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
