@@ -2,7 +2,7 @@
 -- models that are given some, and what they must not get at.
 \ir lib/setup.psql
 \ir lib/models.psql
-SELECT plan(99);
+SELECT plan(101);
 
 CREATE ROLE tools_app LOGIN;
 CREATE ROLE tools_other LOGIN;
@@ -272,7 +272,17 @@ SELECT answered(at(:again, 'asks'), calls('["look", {"at": "y"}]')), run();
 SELECT is(jsonb_array_length(sent() #> '{body,messages}'), 3, 'but of its own calls');
 SELECT answered(at(at(:again, 'asks'), 'round 2'), completion('over'));
 SELECT is((task(:again)).output ->> 'content', 'over', 'to its end');
+SET ROLE tools_app;
+SELECT orchestrator.define('talk', NULL, 'llm', endpoint => 'gpt', request => '{"model": "m", "prompt": "$.q", "tools": ["look"], "conversation": true}');
+SELECT orchestrator.define_workflow('talks', ARRAY[orchestrator.step('a', definition => 'talk', input => '{"q": "first"}'), orchestrator.step('b', definition => 'talk', input => '{"q": "second"}', needs => '{a}')]);
+RESET ROLE;
+SELECT enqueue('talks') AS talks \gset
+SELECT serve(at(:talks, 'a'));
+SELECT is(sent() #> '{body,messages}', '[{"role": "user", "content": "first"}, {"role": "assistant", "content": "first"}, {"role": "user", "content": "second"}]', 'a conversation keeps what was asked and answered, not the calls');
+SELECT answered(at(:talks, 'b'), calls('["look", {"at": "y"}]')), run();
+SELECT is((SELECT string_agg(m ->> 'role', ' ' ORDER BY n) FROM jsonb_array_elements(sent() #> '{body,messages}') WITH ORDINALITY e(m, n)), 'user assistant user assistant tool', 'and comes before them');
 SELECT enqueue('clerk', '{"q": "gone"}') AS gone \gset
+SELECT orchestrator.cancel(:talks);
 SELECT sent(), value_of($$SELECT orchestrator.drop_tool('look')$$, 'tools_app');
 SELECT is(answered(:gone, calls('["look", {"at": "x"}]')) || ' ' || ((task(:gone)).error ->> 'message'), 'failed definition "look" is no tool', 'a tool that is gone meanwhile fails the task');
 SELECT enqueue('clerk', '{"q": "gone"}') AS gone \gset
