@@ -100,6 +100,7 @@ subtest 'who may' => \&rights;
 subtest 'a program that dies' => \&death;
 subtest 'secrets' => \&secrets;
 subtest 'the official library' => \&official;
+subtest 'what the README says' => \&readme;
 $node->stop('fast');
 done_testing();
 
@@ -337,14 +338,35 @@ sub secrets
 	return;
 }
 
+# A file with what came, and how many it were.
+sub kept
+{
+	my @hooks = map { came($_) } '/ok', '/ok/batch', '/ok/two', '/busy/2', '/busy/1/queue.alert.raised';
+	my $file = PostgreSQL::Test::Utils::tempdir() . '/hooks.json';
+	append_to_file($file, encode_json(\@hooks));
+	return ($file, scalar @hooks);
+}
+
 sub official
 {
 	my $packages = model_packages();
 	plan skip_all => 'npm, or its registry, is missing' unless $packages;
-	my @hooks = map { came($_) } '/ok', '/ok/batch', '/ok/two', '/busy/2', '/busy/1/queue.alert.raised';
-	my $file = PostgreSQL::Test::Utils::tempdir() . '/hooks.json';
-	append_to_file($file, encode_json(\@hooks));
+	my ($file, $n) = kept();
 	my ($out, $err) = run_command([ 'node', "$packages/webhooks.mjs", $secret, $file ]);
-	is($out . $err, @hooks . ' 0', 'accepts every signature, and none of another body');
+	is($out . $err, "$n 0", 'accepts every signature, and none of another body');
+	return;
+}
+
+sub readme
+{
+	my ($file, $n) = kept();
+	my ($code) = slurp_file('README.md') =~ /^### Webhooks\n.*?^```python\n(.*?)^```/ms;
+	my ($out, $err) = run_command([ 'python3', '-c', $code . <<'PYTHON', $secret, $file ]);
+import json, sys
+all = [(each["headers"], each["body"].encode()) for each in json.load(open(sys.argv[2]))]
+print(sum(is_ours(sys.argv[1], h, b) for h, b in all), sum(is_ours(sys.argv[1], h, b + b" ") for h, b in all),
+      sum(is_ours(sys.argv[1], dict(h, **{"webhook-timestamp": "1"}), b) for h, b in all))
+PYTHON
+	is($out . $err, "$n 0 0", 'accepts every signature, and none of another body or time');
 	return;
 }
