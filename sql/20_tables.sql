@@ -200,7 +200,7 @@ CREATE TABLE orchestrator.task (
   item         int,                  -- of a map or batch: which item, from 0
   iteration    int,                  -- of a step that repeats: which round, from 1; of a map: items that were started, 2147483647 when all were
   remaining    int,                  -- of a task with steps: those that are not final; null: it has none
-  held_by      bigint,               -- paused together with this task
+  held_by      bigint,               -- paused together with this task; of a scheduled call, the one whose summary it waits for
   parked_on    bigint,               -- a pending task that waits for this limit (src/permit.c); below 0: one for remote workers, less the number of its queue; a call, less 2^30 besides
   changed_at   timestamptz,          -- when it was last paused, resumed, put off or given back
   name         text,

@@ -329,7 +329,8 @@ CREATE FUNCTION orchestrator._settle_call(task bigint, epoch int, outcome text, 
 DECLARE
   v_error jsonb;
 BEGIN
-  PERFORM orchestrator._count_attempt(l) FROM orchestrator.task_live l WHERE l.id = $1 AND l.epoch = $2 AND l.state = 'running';
+  PERFORM orchestrator._count_attempt(l) FROM orchestrator.task_live l
+    WHERE l.id = $1 AND l.epoch = $2 AND l.state = 'running' AND $4 IS DISTINCT FROM '{"summarize": true}';
   IF orchestrator._settle_answer($1, $2, $3, $4) THEN
     RETURN;
   ELSIF $3 = 'completed' THEN

@@ -462,7 +462,7 @@ BEGIN
     DELETE FROM orchestrator.model_usage u WHERE u.owner = t.owner AND u.hour < v_hour - interval '400 days';
   END IF;
   IF t.root_id IS NOT NULL THEN
-    v_asked := CASE WHEN orchestrator._is_round(t) THEN t.parent_id END;
+    v_asked := CASE WHEN orchestrator._is_round(t) OR orchestrator._is_piece(d) THEN t.parent_id END;
     UPDATE orchestrator.task_live l SET resources = orchestrator._add_usage(l.resources, v_in, v_out, v_cost) WHERE l.id IN (t.root_id, v_asked);
   END IF;
   RETURN orchestrator._add_usage(t.resources, v_in, v_out, v_cost);
@@ -528,7 +528,7 @@ BEGIN
   IF v_schema IS NOT NULL THEN
     SELECT j.answer, j.error INTO output, error FROM orchestrator._judge_completion(output, v_schema, $3) j;
   END IF;
-  IF starts_with(d.name, 'orchestrator.summary.') THEN
+  IF orchestrator._is_piece(d) THEN
     error := orchestrator._summary_refusal(t, output);
   ELSIF error IS NULL AND d.request ? 'agent' THEN
     SELECT g.output, g.error, g.requests INTO output, error, requests FROM orchestrator._agent_turn(t, output) g;

@@ -284,6 +284,14 @@ BEGIN
 END
 $$;
 
+-- Whether tasks of a definition are such calls.
+CREATE FUNCTION orchestrator._is_piece(d orchestrator.definition) RETURNS boolean
+  LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN starts_with(d.name, 'orchestrator.summary.');
+END
+$$;
+
 -- Place the calls that summarise a text, below the task that waits for them: as
 -- items of its step, told by their iteration, which is the number of the set.
 CREATE FUNCTION orchestrator._place_pieces(t orchestrator.task, definition int, text text, about jsonb) RETURNS void

@@ -3,7 +3,7 @@
 -- what undoes, ends or meets them. Real calls are in test/t/345_context.pl.
 \ir lib/setup.psql
 \ir lib/models.psql
-SELECT plan(124);
+SELECT plan(126);
 
 CREATE ROLE context_app LOGIN;
 SELECT orchestrator.grant_usage('context_app');
@@ -208,6 +208,7 @@ SELECT is(claimed(), 'b', 'and makes no summary of its own');
 SELECT is((SELECT string_agg(name || ' ' || (context = :'long'::jsonb), ', ') FROM orchestrator.checkpoint WHERE task_id = :run), 'before summary 1 true', 'a checkpoint has the original');
 SELECT is((detail_of(:run, 'summarized')) - 'characters'::text, '{"step": "a", "levels": 2, "checkpoint": "before summary 1"}', 'which the trace tells');
 SELECT is((task(:run)).resources -> 'tokens_in', '2800', 'what summaries use counts');
+SELECT is((task(step_of(:run, 'a'))).resources - 'cost'::text, '{"tokens_in": 2800, "tokens_out": 280}', 'for the step, too');
 SELECT is((task(step_of(:run, 'a'))).attempt, 1, 'a summary is no attempt of the step');
 UPDATE asked SET done = false WHERE task_id IN (step_of(:run, 'a'), step_of(:run, 'b'));
 SELECT answer('a', 'A'), answer('b', 'B');
@@ -324,6 +325,7 @@ SELECT is(claimed(), 'summary of part', 'a step of kind summarize is a call');
 SELECT is((SELECT request #>> '{body,model}' || ' ' || (request #>> '{body,temperature}') || ' ' || (request #>> '{body,messages,1,content}') FROM asked WHERE NOT done), '$x 0 ["x", "y"]', 'about a part of the context');
 SELECT is(summed('x and y'), 'summary of whole', 'is done when it is answered');
 SELECT is((task(step_of(:run, 'part'))).output, '{"content": "x and y", "checkpoint": "before summary 1"}', 'gives the summary');
+SELECT is((task(step_of(:run, 'part'))).resources -> 'tokens_in', '10', 'with what that used');
 SELECT is(context_of(:run), '{"a": {"b": "x and y", "c": 1}}', 'and puts it there');
 SELECT summed('all');
 SELECT is(context_of(:run), '{"summary": "all"}', 'or in the place of all');

@@ -73,6 +73,7 @@ $keys{ $_->{headers}{'idempotency-key'} }++ foreach received_by($url);
 is(scalar(grep { $_ > 1 } values %keys), 0, 'no call was made twice');
 is(app("SELECT string_agg(step || ' ' || state || ' ' || attempt, ', ' ORDER BY number) FROM orchestrator.step_status WHERE run_id = $run"), 'start completed 0, ask completed 0',
 	'and no step was');
+is(app('SELECT sum(started) FROM orchestrator.queue_stats WHERE period = $$hour$$'), 10, 'statistics have the calls that were made');
 cmp_ok(app("SELECT tokens_in FROM orchestrator.task_status WHERE task_id = $run"), '>', 2000, 'the run has what its summary used');
 
 forget_received($url);
