@@ -559,7 +559,7 @@ DECLARE
   v_role  oid := (SELECT o.role FROM orchestrator.owner o WHERE o.id = t.owner);
   v_tools jsonb;
   v_round int := CASE p.id WHEN t.id THEN 1 ELSE substr(t.name, 7)::int END;
-  v_limit int := coalesce((d.request ->> 'max_tool_rounds')::int, 10);
+  v_limit int := coalesce((d.request ->> 'max_tool_rounds')::numeric::int, 10);
   v_after jsonb := CASE p.id WHEN t.id THEN '[]' ELSE jsonb_build_array(t.step) END;
   v_known int := orchestrator._step_count(p);
   v_steps jsonb := '[]';

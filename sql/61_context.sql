@@ -142,7 +142,7 @@ BEGIN
   END IF;
   o := orchestrator._summary_options(d, t);
   c := orchestrator._run_context(t);
-  v_room := orchestrator._estimated_room((o ->> 'limit')::bigint, c.ratio);
+  v_room := orchestrator._estimated_room((o ->> 'limit')::numeric::bigint, c.ratio);
   RETURN coalesce(length($3::text) > v_room AND length((orchestrator._subject(d, o, c.value)).text) > v_room / 4, false);
 END
 $$;
@@ -223,7 +223,7 @@ DECLARE
   o      jsonb := orchestrator._summary_options(d, t);
   c      orchestrator.run_context := orchestrator._run_context(t);
   s      record;
-  v_size int := orchestrator._estimated_room((o ->> 'limit')::bigint, c.ratio);
+  v_size int := orchestrator._estimated_room((o ->> 'limit')::numeric::bigint, c.ratio);
 BEGIN
   SELECT x.* INTO s FROM orchestrator._subject(d, o, c.value) x;
   IF c.summarizer <> t.id AND EXISTS (SELECT FROM orchestrator.task_live l WHERE l.id = c.summarizer AND l.remaining > 0) THEN
@@ -253,7 +253,7 @@ CREATE FUNCTION orchestrator._summary_definition(t orchestrator.task, d orchestr
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   s       orchestrator.definition;
-  v_words int := greatest(50, least(1500, ($3 ->> 'limit')::bigint / 12));
+  v_words int := greatest(50, least(1500, ($3 ->> 'limit')::numeric::bigint / 12));
   v_kept  record;
 BEGIN
   s := orchestrator._policy(s, '{}');

@@ -296,7 +296,7 @@ SELECT orchestrator.cancel(:run);
 
 -- Conversations that grow too long, and the estimate
 SET ROLE context_app;
-SELECT orchestrator.define_workflow('chat', ARRAY[asks('one', request => '{"prompt": "$.input.q", "conversation": true}'), asks('two', '{one}', '{"prompt": "go on", "conversation": true}')], context => '{"limit": 1000}');
+SELECT orchestrator.define_workflow('chat', ARRAY[asks('one', request => '{"prompt": "$.input.q", "conversation": true}'), asks('two', '{one}', '{"prompt": "go on", "conversation": true}')], context => '{"limit": 1000.0}');
 RESET ROLE;
 SELECT enqueued('chat', jsonb_build_object('q', words(1500))) AS run \gset
 SELECT claimed(), answer('one', words(500));

@@ -207,7 +207,7 @@ SELECT is((SELECT sum(calls) FROM orchestrator.usage_status WHERE definition = '
 
 -- In a workflow, and where it stops
 SET ROLE tools_app;
-SELECT orchestrator.define('small', NULL, 'llm', endpoint => 'gpt', retry_delay => '0', request => '{"model": "m", "prompt": "$.steps.first", "tools": ["look"], "max_tool_rounds": 1,
+SELECT orchestrator.define('small', NULL, 'llm', endpoint => 'gpt', retry_delay => '0', request => '{"model": "m", "prompt": "$.steps.first", "tools": ["look"], "max_tool_rounds": 1.0,
   "schema": {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}}}');
 SELECT orchestrator.define_workflow('whole', ARRAY[orchestrator.step('first', 'SELECT 1', 'sql'), orchestrator.step('asks', definition => 'small', needs => '{first}'),
                                                    orchestrator.step('last', 'SELECT 1', 'sql', needs => '{asks}')]);
