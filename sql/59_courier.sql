@@ -75,6 +75,7 @@ BEGIN
     PERFORM orchestrator._check_endpoint($1, d.endpoint);
     PERFORM orchestrator._check_provider(d);
   END IF;
+  PERFORM orchestrator._require(octet_length(d.request::text) <= pg_size_bytes(current_setting('orchestrator.max_input_size')), 'request is larger than orchestrator.max_input_size');
   CASE d.kind
     WHEN 'http' THEN PERFORM orchestrator._check_request(d.request);
     WHEN 'tool' THEN PERFORM orchestrator._check_tool_request(d);
@@ -218,6 +219,40 @@ CREATE FUNCTION orchestrator._claim_call_rows(worker int, queue int, owner int, 
 CREATE FUNCTION orchestrator._complete_calls(tasks bigint[], epochs int[], outputs jsonb[]) RETURNS bigint[]
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_complete_calls';
 
+-- A call that cannot be claimed in time would keep all others from it.
+CREATE FUNCTION orchestrator._fail_stuck_call(task bigint) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '50ms' SET enable_seqscan = off SET jit = off AS $$
+DECLARE
+  t orchestrator.task;
+BEGIN
+  SELECT l.* INTO t FROM orchestrator.task_live l WHERE l.id = $1;
+  IF t.root_id IS NULL OR orchestrator._lock_root(t.root_id, false) THEN
+    SELECT l.* INTO t FROM orchestrator.task_live l WHERE l.id = $1 AND l.state = 'pending' FOR UPDATE;
+    IF FOUND THEN
+      t.error := '{"sqlstate": "OR004", "message": "the concurrency_key of its definition took too long", "hint": "Give a path to one member of the input."}';
+      PERFORM orchestrator._count(t.owner, t.queue, t.definition, 'expired');
+      PERFORM orchestrator._fail(t, t.error);
+    END IF;
+  END IF;
+END
+$$;
+
+-- What a definition says of calls, and why a role cannot make them. As a new
+-- snapshot has it: the rows were claimed by one.
+CREATE FUNCTION orchestrator._called(definition int, role oid, OUT id int, OUT kind text, OUT endpoint text, OUT request jsonb, OUT timeout interval, OUT silence bigint, OUT filled_in boolean, OUT refusal jsonb)
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  SELECT d.kind, d.endpoint, d.request, d.timeout, (extract(epoch FROM d.response_timeout) * 1000)::bigint, strpos(d.request::text, '"$') > 0,
+         CASE WHEN $2 IS NULL THEN '{"sqlstate": "OR005", "message": "the task cannot run: its role is gone, or was renamed"}'::jsonb
+              WHEN d.endpoint IS NOT NULL THEN orchestrator._endpoint_refusal($2, d.endpoint) END
+    INTO kind, endpoint, request, timeout, silence, filled_in, refusal FROM orchestrator.definition d WHERE d.id = $1;
+  IF NOT FOUND THEN
+    refusal := '{"sqlstate": "42704", "message": "its definition is gone", "retry": false}';
+  END IF;
+  id := $1;
+END
+$$;
+
 -- Calls of one owner and queue. Their role must be what it was, and may use the
 -- endpoint now.
 CREATE FUNCTION orchestrator._claim_call_lane(worker int, queue int, owner int, max_rows int, OUT task_id bigint, OUT epoch int,
@@ -228,24 +263,31 @@ DECLARE
   v_now  timestamptz := orchestrator._now();
   v_here text := (SELECT i.system_identifier || '-' || i.database FROM orchestrator.database_identity i LIMIT 1);
   v_role oid := (SELECT a.oid FROM orchestrator.owner o JOIN pg_authid a ON a.oid = o.role AND a.rolname = o.name WHERE o.id = $3);
+  v_most bigint := 2 * pg_size_bytes(current_setting('orchestrator.max_input_size'));
 BEGIN
   RETURN QUERY
     WITH claimed AS MATERIALIZED (
       SELECT c.* FROM orchestrator._claim_call_rows($1, $2, $3, $4) c
     ), known AS MATERIALIZED (
-      SELECT d.id, d.kind, d.endpoint, d.request, d.timeout, (extract(epoch FROM d.response_timeout) * 1000)::bigint AS silence,
-             strpos(d.request::text, '"$') > 0 AS filled_in,
-             CASE WHEN v_role IS NULL THEN '{"sqlstate": "OR005", "message": "the task cannot run: its role is gone, or was renamed"}'::jsonb
-                  WHEN d.endpoint IS NOT NULL THEN orchestrator._endpoint_refusal(v_role, d.endpoint) END AS refusal
-      FROM orchestrator.definition d WHERE d.id IN (SELECT c.definition FROM claimed c)
+      SELECT k.* FROM (SELECT DISTINCT c.definition FROM claimed c) u CROSS JOIN LATERAL orchestrator._called(u.definition, v_role) k
     )
-    SELECT c.task_id, c.epoch, k.endpoint, coalesce(m.request, k.request), coalesce(k.refusal, m.refusal),
-           (extract(epoch FROM least(k.timeout, c.deadline - v_now)) * 1000)::bigint, k.silence, v_here || '-' || c.task_id || coalesce('-' || (m.request ->> 'part'), ''), c.traceparent, c.permits, c.parcel, $2
+    SELECT c.task_id, c.epoch, k.endpoint, coalesce(CASE WHEN m.is_large THEN '{}' ELSE m.request END, k.request),
+           coalesce(k.refusal, m.refusal, CASE WHEN m.is_large THEN orchestrator._size_refusal(v_most) END),
+           (extract(epoch FROM least(k.timeout, nullif(c.deadline, 'infinity') - v_now)) * 1000)::bigint, k.silence, v_here || '-' || c.task_id || coalesce('-' || (m.request ->> 'part'), ''), c.traceparent, c.permits, c.parcel, $2
     FROM claimed c
     JOIN known k ON k.id = c.definition
     -- the condition within: else it is called first
-    LEFT JOIN LATERAL (SELECT x.* FROM orchestrator._make_call(k.kind, k.request, c.input, c.definition, c.task_id) x
+    LEFT JOIN LATERAL (SELECT x.*, pg_column_size(x.request) > v_most AS is_large FROM orchestrator._make_call(k.kind, k.request, c.input, c.definition, c.task_id) x
                        WHERE k.filled_in OR k.kind <> 'http' OFFSET 0) m ON true;
+END
+$$;
+
+-- All that are claimed at once are kept in memory.
+CREATE FUNCTION orchestrator._size_refusal(most bigint) RETURNS jsonb
+  LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN jsonb_build_object('sqlstate', '54000', 'message', format('the request is larger than %s kB', $1 / 1024), 'retry', false,
+                            'hint', 'It may be twice as large as orchestrator.max_input_size.');
 END
 $$;
 
@@ -315,6 +357,7 @@ BEGIN
     EXCEPTION
       WHEN lock_not_available OR deadlock_detected THEN
         v_left := v_left || v_task;
+        PERFORM set_config('lock_timeout', '1ms', true);   -- who locked one may have locked many
       WHEN OTHERS OR query_canceled THEN
         PERFORM orchestrator._give_up(v_task, v_began, 'the call of task %s could not be settled', SQLERRM);
         v_left := v_left || v_task;

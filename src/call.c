@@ -22,6 +22,7 @@
 
 #define LONGEST_URL		 8000
 #define LARGEST_HEADERS	 (64 * 1024)
+#define LARGEST_BODY	 ((Size) 48 * 1024 * 1024) /* of any setting */
 #define DETAIL_SIZE		 1000
 #define LONGEST_DURATION ((int64) PG_INT32_MAX)
 
@@ -46,6 +47,8 @@ static const char *const reserved[] = {
 	"transfer-encoding", "upgrade",
 };
 
+static Datum write_call(FrameBuffer *out, const OrchCallSpec *spec);
+static Datum body_refusal(Size size);
 static bool find(Jsonb *object, const char *key, JsonbValue *value);
 static char *text_of(const JsonbValue *value);
 static void refuse(Parts *parts, const char *message, const char *hint);
@@ -66,6 +69,7 @@ static void put(FrameBuffer *out, const OrchCallSpec *spec,
 static char *secret_path(const char *secret);
 static uint32 milliseconds(int64 value);
 static char *copy_string(FrameString string);
+static char *copy_message(FrameString string);
 static Datum answer_error(const char *sqlstate, const char *message,
 						  uint32 status, bool retry, uint32 retry_after,
 						  const char *detail);
@@ -147,8 +151,40 @@ orch_call_refusal(const char *sqlstate, const char *message, const char *hint)
 	return orch_json_end(&state);
 }
 
+/*
+ * Whatever is wrong with one request must not keep others from being sent.
+ * Writing takes nothing that an error would leave behind but a part of a frame.
+ */
 Datum
 orch_call_write(FrameBuffer *out, const OrchCallSpec *spec)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Size unsent = out->size - out->start;
+	volatile Datum refusal = (Datum) 0;
+
+	PG_TRY();
+	{
+		refusal = write_call(out, spec);
+	}
+	PG_CATCH();
+	{
+		ErrorData *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		out->size = out->start + unsent;
+		refusal = orch_call_refusal(
+			unpack_sql_state(error->sqlerrcode),
+			psprintf("its request cannot be sent: %s", error->message),
+			error->hint);
+	}
+	PG_END_TRY();
+	return refusal;
+}
+
+static Datum
+write_call(FrameBuffer *out, const OrchCallSpec *spec)
 {
 	Parts parts = {0};
 	JsonbValue method;
@@ -170,6 +206,8 @@ orch_call_write(FrameBuffer *out, const OrchCallSpec *spec)
 		refuse(&parts, "the URL is longer than 8000 bytes", NULL);
 	if (parts.headers.len > LARGEST_HEADERS)
 		refuse(&parts, "the headers are larger than 64 kB", NULL);
+	if (parts.refusal == 0)
+		parts.refusal = body_refusal(parts.body_size);
 	if (!orch_endpoint_allowed(spec->endpoint))
 		parts.refusal = orch_call_refusal(
 			"42501",
@@ -182,6 +220,22 @@ orch_call_write(FrameBuffer *out, const OrchCallSpec *spec)
 	pfree(parts.url.data);
 	pfree(parts.headers.data);
 	return parts.refusal;
+}
+
+/*
+ * Templates can make much of a small input.
+ */
+static Datum
+body_refusal(Size size)
+{
+	Size most = Min((Size) orch_max_input_size * 2 * 1024, LARGEST_BODY);
+
+	if (size <= most)
+		return (Datum) 0;
+	return orch_call_refusal(
+		"54000",
+		psprintf("the body of the request is larger than %zu kB", most / 1024),
+		"It may be twice as large as orchestrator.max_input_size.");
 }
 
 bool
@@ -493,6 +547,22 @@ copy_string(FrameString string)
 	return pnstrdup(string.data, string.size);
 }
 
+/*
+ * It may quote what a server said of itself, and be cut off within a character.
+ */
+static char *
+copy_message(FrameString string)
+{
+	char *message = copy_string(string);
+
+	for (char *at = message; *at != '\0'; at++)
+	{
+		if (*at < ' ' || *at > '~')
+			*at = '?';
+	}
+	return message;
+}
+
 const char *
 orch_call_read(FrameReader *frame, int ncalls, OrchDelta *parts, Datum *result,
 			   bool *too_many)
@@ -507,7 +577,7 @@ orch_call_read(FrameReader *frame, int ncalls, OrchDelta *parts, Datum *result,
 	FrameString body;
 
 	(void) frame_read_u64(frame); /* how long it took */
-	message = copy_string(frame_read_string(frame));
+	message = copy_message(frame_read_string(frame));
 	body = frame_read_string(frame);
 	*too_many =
 		ncalls > 1 && (how == RESULT_TOO_LARGE ||

@@ -28,6 +28,11 @@
 /* Rows that limits or others keep from a claim, until it gives up. */
 #define MAX_PASSED 1000
 
+/* So long (microseconds) a claim looks at rows, whose paths may be slow; and one
+ * of them may take no longer than that. */
+#define LONGEST_LOOK (1000 * INT64CONST(1000))
+#define LONGEST_ROW	 (3000 * INT64CONST(1000))
+
 /*
  * Where the claims of the lane that was claimed from last go on: what comes
  * before is dead.  The courier forgets it when it is told that a call is ready,
@@ -43,6 +48,9 @@ static struct
 /* Of the claims since orch_carry_begin(). */
 static int64 wait_left = -1;
 static bool held_up = false;
+static int64 looks_since = -1; /* orch_monotonic(); 0: since the next claim */
+static int64 looks_at = 0;	   /* the task of a row; 0: none */
+static int64 row_since = 0;
 
 /* Columns of _claim_call_rows(). */
 enum
@@ -101,12 +109,22 @@ orch_carry_begin(void)
 {
 	wait_left = -1;
 	held_up = false;
+	looks_since = 0;
+	looks_at = 0;
 }
 
 int64
 orch_carry_left(void)
 {
 	return held_up ? -1 : wait_left;
+}
+
+int64
+orch_carry_stuck(void)
+{
+	return looks_at != 0 && orch_monotonic() - row_since > LONGEST_ROW
+			   ? looks_at
+			   : 0;
 }
 
 /*
@@ -150,6 +168,7 @@ orchestrator_claim_call_rows(PG_FUNCTION_ARGS)
 		if (!more)
 			break;
 	}
+	looks_at = 0;
 	orch_heap_ready_end(claim.rows);
 	note_what_is_left(&claim);
 	known = orch_catalog_queue_info(queue);
@@ -166,6 +185,13 @@ goes_on(const Claim *claim)
 {
 	int64 left;
 
+	if (looks_since == 0)
+		looks_since = orch_monotonic();
+	if (looks_since > 0 && orch_monotonic() - looks_since > LONGEST_LOOK)
+	{
+		held_up = true;
+		return false;
+	}
 	return claim->passed + orch_collect_kept(&claim->collect, &left) <
 			   MAX_PASSED &&
 		   (claim->taken < claim->wanted ||
@@ -194,6 +220,8 @@ claim_row(Claim *claim, OrchRow *row, ItemPointer tid)
 	OrchLoading *loading = NULL;
 	bool mine;
 
+	looks_at = ORCH_INT64(row, ORCH_TASK_ID);
+	row_since = orch_monotonic();
 	if (!row->nulls[ORCH_TASK_EXPIRE_AT] &&
 		DatumGetTimestampTz(row->values[ORCH_TASK_EXPIRE_AT]) <= claim->now)
 		return true; /* the supervisor fails it */

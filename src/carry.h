@@ -17,4 +17,8 @@ extern void orch_carry_forget(void);
 extern void orch_carry_begin(void);
 extern int64 orch_carry_left(void);
 
+/* Of a claim that failed: the task whose path took so long that it did; 0:
+ * there is none. */
+extern int64 orch_carry_stuck(void);
+
 #endif

@@ -112,6 +112,7 @@ static const struct
 	{"_calls_wait", 0, {0}},
 	{"_recover_calls", 0, {0}},
 	{"_lost_calls", 2, {INT8ARRAYOID, INT4ARRAYOID}},
+	{"_fail_stuck_call", 1, {INT8OID}},
 	{"_settle_calls",
 	 4,
 	 {INT8ARRAYOID, INT4ARRAYOID, TEXTARRAYOID, JSONBARRAYOID}},

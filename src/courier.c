@@ -141,6 +141,7 @@ static int under_way(void);
 static void see_to_child(void);
 static void lose_child(const char *why);
 static void end_call(Call *call, const char *outcome, Datum result);
+static void add_ended(Call *call, Call **place);
 static void read_answers(void);
 static void read_frames(void);
 static void read_part(FrameReader *frame);
@@ -154,6 +155,7 @@ static void stop_reading(Call *call);
 static void claim_calls(void);
 static bool begin_claim(int leaving);
 static void undo_claim(void);
+static void fail_stuck(void);
 static bool end_claim(void);
 static void forget_lane(void);
 static void claim(void);
@@ -504,11 +506,8 @@ lose_child(const char *why)
 	hash_seq_init(&scan, calls);
 	while ((call = hash_seq_search(&scan)) != NULL)
 	{
-		MemoryContext old;
-
 		if (call->outcome != NULL)
 			continue;
-		old = MemoryContextSwitchTo(result_context);
 		end_call(call, "lost",
 				 DirectFunctionCall1(
 					 jsonb_in,
@@ -516,17 +515,25 @@ lose_child(const char *why)
 						 "{\"sqlstate\": \"OR003\", \"message\": \"the "
 						 "program that makes outside calls ended while this "
 						 "one was under way\"}")));
-		MemoryContextSwitchTo(old);
 	}
 }
 
 static void
 end_call(Call *call, const char *outcome, Datum result)
 {
+	MemoryContext old = MemoryContextSwitchTo(result_context);
+
 	call->outcome = outcome;
-	call->result = result;
-	call->next_ended = ended;
-	ended = call;
+	call->result = datumCopy(result, false, -1);
+	MemoryContextSwitchTo(old);
+	add_ended(call, &ended);
+}
+
+static void
+add_ended(Call *call, Call **place)
+{
+	call->next_ended = *place;
+	*place = call;
 	nended++;
 }
 
@@ -569,7 +576,6 @@ read_part(FrameReader *frame)
 	uint64 number = frame_read_u64(frame);
 	FrameString part = frame_read_string(frame);
 	Call *call = hash_search(calls, &number, HASH_FIND, NULL);
-	MemoryContext old;
 	const char *text;
 	Size size;
 
@@ -585,9 +591,7 @@ read_part(FrameReader *frame)
 		return;
 	}
 	cancel(number);
-	old = MemoryContextSwitchTo(result_context);
 	end_call(call, "error", orch_call_useless(call->parts));
-	MemoryContextSwitchTo(old);
 }
 
 static void
@@ -599,21 +603,16 @@ read_done(FrameReader *frame)
 	Datum result;
 	const char *outcome;
 	bool too_many;
-	MemoryContext old;
 
 	if (parcel != NULL)
 		read_parcel(parcel, frame);
 	call = hash_search(calls, &number, HASH_FIND, NULL);
 	if (call == NULL || call->outcome != NULL)
 		return; /* it was cancelled */
-	old = MemoryContextSwitchTo(turn_context);
 	outcome = orch_call_read(frame, 1, call->parts, &result, &too_many);
 	if (frame->bad)
 		elog(ERROR, "an answer ended too early");
-	MemoryContextSwitchTo(result_context);
-	result = datumCopy(result, false, -1);
 	end_call(call, outcome, result);
-	MemoryContextSwitchTo(old);
 }
 
 /*
@@ -622,25 +621,21 @@ read_done(FrameReader *frame)
 static void
 read_parcel(OrchParcel *parcel, FrameReader *frame)
 {
-	MemoryContext old = MemoryContextSwitchTo(turn_context);
 	OrchParcelResult *results = orch_parcel_read(parcel, frame);
 
 	if (frame->bad)
 		elog(ERROR, "an answer ended too early");
-	MemoryContextSwitchTo(result_context);
 	for (int i = 0; i < parcel->n; i++)
 	{
 		Call *call =
 			hash_search(calls, &parcel->items[i].call, HASH_FIND, NULL);
 
-		if (call == NULL)
-			continue; /* it was cancelled */
+		if (call == NULL || call->outcome != NULL)
+			continue; /* it was cancelled, or this was said before */
 		if (strcmp(results[i].outcome, "released") == 0)
 			orch_collect_cap(call->task, (parcel->left + 1) / 2);
-		end_call(call, results[i].outcome,
-				 datumCopy(results[i].result, false, -1));
+		end_call(call, results[i].outcome, results[i].result);
 	}
-	MemoryContextSwitchTo(old);
 }
 
 /* ----------------------------------------------------------- interruption */
@@ -808,6 +803,7 @@ undo_claim(void)
 	child.out.size = child.out.start + unsent;
 	while (ended != NULL && ended->number >= first_claimed)
 	{
+		pfree(DatumGetPointer(ended->result));
 		ended = ended->next_ended;
 		nended--;
 	}
@@ -825,6 +821,19 @@ undo_claim(void)
 	}
 	look = true;
 	not_before = GetCurrentTimestamp() + ERROR_PAUSE;
+	if (orch_carry_stuck() != 0)
+		(void) perform(fail_stuck);
+}
+
+/*
+ * A duty.
+ */
+static void
+fail_stuck(void)
+{
+	NullableDatum args[1] = {{Int64GetDatum(orch_carry_stuck()), false}};
+
+	(void) orch_catalog_call(ORCH_FN_FAIL_STUCK_CALL, 1, args, NULL);
 }
 
 /*
@@ -1039,11 +1048,8 @@ write_parcels(void)
 static void
 refuse(Call *call, Datum refusal)
 {
-	MemoryContext old = MemoryContextSwitchTo(result_context);
-
 	call->tuned.limit = 0; /* nothing was called */
-	end_call(call, "error", datumCopy(refusal, false, -1));
-	MemoryContextSwitchTo(old);
+	end_call(call, "error", refusal);
 }
 
 /*
@@ -1143,7 +1149,8 @@ settle_and_claim(void)
 }
 
 /*
- * One that cannot be settled with others is settled by itself.
+ * One that cannot be settled with others is settled by itself, and if it cannot
+ * be so either, after all others.
  */
 static void
 settle_batch(void)
@@ -1171,10 +1178,15 @@ settle_batch(void)
 	}
 	if (claims)
 		undo_claim();
-	for (int i = 0; i < nbatch; i++)
-		end_call(batch[i], batch[i]->outcome, batch[i]->result);
 	if (one_by_one)
+	{
 		settle_at = GetCurrentTimestamp() + ERROR_PAUSE;
+		place = &ended;
+		while (*place != NULL)
+			place = &(*place)->next_ended;
+	}
+	for (int i = nbatch - 1; i >= 0; i--)
+		add_ended(batch[i], place);
 	one_by_one = true;
 }
 
@@ -1306,7 +1318,7 @@ finish_batch(void)
 			is_locked = locked[j] == call->task;
 		if (is_locked)
 		{
-			end_call(call, call->outcome, call->result);
+			add_ended(call, &ended);
 			settle_at = GetCurrentTimestamp() + LOCKED_PAUSE;
 			continue;
 		}

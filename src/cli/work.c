@@ -692,7 +692,7 @@ claim(void)
 {
 	static const char sql[] =
 		"SELECT c.task_id, c.token, c.definition, c.handler, c.input,"
-		" extract(epoch FROM c.lease_until - v.now), extract(epoch FROM c.timeout_at - v.now), extract(epoch FROM c.deadline - v.now),"
+		" extract(epoch FROM c.lease_until - v.now), extract(epoch FROM c.timeout_at - v.now), extract(epoch FROM nullif(c.deadline, 'infinity') - v.now),"
 		" c.task_id AS \"TASK_ID\", c.definition AS \"DEFINITION\", c.attempt AS \"ATTEMPT\", c.max_attempts AS \"MAX_ATTEMPTS\","
 		" c.idempotency_key AS \"IDEMPOTENCY_KEY\", c.queue AS \"QUEUE\", c.owner AS \"OWNER\", c.name AS \"NAME\", c.key AS \"KEY\","
 		" c.parent_id AS \"PARENT_ID\", c.root_id AS \"ROOT_ID\", c.deadline AS \"DEADLINE\", c.timeout_at AS \"TIMEOUT_AT\","

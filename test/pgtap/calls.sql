@@ -1,6 +1,6 @@
 -- Outside calls by the courier's SQL functions, with no courier: claims, what is sent, settles, recovery.
 \ir lib/setup.psql
-SELECT plan(41);
+SELECT plan(45);
 
 CREATE ROLE calls_app LOGIN;
 SELECT orchestrator.grant_usage('calls_app');
@@ -70,6 +70,28 @@ REVOKE USAGE ON FOREIGN SERVER there FROM calls_app;
 INSERT INTO c SELECT * FROM orchestrator._claim_calls(4711, 10);
 SELECT is((SELECT refusal ->> 'sqlstate' FROM c), '42501', 'the right is looked at by every claim');
 GRANT USAGE ON FOREIGN SERVER there TO calls_app;
+
+-- Odd ones, which must not keep others from being claimed
+SELECT orchestrator.cancel((SELECT id FROM t));
+TRUNCATE c, t;
+SET ROLE calls_app;
+SELECT orchestrator.define('many', NULL, 'http', 'calls', endpoint => 'there',
+  request => jsonb_build_object('body', (SELECT jsonb_agg('$.x'::text) FROM generate_series(1, 10))));
+SELECT orchestrator.enqueue('plain', deadline => 'infinity');
+RESET ROLE;
+SELECT add_call('many', jsonb_build_object('x', repeat('x', 900)));
+SET orchestrator.max_input_size = '4kB';
+INSERT INTO c SELECT * FROM orchestrator._claim_calls(4711, 10);
+SELECT is((SELECT array_agg(timeout_ms) FROM c WHERE refusal IS NULL), '{NULL}', 'a deadline that never comes is none');
+SELECT is((SELECT refusal - 'hint'::text FROM c WHERE refusal IS NOT NULL), '{"sqlstate": "54000", "message": "the request is larger than 8 kB", "retry": false}', 'what its templates make of an input may be too large');
+SELECT is((SELECT request FROM c WHERE refusal IS NOT NULL), '{}', 'and is not kept');
+SELECT throws_like($$SELECT orchestrator.define('large', NULL, 'http', 'calls', endpoint => 'there', request => jsonb_build_object('body', repeat('x', 5000)))$$,
+  'request is larger than orchestrator.max_input_size', 'nor may a request be so by itself');
+RESET orchestrator.max_input_size;
+SELECT orchestrator.cancel(task_id) FROM c;
+TRUNCATE c, t;
+INSERT INTO t SELECT 'gone', add_call('plain');
+INSERT INTO c SELECT * FROM orchestrator._claim_calls(4711, 10);
 
 -- Left behind
 SELECT is(orchestrator._recover_calls(), 1, 'calls of a courier that is gone are handed back');

@@ -158,6 +158,9 @@ SH
 	is($e->{cwd}, Cwd::realpath("$tasks/env"), 'it runs in its folder');
 	my ($group, $pid) = split m{/}, $e->{group};
 	is($group, $pid, 'and leads a process group');
+	$id = app(q{SELECT orchestrator.enqueue('env', deadline => 'infinity')});
+	work();
+	is(result($id)->{output}{deadline}, 'infinity', 'a deadline that never comes');
 	return;
 }
 

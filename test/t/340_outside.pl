@@ -96,6 +96,7 @@ subtest 'endpoints' => \&endpoints;
 subtest 'requests' => \&requests;
 subtest 'statuses' => \&statuses;
 subtest 'answers that cannot be kept' => \&unusable;
+subtest 'requests that cannot be sent' => \&unsendable;
 subtest 'receivers that misbehave' => \&faults;
 subtest 'where calls may not go' => \&addresses;
 subtest 'spellings' => \&spellings;
@@ -108,6 +109,9 @@ subtest 'a program that dies' => \&deaths;
 subtest 'a program that wants too much memory' => \&memory;
 subtest 'the courier comes and goes' => \&lifecycle;
 subtest 'nothing is left waiting for a worker that hangs' => \&others;
+subtest 'a call that cannot be settled' => \&unsettled;
+subtest 'a path that takes for ever' => \&stuck;
+subtest 'a program that says things twice' => \&twice;
 subtest 'a program that is not there' => \&absent;
 $node->stop('fast');
 done_testing();
@@ -248,6 +252,34 @@ sub unusable
 	}
 	is(run('inflate', '{"path": "/bomb/2000000"}', 'sqlstate', 'message'), 'failed|OR013|the answer is too large', 'R21: sizes are of what was compressed');
 	is(run('inflate', '{"path": "/bomb/1000"}', 'status'), 'completed|200', 'which is read if the endpoint says so');
+	return;
+}
+
+# What one task asks for must not touch the calls of others.
+sub unsendable
+{
+	my $many = '{' . join(', ', map { qq("$_": "\$.x") } 1 .. 80) . '}';
+
+	define('beside', 'local', '{"path": "/sleep/1500"}');
+	define('many', 'local', qq({"path": "/echo", "body": $many}));
+	my $beside = enqueue('beside');
+	under_way(1);
+	is(run('many', '{"x": "' . ('x' x 1_000_000) . '"}', 'sqlstate', 'retry'), 'failed|54000|false', 'one that would be larger than any frame');
+	is(result($beside), 'completed', 'another goes on');
+	is(app("SELECT attempt FROM orchestrator.task WHERE id = $beside"), '1', 'with the same program');
+	define('long', 'local', '{"path": "/echo", "body": "$.x"}');
+	is(run('long', '{"x": "' . ('\u0001' x 900_000) . '"}', 'message'), 'failed|the body of the request is larger than 2048 kB', 'one that grows as it is written');
+
+	# A byte that this encoding has no character for
+	admin(q{CREATE DATABASE west TEMPLATE template0 ENCODING 'WIN1252' LC_COLLATE 'C' LC_CTYPE 'C'});
+	my $west = sub { return $node->safe_psql('west', $_[0]) };
+	$west->("CREATE EXTENSION orchestrator; CREATE SERVER local FOREIGN DATA WRAPPER orchestrator_http OPTIONS (url '$server->{url}', allow_private 'on')");
+	$west->(q{SELECT orchestrator.define(n, NULL, 'http', endpoint => 'local', request => '{"path": "/echo", "body": "$.x"}') FROM unnest('{a,b}'::text[]) n});
+	my $bad = $west->(q{SELECT orchestrator.enqueue('a', jsonb_build_object('x', chr(129)))});
+	my $good = $west->(q{SELECT orchestrator.enqueue('b', '{"x": 1}')});
+	$west->("CALL orchestrator.await($_, '20 s')") foreach $bad, $good;
+	is($west->("SELECT state, error ->> 'sqlstate' FROM orchestrator.task ORDER BY id"), "failed|22P05\ncompleted|", 'one that is no UTF-8');
+	admin('DROP DATABASE west');
 	return;
 }
 
@@ -433,6 +465,14 @@ sub certificates
 	like(run('expired', undef, 'sqlstate', 'retry', 'message'), qr/^failed\|OR012\|false\|.*expired/, 'one whose time has passed');
 	like(run('old', undef, 'sqlstate', 'message'), qr/^failed\|OR012\|.*(?:protocol|ssl)/i, 'a server that knows TLS 1.1 only');
 	is(run('unencrypted', undef, 'sqlstate'), 'failed|OR004', 'and one that answers nothing to TLS');
+	# The message quotes the name of this one, and is cut off within a character
+	my $long = "$folder/long";
+	system_or_bail('openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', '-utf8', '-subj', '/CN=a' . ("\xf0\x9f\x98\x80" x 63), '-keyout', "$long.key", '-out', "$long.crt");
+	my $named = outside('--tls', "$long.crt", "$long.key");
+	admin(endpoint('long', "url '$named->{url}', allow_private 'on', ca_file '$long.crt'"));
+	define('long_name', 'long', '{"path": "/echo"}', 'max_attempts => 1');
+	like(run('long_name', undef, 'sqlstate', 'message'), qr/^failed\|OR012\|.*certificate subject name 'a[?]+$/, 'one that has no name of a host, but a long one');
+
 	is(run('trusted', undef, 'status'), 'completed|200', 'a connection that is trusted stays so');
 	is(run('untrusted', undef, 'sqlstate'), 'failed|OR012', 'for its own endpoint');
 	return;
@@ -558,6 +598,19 @@ sub interruption
 	$session->query('ROLLBACK');
 	$session->quit;
 	is(result($held, 'status'), 'completed|200', 'and is settled when it is free');
+
+	define('many_held', 'local', '{"path": "/sleep/1500"}');
+	app(q{SELECT count(orchestrator.enqueue('many_held')) FROM generate_series(1, 100)});
+	under_way(100);
+	$session = session($node, 'app');
+	$session->query('BEGIN');
+	$session->query(q{SELECT count(orchestrator.cancel(t.id)) FROM orchestrator.task t JOIN orchestrator.definition d ON d.id = t.definition WHERE d.name = 'many_held'});
+	define('after', 'patient', '{"path": "/sleep/2000"}');
+	my $since = time;
+	is(run('after', undef, 'status'), 'completed|200', 'nor do many');
+	cmp_ok(time - $since, '<', 4, 'at once');
+	$session->query('COMMIT');
+	$session->quit;
 	return;
 }
 
@@ -651,13 +704,66 @@ sub others
 	return;
 }
 
-# The library alone, in a folder of its own.
-sub absent
+# Its row is among the finished ones already, as if those were damaged.
+sub unsettled
+{
+	define('brief', 'local', '{"path": "/sleep/700"}');
+	my @tasks = split /\n/, app(q{SELECT orchestrator.enqueue('brief') FROM generate_series(1, 20)});
+	under_way(20);
+	my $damaged = "SELECT (jsonb_populate_record(l, '{\"live\": false, \"state\": \"completed\"}')).* FROM orchestrator.task_live l WHERE l.id = $tasks[10]";
+	admin("INSERT INTO orchestrator.task $damaged");
+	my $others = join ',', grep { $_ != $tasks[10] } @tasks;
+	$node->wait_for("SELECT count(*) FROM orchestrator.task WHERE id IN ($others) AND state = 'completed'", '19', 'all others are settled');
+	is(admin("SELECT state FROM orchestrator.task_live WHERE id = $tasks[10]"), 'running', 'but not that one');
+	admin("DELETE FROM orchestrator.task_finished WHERE id = $tasks[10]");
+	is(result($tasks[10]), 'completed', 'which is when that can be');
+	return;
+}
+
+# A claim is of all roles, and waits for no path of one of them.
+sub stuck
+{
+	define('keyed', 'local', '{"path": "/echo"}', q{concurrency_key => '$.** ? (@ == $.**)', key_max_running => 1});
+	my $task = enqueue('keyed', '{"a": [' . join(',', 1 .. 40_000) . ']}');
+	my $other = enqueue('brief');
+	is(result($other), 'completed', 'another call is made');
+	is(result($task, 'sqlstate', 'message'), 'failed|OR004|the concurrency_key of its definition took too long', 'that one is not');
+	return;
+}
+
+# The library in a folder of its own: that.
+sub library_alone
 {
 	my ($path) = server_conf() =~ /^dynamic_library_path = '([^:]*):/m;
 	my $alone = PostgreSQL::Test::Utils::tempdir();
 	copy("$path/orchestrator.so", "$alone/orchestrator.so") or die;
 	$node->set(dynamic_library_path => "$alone:\$libdir");
+	return $alone;
+}
+
+# Whatever may become of its program, the server goes on.
+sub twice
+{
+	my ($version) = slurp_file('src/frame.h') =~ /FRAME_VERSION (\d+)/;
+	my $program = slurp_file('test/lib/twice.py') =~ s/\@VERSION\@/$version/r;
+	my $path = library_alone() . '/orchestrator-courier';
+	append_to_file($path, $program);
+	chmod 0755, $path;
+	$node->restart;
+	admin(endpoint('vectors', "url '$server->{url}', allow_private 'on', provider 'openai'"));
+	app(q{SELECT orchestrator.define('vectors', NULL, 'embedding', endpoint => 'vectors', request => '{"model": "m", "input": "$.x"}', batch_size => 10, batch_wait => '300 ms', max_attempts => 1)});
+	define('single', 'local', '{}', 'max_attempts => 1');
+	my @tasks = ((map { enqueue('vectors', '{"x": "a"}') } 1 .. 5), enqueue('single'));
+	is(result($_, 'sqlstate'), 'failed|OR012', 'what it says first counts') foreach @tasks;
+	my $pid = courier();
+	is(result(enqueue('single'), 'sqlstate'), 'failed|OR012', 'and it is heard on');
+	is(courier(), $pid, 'by the same courier');
+	return;
+}
+
+sub absent
+{
+	library_alone();
 	$node->restart;
 	define('absent', 'local', '{}');
 	is(run('absent', undef, 'sqlstate', 'message', 'hint'),
