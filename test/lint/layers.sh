@@ -53,6 +53,9 @@ delta
 call
 parcel
 child
+transit
+dispatch
+deliver
 courier
 executor
 pool

@@ -1,0 +1,463 @@
+/*
+ * dispatch.c
+ *	  Claims of calls for the courier, which go to its child program when they
+ *	  are committed.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "carry.h"
+#include "catalog.h"
+#include "dispatch.h"
+#include "guc.h"
+#include "heap.h"
+#include "permit.h"
+#include "stream.h"
+#include "transit.h"
+
+/* Claimed in one: the first are on their way while the next are claimed. */
+#define CLAIM 256
+
+/* Calls wait, but limits or locks keep them. */
+#define HELD_UP_PAUSE (50 * INT64CONST(1000))
+
+/* Longest sleep before calls that wait for others are looked at again. */
+#define LONGEST_WAIT_MS 60000
+
+/* Columns of _claim_calls(). */
+enum
+{
+	CALL_TASK = 1,
+	CALL_EPOCH,
+	CALL_ENDPOINT,
+	CALL_REQUEST,
+	CALL_REFUSAL,
+	CALL_TIMEOUT,
+	CALL_SILENCE,
+	CALL_KEY,
+	CALL_TRACEPARENT,
+	CALL_PERMITS,
+	CALL_PARCEL,
+	CALL_QUEUE
+};
+
+static uint64 last_number = 0;
+static TimestampTz claim_at = 0; /* look again then; 0: when told */
+static int32 only_queue = 0;	 /* where all calls wait; 0: not known */
+static int32 only_owner = 0;
+static SPIPlanPtr claim_plan = NULL;
+static SPIPlanPtr lane_plan = NULL;
+static SPIPlanPtr lanes_plan = NULL;
+
+/* Of the present claim. */
+static Size unsent = 0; /* before it */
+static int room = 0;
+static int nclaimed = 0;
+static uint64 first_claimed = 0;
+static bool calls_wait = false;
+
+static void fail_stuck(void);
+static void forget_lane(void);
+static void execute(SPIPlanPtr *plan, const char *query, int n, Datum *values);
+static void find_only_lane(void);
+static void ask_whether_calls_wait(void);
+static void take_row(HeapTuple row, TupleDesc desc);
+static void put_in_parcel(OrchCall *call, const OrchCallSpec *spec,
+						  int32 number);
+static void write_parcels(void);
+static void refuse(OrchCall *call, Datum refusal);
+static void tune(OrchCall *call, int32 queue);
+static void open_stream(OrchCall *call, const OrchCallSpec *spec);
+static void read_spec(OrchCallSpec *spec, HeapTuple row, TupleDesc desc);
+
+TimestampTz
+orch_dispatch_at(void)
+{
+	return claim_at;
+}
+
+void
+orch_dispatch(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (pg_atomic_exchange_u32(&orch_transit.database->courier_told, 0) != 0)
+	{
+		orch_transit.look = true;
+		forget_lane();
+	}
+	if (claim_at != 0 &&
+		(now >= claim_at ||
+		 claim_at > TimestampTzPlusMilliseconds(now, LONGEST_WAIT_MS)))
+	{
+		orch_transit.look = true;
+		forget_lane();
+	}
+	while (orch_transit.look && orch_dispatch_begin(0))
+	{
+		if (!orch_transit_perform(orch_dispatch_claim))
+			orch_dispatch_undo();
+		else if (!orch_dispatch_end())
+			break;
+	}
+}
+
+/*
+ * Whether to claim, when so many calls are about to be over.
+ */
+bool
+orch_dispatch_begin(int leaving)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	room = Min(orch_courier_max_in_flight -
+				   (int) hash_get_num_entries(orch_transit.calls) +
+				   orch_parcel_riders() + leaving,
+			   CLAIM);
+	if (room <= 0 || !orch_enabled || now < orch_transit.not_before)
+		return false; /* orch_transit.look again when there is */
+	if (orch_transit.child.pid == 0 && orch_child_installed() &&
+		!orch_child_start(&orch_transit.child))
+	{
+		orch_transit.not_before = now + ORCH_COURIER_PAUSE;
+		return false;
+	}
+	if (orch_transit_under_way() == 0)
+		orch_transit.child.heard_at = now;
+	orch_transit.look = false;
+	claim_at = 0;
+	nclaimed = 0;
+	first_claimed = last_number + 1;
+	unsent = orch_transit.child.out.size - orch_transit.child.out.start;
+	orch_carry_begin();
+	return true;
+}
+
+/*
+ * Nothing was claimed: what was written for it is not sent.
+ */
+void
+orch_dispatch_undo(void)
+{
+	forget_lane();
+	orch_transit.child.out.size = orch_transit.child.out.start + unsent;
+	while (orch_transit.ended != NULL &&
+		   orch_transit.ended->number >= first_claimed)
+	{
+		pfree(DatumGetPointer(orch_transit.ended->result));
+		orch_transit.ended = orch_transit.ended->next_ended;
+		orch_transit.nended--;
+	}
+	while (last_number >= first_claimed)
+	{
+		OrchCall *call =
+			hash_search(orch_transit.calls, &last_number, HASH_FIND, NULL);
+
+		if (call != NULL && call->parcel != NULL &&
+			orch_parcel_leave(call->parcel, call->number))
+			orch_parcel_free(call->parcel);
+		if (call != NULL)
+			orch_transit_stop_reading(call);
+		hash_search(orch_transit.calls, &last_number, HASH_REMOVE, NULL);
+		last_number--;
+	}
+	orch_transit.look = true;
+	orch_transit.not_before = GetCurrentTimestamp() + ORCH_COURIER_PAUSE;
+	if (orch_carry_stuck() != 0)
+		(void) orch_transit_perform(fail_stuck);
+}
+
+/*
+ * A duty.
+ */
+static void
+fail_stuck(void)
+{
+	NullableDatum args[1] = {{Int64GetDatum(orch_carry_stuck()), false}};
+
+	(void) orch_catalog_call(ORCH_FN_FAIL_STUCK_CALL, 1, args, NULL);
+}
+
+/*
+ * False: there is no more to claim.
+ */
+bool
+orch_dispatch_end(void)
+{
+	int64 left = orch_carry_left();
+
+	orch_transit.claimed = last_number;
+	if (orch_transit.child.pid != 0 &&
+		!frame_send(&orch_transit.child.out, orch_transit.child.socket))
+	{
+		orch_transit_lose_child("ended");
+		return false;
+	}
+	orch_transit.look = orch_transit.look || nclaimed >= room;
+	if (nclaimed >= room)
+		return true;
+	forget_lane();
+	calls_wait = false;
+	if (left >= 0)
+		claim_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+											   Min(left, LONGEST_WAIT_MS));
+	else if (orch_transit_perform(ask_whether_calls_wait) && calls_wait)
+		claim_at = GetCurrentTimestamp() + HELD_UP_PAUSE;
+	return false;
+}
+
+static void
+forget_lane(void)
+{
+	only_queue = 0;
+	orch_carry_forget();
+}
+
+/*
+ * A duty.
+ */
+void
+orch_dispatch_claim(void)
+{
+	Datum values[4] = {Int32GetDatum(MyProcPid), Int32GetDatum(room)};
+	OrchIdentity saved;
+
+	orch_transit_check_extension();
+	orch_catalog_begin_owner(&saved);
+	SPI_connect();
+	if (only_queue != 0 && !orch_catalog_queue_paused(only_queue))
+	{
+		values[1] = Int32GetDatum(only_queue);
+		values[2] = Int32GetDatum(only_owner);
+		values[3] = Int32GetDatum(room);
+		execute(
+			&lane_plan,
+			"SELECT c.* FROM orchestrator._claim_call_lane($1, $2, $3, $4) c",
+			4, values);
+	}
+	else
+		execute(&claim_plan,
+				"SELECT c.* FROM orchestrator._claim_calls($1, $2) c", 2,
+				values);
+	nclaimed = SPI_processed;
+	for (int i = 0; i < nclaimed; i++)
+		take_row(SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
+	write_parcels();
+	if (nclaimed >= room && only_queue == 0)
+		find_only_lane();
+	SPI_finish();
+	orch_catalog_end_owner(&saved);
+}
+
+/*
+ * Arguments are integers.
+ */
+static void
+execute(SPIPlanPtr *plan, const char *query, int n, Datum *values)
+{
+	Oid types[4] = {INT4OID, INT4OID, INT4OID, INT4OID};
+
+	if (*plan == NULL)
+	{
+		*plan = SPI_prepare(query, n, types);
+		SPI_keepplan(*plan);
+	}
+	if (SPI_execute_plan(*plan, values, NULL, false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not claim calls");
+}
+
+/*
+ * There are more: if all are in one lane, the next claims need not look for
+ * lanes until somebody tells us of others.
+ */
+static void
+find_only_lane(void)
+{
+	bool isnull;
+
+	execute(&lanes_plan, "SELECT l.* FROM orchestrator._call_lanes() l", 0,
+			NULL);
+	if (SPI_processed != 1)
+		return;
+	only_queue = DatumGetInt32(SPI_getbinval(
+		SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	only_owner = DatumGetInt32(SPI_getbinval(
+		SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
+}
+
+/*
+ * Likewise.
+ */
+static void
+ask_whether_calls_wait(void)
+{
+	calls_wait =
+		DatumGetBool(orch_catalog_call(ORCH_FN_CALLS_WAIT, 0, NULL, NULL));
+}
+
+static void
+take_row(HeapTuple row, TupleDesc desc)
+{
+	bool isnull;
+	uint64 number = ++last_number;
+	OrchCall *call =
+		hash_search(orch_transit.calls, &number, HASH_ENTER, NULL);
+	Datum refusal = SPI_getbinval(row, desc, CALL_REFUSAL, &isnull);
+	bool refused = !isnull;
+	Datum *permits;
+	OrchCallSpec spec = {.number = number};
+	int32 parcel =
+		DatumGetInt32(SPI_getbinval(row, desc, CALL_PARCEL, &isnull));
+
+	call->task = DatumGetInt64(SPI_getbinval(row, desc, CALL_TASK, &isnull));
+	call->epoch = DatumGetInt32(SPI_getbinval(row, desc, CALL_EPOCH, &isnull));
+	call->outcome = NULL;
+	call->parcel = NULL;
+	call->tuned.limit = 0;
+	call->parts = NULL;
+	call->stream = -1;
+	deconstruct_array(
+		DatumGetArrayTypeP(SPI_getbinval(row, desc, CALL_PERMITS, &isnull)),
+		INT8OID, 8, true, 'd', &permits, NULL, &call->npermits);
+	for (int i = 0; i < call->npermits; i++)
+		call->permits[i] = DatumGetInt64(permits[i]);
+	if (!refused && orch_transit.child.pid == 0)
+	{
+		refusal = orch_call_refusal(
+			"OR012", "the program that makes outside calls is not installed",
+			"Install libcurl4-openssl-dev and libssl-dev, then build and "
+			"install the extension again.");
+		refused = true;
+	}
+	if (!refused)
+	{
+		read_spec(&spec, row, desc);
+		tune(call,
+			 DatumGetInt32(SPI_getbinval(row, desc, CALL_QUEUE, &isnull)));
+		if (parcel != 0)
+		{
+			put_in_parcel(call, &spec, parcel);
+			return;
+		}
+		refusal = orch_call_write(&orch_transit.child.out, &spec);
+		refused = refusal != (Datum) 0;
+	}
+	if (refused)
+		refuse(call, refusal);
+	else
+		open_stream(call, &spec);
+}
+
+static void
+put_in_parcel(OrchCall *call, const OrchCallSpec *spec, int32 number)
+{
+	call->parcel = orch_parcel(number);
+	orch_parcel_add(call->parcel, spec, call->task);
+}
+
+static void
+write_parcels(void)
+{
+	OrchParcel *parcel;
+
+	while ((parcel = orch_parcel_unwritten()) != NULL)
+	{
+		Datum refusal = orch_parcel_write(parcel, &orch_transit.child.out);
+
+		if (refusal == (Datum) 0)
+			continue;
+		parcel->over = true;
+		for (int i = 0; i < parcel->n; i++)
+			refuse(hash_search(orch_transit.calls, &parcel->items[i].call,
+							   HASH_FIND, NULL),
+				   refusal);
+	}
+}
+
+static void
+refuse(OrchCall *call, Datum refusal)
+{
+	call->tuned.limit = 0; /* nothing was called */
+	orch_transit_end_call(call, "error", refusal);
+}
+
+/*
+ * Its queue learns from it, if that is adaptive.
+ */
+static void
+tune(OrchCall *call, int32 queue)
+{
+	const OrchQueue *known = orch_catalog_queue_info(queue);
+
+	if (known == NULL || known->limit.adaptive == 0)
+		return;
+	call->tuned.queue = queue;
+	call->tuned.limit = known->limit.id;
+	call->tuned.since = orch_monotonic();
+}
+
+/*
+ * Of a call that asks for its answer in parts.
+ */
+static void
+open_stream(OrchCall *call, const OrchCallSpec *spec)
+{
+	const OrchEndpoint *endpoint = spec->endpoint;
+	const OrchDefinition *definition;
+	OrchStreamOf of = {.task = call->task, .root = call->task};
+	OrchLeaf *leaf;
+	OrchRow row;
+	ItemPointerData tid;
+	bool shown;
+
+	if (!orch_call_streams(spec->request, &shown))
+		return;
+	call->parts = orch_delta_begin(TopMemoryContext, endpoint->provider,
+								   endpoint->max_response);
+	if (call->parts == NULL || !shown)
+		return;
+	leaf = orch_heap_open_live();
+	if (orch_heap_find(leaf, call->task, &row, &tid))
+	{
+		definition =
+			orch_catalog_definition(ORCH_INT32(&row, ORCH_TASK_DEFINITION));
+		if (!row.nulls[ORCH_TASK_ROOT_ID])
+			of.root = ORCH_INT64(&row, ORCH_TASK_ROOT_ID);
+		if (!row.nulls[ORCH_TASK_PARENT_ID])
+			of.parent = ORCH_INT64(&row, ORCH_TASK_PARENT_ID);
+		of.owner = ORCH_INT32(&row, ORCH_TASK_OWNER);
+		of.attempt = ORCH_INT32(&row, ORCH_TASK_ATTEMPT);
+		of.notify = definition != NULL && definition->notify;
+		of.notify_all = definition != NULL && definition->notify_all;
+		call->stream = orch_stream_open(&of);
+	}
+	orch_heap_close(leaf);
+}
+
+static void
+read_spec(OrchCallSpec *spec, HeapTuple row, TupleDesc desc)
+{
+	char *endpoint = SPI_getvalue(row, desc, CALL_ENDPOINT);
+	bool isnull;
+
+	spec->endpoint = orch_endpoint(endpoint);
+	if (spec->endpoint == NULL)
+		elog(ERROR, "endpoint \"%s\" is gone", endpoint);
+	spec->request =
+		DatumGetJsonbP(SPI_getbinval(row, desc, CALL_REQUEST, &isnull));
+	spec->timeout =
+		DatumGetInt64(SPI_getbinval(row, desc, CALL_TIMEOUT, &isnull));
+	if (!isnull)
+		spec->timeout = Max(spec->timeout, 1);
+	spec->silence =
+		DatumGetInt64(SPI_getbinval(row, desc, CALL_SILENCE, &isnull));
+	spec->key = SPI_getvalue(row, desc, CALL_KEY);
+	spec->traceparent = SPI_getvalue(row, desc, CALL_TRACEPARENT);
+}
