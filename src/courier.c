@@ -40,8 +40,10 @@
 /* What was to be recovered is locked by somebody. */
 #define LOCKED_PAUSE (100 * INT64CONST(1000))
 
-/* Of the supervisor: the courier that it started. */
+/* Of the supervisor: the courier that it started, and that which it saw last,
+ * which a supervisor before it may have started. */
 static BackgroundWorkerHandle *handle = NULL;
+static pid_t seen_pid = -1; /* 0: none; -1: it has not looked */
 static bool recover_asked = false;
 static TimestampTz manage_at = DT_NOEND;
 
@@ -78,20 +80,20 @@ orch_courier_manage(OrchDatabase *of, bool may_fire)
 
 	if (now >= manage_at)
 		manage_at = DT_NOEND;
-	if (handle != NULL)
+	if (handle != NULL && GetBackgroundWorkerPid(handle, &pid) == BGWH_STOPPED)
 	{
-		if (GetBackgroundWorkerPid(handle, &pid) != BGWH_STOPPED)
-			return;
 		pfree(handle);
 		handle = NULL;
 		recover_asked = true;
 	}
-	if (recover_asked)
+	if (of->courier_pid != seen_pid)
 	{
-		recover_asked = false;
-		recover_calls();
+		recover_asked = recover_asked || seen_pid != 0;
+		seen_pid = of->courier_pid;
 	}
-	if (!may_fire || !orch_enabled || of->courier_pid != 0 ||
+	if (recover_asked)
+		recover_calls();
+	if (!may_fire || !orch_enabled || handle != NULL || of->courier_pid != 0 ||
 		manage_at != DT_NOEND || pg_atomic_read_u32(&of->courier_told) == 0)
 		return;
 	if (!start_courier())
@@ -123,16 +125,19 @@ start_courier(void)
 static void
 recover_calls(void)
 {
+	int32 recovered;
+
+	/* should it fail */
+	manage_at = GetCurrentTimestamp() + ORCH_COURIER_PAUSE;
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	if (DatumGetInt32(
-			orch_catalog_call(ORCH_FN_RECOVER_CALLS, 0, NULL, NULL)) < 0)
-	{
-		recover_asked = true;
-		manage_at = GetCurrentTimestamp() + LOCKED_PAUSE;
-	}
+	recovered =
+		DatumGetInt32(orch_catalog_call(ORCH_FN_RECOVER_CALLS, 0, NULL, NULL));
 	PopActiveSnapshot();
 	CommitTransactionCommand();
+	recover_asked = recovered < 0;
+	manage_at =
+		recover_asked ? GetCurrentTimestamp() + LOCKED_PAUSE : DT_NOEND;
 }
 
 void

@@ -673,6 +673,16 @@ sub lifecycle
 	ok(!kill(0, $program), 'its program went with it');
 	is(admin(q{SELECT backend_type FROM pg_stat_activity WHERE backend_type LIKE '%courier'}), 'orchestrator courier', 'it is seen in pg_stat_activity');
 
+	my $supervisor = q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'orchestrator supervisor' AND datname = 'postgres'};
+	my $before = admin($supervisor);
+	admin("SELECT pg_terminate_backend($before)");
+	$node->wait_for("SELECT count(*) FROM ($supervisor AND pid <> $before) s", '1', 'a supervisor that did not start the courier');
+	$task = enqueue('last');
+	under_way(1);
+	admin('SELECT pg_terminate_backend(' . courier() . ')');
+	is(result($task, 'status'), 'completed|200', 'sees to what that leaves');
+	is(app("SELECT attempt FROM orchestrator.task WHERE id = $task"), '2', 'as the other would have');
+
 	$task = enqueue('last');
 	under_way(1);
 	my $began = time;
