@@ -251,7 +251,8 @@ sub between_pieces
 	my $left = '';
 	until (time > $end || ($left ne '' && $left > 0 && $left < $full))
 	{
-		$left = $holder->query("SELECT pg_relation_size(to_regclass('$table'))");
+		# without a lock: the worker does not rest while somebody waits for it
+		$left = $holder->query("SELECT (pg_stat_file(pg_relation_filepath(to_regclass('$table')), true)).size");
 	}
 	$holder->query('BEGIN; LOCK TABLE orchestrator.expired_task_finished_1 IN ACCESS SHARE MODE');
 	$left = $holder->query("SELECT pg_relation_size('$table')");
