@@ -18,7 +18,8 @@ plan skip_all => "$missing is not installed" if $missing;
 $PostgreSQL::Test::Utils::timeout_default = 60;
 
 my $url = start_model();
-my $node = new_node(name => 'embeddings', max_worker_processes => 24);
+# A courier that leaves sooner than the calls of batch_wait are made, if it may.
+my $node = new_node(name => 'embeddings', max_worker_processes => 24, 'orchestrator.courier_idle_timeout' => '1 s');
 $node->start;
 $node->create_extension;
 $node->plain_role('app');
@@ -268,11 +269,11 @@ sub pgvector
 {
 	plan skip_all => 'pgvector is not installed'
 	  if $node->safe_psql('postgres', q{SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'}) == 0;
-	$node->safe_psql('postgres', 'CREATE EXTENSION vector');
+	$node->safe_psql('postgres', 'CREATE EXTENSION vector; CREATE SCHEMA shop AUTHORIZATION app');
 	my @ids = settle_all('embed openai', 'north', 'south', 'northern');
-	my $near = app(q{CREATE TABLE page (text text, embedding vector(16));
-		INSERT INTO page SELECT input ->> 'text', orchestrator.to_embedding(output) FROM orchestrator.task WHERE id IN (} . join(',', @ids) . q{);
-		SELECT text || ' ' || (embedding <-> (SELECT orchestrator.to_embedding(output)::vector FROM orchestrator.task WHERE id = } . $ids[1] . q{)) FROM page ORDER BY embedding <-> (SELECT embedding FROM page WHERE text = 'south') LIMIT 1});
+	my $near = app(q{CREATE TABLE shop.page (text text, embedding vector(16));
+		INSERT INTO shop.page SELECT input ->> 'text', orchestrator.to_embedding(output) FROM orchestrator.task WHERE id IN (} . join(',', @ids) . q{);
+		SELECT text || ' ' || (embedding <-> (SELECT orchestrator.to_embedding(output)::vector FROM orchestrator.task WHERE id = } . $ids[1] . q{)) FROM shop.page ORDER BY embedding <-> (SELECT embedding FROM shop.page WHERE text = 'south') LIMIT 1});
 	is($near, 'south 0', 'an embedding is stored and found as a vector');
 	return;
 }
