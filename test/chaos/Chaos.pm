@@ -33,7 +33,7 @@ my %mix = (
 	note => 26, noop => 14, retried => 8, delayed => 8, keyed => 8, slow => 16, rolled_back => 6,
 	sql => 4, fails => 3, many => 3, parent => 2, procedure => 2, prepared => 2,
 	chain => 5, fan => 3, signalled => 3, undone => 3, remote => 5, remote_chain => 2,
-	http => 8, http_chain => 3, hooked => 4);
+	http => 8, http_chain => 3, hooked => 4, asked => 3, embedded => 4, tooled => 3);
 my $many = 10;
 my $workflows = "'chain', 'fan', 'signalled', 'undone', 'remote_chain', 'http_chain'";
 my $remote = 3;    # workers
@@ -587,7 +587,7 @@ my @checks = (
 		WHERE t.input ->> 'kind' = 'signalled' AND t.parent_id IS NULL GROUP BY 1 HAVING count(s.consumed_by) <> 1),
 	'I5: a task was completed without its effect' => q(
 		SELECT t.id, t.attempt, t.epoch, t.input FROM orchestrator.task t
-		WHERE t.state = 'completed' AND t.input ->> 'kind' NOT IN ('noop', 'procedure', 'remote', 'http', 'chain', 'fan', 'signalled', 'undone', 'remote_chain', 'http_chain')
+		WHERE t.state = 'completed' AND t.input ->> 'kind' NOT IN ('noop', 'procedure', 'remote', 'http', 'asked', 'embedded', 'tooled', 'chain', 'fan', 'signalled', 'undone', 'remote_chain', 'http_chain')
 		  AND NOT EXISTS (SELECT FROM chaos.ledger l WHERE l.task_id = t.id)),
 	'I5: a procedure was completed without its effect' => q(
 		SELECT t.id, t.attempt, t.epoch, t.input FROM orchestrator.task t
@@ -637,7 +637,7 @@ sub check
 		SELECT t.id, t.input, t.created_at, t.run_at, t.started_at, t.finished_at FROM orchestrator.task t
 		WHERE t.finished_at > to_timestamp($quiet) + interval '5 seconds'
 		  AND NOT EXISTS (SELECT FROM chaos.journal j WHERE j.client = 0 AND j.token = t.input ->> 'token')
-		  AND t.input ->> 'kind' NOT IN ('remote', 'http', $workflows));
+		  AND t.input ->> 'kind' NOT IN ('remote', 'http', 'asked', 'embedded', 'tooled', $workflows));
 	while (my ($name, $query) = splice @checks, 0, 2)
 	{
 		my $found = $node->safe_psql('postgres', "SELECT count(*) FROM ($query) found");

@@ -3,7 +3,8 @@ package OutsideCalls;
 # Outside calls under faults, and what must hold of them.
 #
 #   my $calls = OutsideCalls->start($folder);       # the receiver (receiver.py)
-#   $calls->prepare($node, @roles);                 # definitions http, http_chain and tell of each
+#   $calls->prepare($node, @roles);                 # definitions http, http_chain, asked (a model),
+#                                                   # embedded, tooled (an MCP server) and tell of each
 #   my $sql = OutsideCalls::hooked($input);         # a note, and two webhooks that tell of its end
 #   $calls->remember($node);                        # what was settled so far is to stay
 #   my $n = $calls->interrupt($node);               # pause some with force, and resume them
@@ -56,13 +57,20 @@ sub prepare
 CREATE SERVER outside FOREIGN DATA WRAPPER orchestrator_http
   OPTIONS (url 'http://127.0.0.1:$self->{port}', allow_private 'on', timeout '2 s', max_in_flight '40');
 CREATE SERVER hooks FOREIGN DATA WRAPPER orchestrator_http
-  OPTIONS (url 'http://127.0.0.1:$self->{port}', provider 'webhook', secret 'key', allow_private 'on', timeout '2 s', max_in_flight '20');
-GRANT USAGE ON FOREIGN SERVER outside, hooks TO @{[join ', ', @roles]};
-CREATE TABLE chaos.request (at float8, event text, key text, token text, fate text, after text);
+  OPTIONS (url 'http://127.0.0.1:$self->{port}/hook', provider 'webhook', secret 'key', allow_private 'on', timeout '2 s', max_in_flight '20');
+CREATE SERVER model FOREIGN DATA WRAPPER orchestrator_http
+  OPTIONS (url 'http://127.0.0.1:$self->{port}', provider 'openai', allow_private 'on', timeout '2 s', max_in_flight '20');
+CREATE SERVER tools FOREIGN DATA WRAPPER orchestrator_http
+  OPTIONS (url 'http://127.0.0.1:$self->{port}/mcp', provider 'mcp', allow_private 'on', timeout '2 s', max_in_flight '20');
+GRANT USAGE ON FOREIGN SERVER outside, hooks, model, tools TO @{[join ', ', @roles]};
+CREATE TABLE chaos.request (at float8, event text, what text, key text, token text, fate text, after text);
 CREATE TABLE chaos.settled (task bigint, token text);
 SQL
 	$node->psql_as($_, <<"SQL") foreach @roles;
 SELECT orchestrator.define('http', NULL, $options, request => '{"path": "/call", "body": {"of": "\$.token"}}');
+SELECT orchestrator.define('asked', NULL, 'llm', endpoint => 'model', $retry, request => '{"model": "m", "prompt": "\$.token"}'),
+       orchestrator.define('embedded', NULL, 'embedding', endpoint => 'model', $retry, batch_size => 10, batch_wait => '50 ms', request => '{"model": "m", "input": "\$.token"}'),
+       orchestrator.define('tooled', NULL, 'tool', endpoint => 'tools', $retry, request => '{"tool": "x"}');
 SELECT orchestrator.define('tell', NULL, kind => 'webhook', endpoint => 'hooks', $retry);
 SELECT orchestrator.define_workflow('http_chain', ARRAY[
   orchestrator.step('a', $options, request => '{"path": "/call", "body": {}, "expect": "exists(\$.body.token)"}'),
@@ -82,14 +90,16 @@ sub hooked
 		orchestrator.on_completion(id, 'tell') first, orchestrator.on_completion(id, 'tell') second;\n";
 }
 
-my $mine = q(JOIN orchestrator.definition d ON d.id = t.definition AND d.kind = 'http');
 my $hooks = q(JOIN orchestrator.definition d ON d.id = t.definition AND d.kind = 'webhook');
-my $both = q(JOIN orchestrator.definition d ON d.id = t.definition AND d.kind IN ('http', 'webhook'));
+my $answered = q(JOIN orchestrator.definition d ON d.id = t.definition AND d.kind IN ('http', 'llm', 'tool'));
+my $token = q(coalesce(t.output #>> '{body,token}', t.output ->> 'text', t.output ->> 'content'));
+my $single = q(JOIN orchestrator.definition d ON d.id = t.definition AND d.kind IN ('http', 'llm', 'tool', 'webhook'));
+my $all = q(JOIN orchestrator.definition d ON d.id = t.definition AND d.kind IN ('http', 'llm', 'tool', 'webhook', 'embedding'));
 
 sub remember
 {
 	my ($self, $node) = @_;
-	my $lines = value($node, "SELECT t.id, t.output #>> '{body,token}' FROM orchestrator.task t $mine WHERE t.state = 'completed'") // return;
+	my $lines = value($node, "SELECT t.id, $token FROM orchestrator.task t $answered WHERE t.state = 'completed'") // return;
 
 	foreach my $line (split /\n/, $lines)
 	{
@@ -104,7 +114,7 @@ sub interrupt
 {
 	my ($self, $node) = @_;
 	return value($node, "SELECT count(orchestrator.resume(p.id)) FROM (SELECT t.id, orchestrator.pause(t.id, force => true) AS state
-		FROM (SELECT t.id FROM orchestrator.task t $both WHERE t.live AND t.state = 'running' ORDER BY random() LIMIT 3) t OFFSET 0) p WHERE p.state = 'paused'") // 0;
+		FROM (SELECT t.id FROM orchestrator.task t $all WHERE t.live AND t.state = 'running' ORDER BY random() LIMIT 3) t OFFSET 0) p WHERE p.state = 'paused'") // 0;
 }
 
 sub program
@@ -129,26 +139,26 @@ sub born
 # Each query finds what must not be; a row is a violation.
 my @checks = (
 	'C1: a call is not completed' => qq(
-		SELECT t.id, t.state, t.attempt, t.run_at, t.error FROM orchestrator.task t $both WHERE t.live OR t.state <> 'completed'),
+		SELECT t.id, t.state, t.attempt, t.run_at, t.error FROM orchestrator.task t $all WHERE t.live OR t.state <> 'completed'),
 	'C2: a call was completed that nobody received' => qq(
-		SELECT t.id, t.output FROM orchestrator.task t $both WHERE NOT EXISTS (SELECT FROM seen s WHERE s.task = t.id AND s.event = 'request')),
+		SELECT t.id, t.output FROM orchestrator.task t $single WHERE NOT EXISTS (SELECT FROM seen s WHERE s.task = t.id AND s.event = 'request')),
 	'C3: more requests than attempts' => qq(
-		SELECT t.id, t.attempt, t.state, array_agg(s.at || ' ' || s.fate ORDER BY s.at) FROM orchestrator.task t $both JOIN seen s ON s.task = t.id AND s.event = 'request'
+		SELECT t.id, t.attempt, t.state, array_agg(s.at || ' ' || s.fate ORDER BY s.at) FROM orchestrator.task t $single JOIN seen s ON s.task = t.id AND s.event = 'request'
 		GROUP BY 1, 2, 3 HAVING count(*) > t.attempt),
 	'C4: more attempts than allowed' => qq(
-		SELECT t.id, t.attempt FROM orchestrator.task t $both WHERE t.attempt NOT BETWEEN 1 AND t.max_attempts),
+		SELECT t.id, t.attempt FROM orchestrator.task t $all WHERE t.attempt NOT BETWEEN 1 AND t.max_attempts),
 	'C5: an output is no answer that was given to its task' => qq(
-		SELECT t.id, t.output -> 'body' FROM orchestrator.task t $mine
-		WHERE NOT EXISTS (SELECT FROM seen s WHERE s.task = t.id AND s.event = 'given' AND s.token = t.output #>> '{body,token}')),
+		SELECT t.id, $token FROM orchestrator.task t $answered
+		WHERE NOT EXISTS (SELECT FROM seen s WHERE s.task = t.id AND s.event = 'given' AND s.token = $token)),
 	'C6: a request of a task that there is not' => q(
 		SELECT s.* FROM seen s WHERE NOT EXISTS (SELECT FROM orchestrator.task t WHERE t.id = s.task)),
 	'C7: a task has several keys' => q(
 		SELECT s.task, array_agg(DISTINCT s.key) FROM seen s GROUP BY 1 HAVING count(DISTINCT s.key) > 1),
-	'C8: an answer that was settled is lost, or is another' => q(
-		SELECT z.*, t.state, t.output -> 'body' FROM chaos.settled z LEFT JOIN orchestrator.task t ON t.id = z.task
-		WHERE t.output #>> '{body,token}' IS DISTINCT FROM z.token),
+	'C8: an answer that was settled is lost, or is another' => qq(
+		SELECT z.*, t.state, $token FROM chaos.settled z LEFT JOIN orchestrator.task t ON t.id = z.task
+		WHERE $token IS DISTINCT FROM z.token),
 	'C9: a task was called again after its answer was settled' => qq(
-		SELECT t.id, t.finished_at, to_timestamp(s.at) FROM orchestrator.task t $both JOIN seen s ON s.task = t.id AND s.event = 'request'
+		SELECT t.id, t.finished_at, to_timestamp(s.at) FROM orchestrator.task t $single JOIN seen s ON s.task = t.id AND s.event = 'request'
 		WHERE to_timestamp(s.at) > t.finished_at),
 	'C10: a step was told of another answer than that of the step before' => q(
 		SELECT s.*, a.output -> 'body' FROM seen s JOIN orchestrator.task t ON t.id = s.task JOIN orchestrator.task a ON a.parent_id = t.root_id AND a.name = 'a'
@@ -161,7 +171,13 @@ my @checks = (
 		SELECT a.id, b.id, a.finished_at, to_timestamp(s.at) FROM (SELECT t.* FROM orchestrator.task t $hooks) a
 		JOIN (SELECT t.* FROM orchestrator.task t $hooks) b ON b.metadata ->> 'task' = a.metadata ->> 'task' AND b.id > a.id
 		JOIN seen s ON s.task = b.id WHERE to_timestamp(s.at) < a.finished_at),
-	'C13: a call is still under way' => q(SELECT kind, claimed FROM orchestrator.worker_status WHERE kind = 'courier' AND claimed > 0));
+	'C13: what a model used was not counted once' => q(
+		SELECT u.calls, t.n FROM (SELECT coalesce(sum(calls), 0) AS calls FROM orchestrator.usage_status WHERE definition = 'asked') u,
+			(SELECT count(*) AS n FROM orchestrator.task t JOIN orchestrator.definition d ON d.id = t.definition WHERE d.name = 'asked') t WHERE u.calls <> t.n),
+	'C14: an embedding is of another text' => q(
+		SELECT t.id, t.input, t.output FROM orchestrator.task t JOIN orchestrator.definition d ON d.id = t.definition AND d.kind = 'embedding'
+		WHERE t.output -> 'embedding' IS DISTINCT FROM (SELECT jsonb_agg(ascii(c.c) ORDER BY c.n) FROM regexp_split_to_table(t.input ->> 'token', '') WITH ORDINALITY c(c, n))),
+	'C15: a call is still under way' => q(SELECT kind, claimed FROM orchestrator.worker_status WHERE kind = 'courier' AND claimed > 0));
 
 sub check
 {
@@ -169,11 +185,11 @@ sub check
 	my @violations;
 
 	$node->safe_psql('postgres', "\\copy chaos.request FROM '$self->{log}'\n"
-		. q(CREATE VIEW seen AS SELECT r.*, substring(r.key FROM '\d+$')::bigint AS task FROM chaos.request r;));
+		. q(CREATE VIEW seen AS SELECT r.*, substring(r.key FROM '\d+$')::bigint AS task FROM chaos.request r WHERE r.what <> 'embeddings' AND r.key !~ '-initialized?$';));
 	$node->safe_psql('postgres', 'INSERT INTO chaos.settled VALUES ' . join ', ', map { "($_, '$self->{settled}{$_}')" } keys %{ $self->{settled} })
 	  if %{ $self->{settled} };
-	my @left = (@checks, 'C14: a call was stuck' => qq(
-		SELECT t.id, t.created_at, t.started_at, t.finished_at FROM orchestrator.task t $both
+	my @left = (@checks, 'C16: a call was stuck' => qq(
+		SELECT t.id, t.created_at, t.started_at, t.finished_at FROM orchestrator.task t $all
 		WHERE t.finished_at > to_timestamp($since) + interval '20 seconds'));
 	while (my ($name, $query) = splice @left, 0, 2)
 	{
@@ -182,7 +198,7 @@ sub check
 		push @violations, "$name: $found\n" . $node->safe_psql('postgres', "$query LIMIT 10");
 	}
 	my ($current) = map { children($_) } workers($node, 'courier');
-	push @violations, map { "C15: a program of a courier that is gone lives on: $_" }
+	push @violations, map { "C17: a program of a courier that is gone lives on: $_" }
 	  grep { alive($_) && $_ != ($current // 0) && born($_) eq $self->{programs}{$_} } keys %{ $self->{programs} };
 	return @violations;
 }
@@ -194,7 +210,7 @@ sub summary
 	my $fates = $node->safe_psql('postgres', q(SELECT string_agg(format('%s %s', fate, n), ', ' ORDER BY n DESC)
 		FROM (SELECT fate, count(*) AS n FROM chaos.request WHERE event = 'request' GROUP BY 1) f));
 	my $calls = $node->safe_psql('postgres', "SELECT format('%s calls, %s attempts, %s requests, %s answers that never arrived', count(*), sum(t.attempt),
-		(SELECT count(*) FROM chaos.request WHERE event = 'request'), (SELECT count(*) FROM chaos.request WHERE event = 'given') - count(*)) FROM orchestrator.task t $both");
+		(SELECT count(*) FROM chaos.request WHERE event = 'request'), (SELECT count(*) FROM chaos.request WHERE event = 'given') - count(*)) FROM orchestrator.task t $all");
 	return sprintf '%s; %d looked at meanwhile; %s', $calls, scalar keys %{ $self->{settled} }, $fates;
 }
 

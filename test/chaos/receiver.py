@@ -5,13 +5,15 @@ receiver.py LOG SEED     prints its port, serves 127.0.0.1 until its input ends
 
 LOG is its memory, each line flushed before anything else happens:
 
-  time  request  key  token  fate  after       what came
-  time  given    key  token  fate  after       200 is about to be answered so
+  time  request  what  key  token  fate  after       what came
+  time  given    what  key  token  fate  after       200 is about to be answered so
 
-"after" is what the body of the request said of an earlier answer, or \\N.  Fates
-are drawn: answers at once, late, large, or to nobody, since the client has given
-up; statuses; and connections that are reset, or closed in the middle, or before
-the first byte, which is where clients like to try again by themselves.
+"what" is the end of the path: call or hook, or of the wire formats of models and
+tools completions, embeddings and mcp.  "after" is what the body of the request
+said of an earlier answer, or \\N.  Fates are drawn: answers at once, late, large,
+or to nobody, since the client has given up; statuses; and connections that are
+reset, or closed in the middle, or before the first byte, which is where clients
+like to try again by themselves.
 """
 import asyncio
 import json
@@ -31,37 +33,61 @@ draw = random.Random(int(sys.argv[2]))
 count = 0
 
 
-def note(event, key, token, fate, after):
-    log.write("\t".join([repr(time.time()), event, key, token, fate, after]) + "\n")
+class Request:
+    """One request, what becomes of it, and the token of its answer."""
 
+    def __init__(self, url, headers, body):
+        global count
+        count += 1
+        self.token = f"answer-{count}"
+        self.fate = draw.choices(list(FATES), FATES.values())[0]
+        self.what = url.path.rsplit("/", 1)[-1]
+        self.key = headers.get("webhook-id") or headers.get("idempotency-key", "none")
+        self.body = json.loads(body)
+        self.note("request")
 
-async def give(fate, key, token, after, writer):
-    if fate == "late":
-        await asyncio.sleep(draw.uniform(0.1, 1))
-    elif fate == "to nobody":
-        await asyncio.sleep(PATIENCE + draw.uniform(0.3, 1))
-    note("given", key, token, fate, after)
-    writer.write(outside.as_json({"token": token, "more": "x" * (300_000 if fate == "large" else 10)}))
-    await writer.drain()
+    def note(self, event):
+        after = self.body.get("after") or r"\N"
+        log.write("\t".join([repr(time.time()), event, self.what, self.key, self.token, self.fate, after]) + "\n")
+
+    def answer(self):
+        more = "x" * (300_000 if self.fate == "large" else 10)
+        if self.what == "completions":
+            message = {"role": "assistant", "content": self.token}
+            return {"choices": [{"message": message, "finish_reason": "stop"}], "usage": {"prompt_tokens": 3, "completion_tokens": 2}, "more": more}
+        if self.what == "embeddings":
+            texts = self.body["input"] if isinstance(self.body["input"], list) else [self.body["input"]]
+            return {"data": [{"index": i, "embedding": [ord(c) for c in text]} for i, text in enumerate(texts)], "usage": {"prompt_tokens": len(texts)}}
+        if self.what == "mcp":
+            result = {"protocolVersion": "2025-06-18"} if self.body["method"] == "initialize" else {"content": [{"type": "text", "text": self.token}]}
+            return {"jsonrpc": "2.0", "id": self.body.get("id"), "result": result}
+        return {"token": self.token, "more": more}
+
+    async def give(self, writer):
+        if self.fate == "late":
+            await asyncio.sleep(draw.uniform(0.1, 1))
+        elif self.fate == "to nobody":
+            await asyncio.sleep(PATIENCE + draw.uniform(0.3, 1))
+        self.note("given")
+        if self.body.get("method") == "notifications/initialized":
+            writer.write(outside.answer(202))
+        else:
+            writer.write(outside.as_json(self.answer(), more=["Mcp-Session-Id: one"]))
 
 
 async def take(request, writer):
     """False: this was all of its connection."""
-    global count
-    count += 1
-    key, token = request[3].get("webhook-id") or request[3].get("idempotency-key", "none"), f"answer-{count}"
-    fate = draw.choices(list(FATES), FATES.values())[0]
-    after = json.loads(request[4]).get("after") or r"\N"
-    note("request", key, token, fate, after)
-    if fate.isdigit():
-        writer.write(outside.answer(int(fate), b"not now", more=["Retry-After: 1"] if fate == "429" else []))
-    elif fate in ("reset", "cut"):
-        await outside.fault(fate, writer)
+    _, url, _, headers, body = request
+    it = Request(url, headers, body)
+    if it.fate.isdigit():
+        writer.write(outside.answer(int(it.fate), b"not now", more=["Retry-After: 1"] if it.fate == "429" else []))
+    elif it.fate in ("reset", "cut"):
+        await outside.fault(it.fate, writer)
         return False
-    elif fate == "closed":
+    elif it.fate == "closed":
         return False
     else:
-        await give(fate, key, token, after, writer)
+        await it.give(writer)
     await writer.drain()
     return True
 
