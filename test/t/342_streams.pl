@@ -180,6 +180,18 @@ sub readers
 	return;
 }
 
+# What a session hears until one is such.
+sub events
+{
+	my ($session, $is_last) = @_;
+	my @events;
+	until (grep { $is_last->() } @events)
+	{
+		push @events, map { decode_json($_) } $session->query('SELECT 1') =~ /with payload "(\{.*?\})" received/g;
+	}
+	return @events;
+}
+
 # Ids and numbers, and not too often.
 sub listeners
 {
@@ -192,11 +204,7 @@ sub listeners
 	my $began = time;
 	ended($task);
 	my $took = time - $began;
-	my @events;
-	until (grep { $_->{event} eq 'completed' } @events)
-	{
-		push @events, map { decode_json($_) } $session->query('SELECT 1') =~ /with payload "(\{.*?\})" received/g;
-	}
+	my @events = events($session, sub { $_->{event} eq 'completed' });
 	my @ticks = grep { exists $_->{length} } @events;
 	cmp_ok(scalar @ticks, '>=', 3, 'it is told that there is more');
 	cmp_ok(scalar @ticks, '<=', $took * 5 + 2, 'not more than five times a second');
@@ -204,6 +212,19 @@ sub listeners
 	is("$ticks[0]{event} $ticks[0]{state} $ticks[0]{task}", "progress running $task", 'as progress');
 	is_deeply([ sort { $a <=> $b } map { $_->{length} } @ticks ], [ map { $_->{length} } @ticks ], 'how much there is');
 	cmp_ok($ticks[-1]{length}, '<=', 420, 'in characters');
+
+	app(q{SELECT orchestrator.define_workflow('flow', ARRAY[orchestrator.step('ask', kind => 'llm', endpoint => 'openai', request => '{"model": "m", "prompt": "$.input.q", "stream": true}')])});
+	script_model($url, { fault => { after => 3, hold => JSON::PP::true } });
+	app(q{SELECT orchestrator.pause_queue('told')});
+	my $run = app(q{SELECT orchestrator.enqueue('flow', '{"q": "one two three"}', queue => 'told')});
+	$session->query("LISTEN orchestrator_task_$run");
+	app(q{SELECT orchestrator.resume_queue('told')});
+	$node->wait_for("SELECT s.text FROM orchestrator.step_status t, orchestrator.llm_stream(t.task_id) s WHERE t.run_id = $run", 'one two ', 'a step of a run is read along');
+	my ($tick) = grep { exists $_->{length} } events($session, sub { exists $_->{length} });
+	is("$tick->{root} $tick->{parent}", "$run $run", 'and told to listeners of the run');
+	isnt($tick->{task}, $run, 'which step it is');
+	release_model($url);
+	ended($run);
 	$session->quit;
 	return;
 }
