@@ -433,7 +433,9 @@ open_stream(OrchCall *call, const OrchCallSpec *spec)
 		if (!row.nulls[ORCH_TASK_PARENT_ID])
 			of.parent = ORCH_INT64(&row, ORCH_TASK_PARENT_ID);
 		of.owner = ORCH_INT32(&row, ORCH_TASK_OWNER);
-		of.attempt = ORCH_INT32(&row, ORCH_TASK_ATTEMPT);
+		/* as llm_stream() counts them */
+		of.attempt = ORCH_INT32(&row, ORCH_TASK_ATTEMPT) +
+					 !row.nulls[ORCH_TASK_REMAINING];
 		of.notify = definition != NULL && definition->notify;
 		of.notify_all = definition != NULL && definition->notify_all;
 		call->stream = orch_stream_open(&of);

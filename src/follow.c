@@ -78,7 +78,7 @@ read_ended(int64 task, int32 attempt, int64 after, OrchStreamText *text,
 		!orch_catalog_may_see(view.owner))
 		return false;
 	*done = orch_state_is_final(view.state);
-	/* with steps it came of rounds, and this is not the text of the first */
+	/* asked in rounds, its steps: this is not the text that began as its own */
 	text->attempt = view.attempt + view.has_steps;
 	text->text = *done ? output_text(&view) : "";
 	size = strlen(text->text);
