@@ -302,6 +302,7 @@ extern const CliCommand cmd_enqueue, cmd_run; /* enqueue.c */
 extern const CliCommand cmd_cancel, cmd_pause, cmd_resume, cmd_retry,
 	cmd_purge, cmd_signal, cmd_approve, cmd_reject; /* control.c */
 extern const CliCommand cmd_tasks;					/* tasks.c */
+extern const CliCommand cmd_read;					/* read.c */
 extern const CliCommand cmd_work;					/* work.c */
 extern const CliCommand cmd_watch;					/* watch.c */
 

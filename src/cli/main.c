@@ -26,11 +26,12 @@ static const CliCommand cmd_help = {
 
 /* In the order of the help. */
 static const CliCommand *const commands[] = {
-	&cmd_enqueue, &cmd_run,		&cmd_watch,		&cmd_list,		  &cmd_show,
-	&cmd_trace,	  &cmd_graph,	&cmd_cancel,	&cmd_pause,		  &cmd_resume,
-	&cmd_retry,	  &cmd_signal,	&cmd_approve,	&cmd_reject,	  &cmd_purge,
-	&cmd_queues,  &cmd_workers, &cmd_schedules, &cmd_definitions, &cmd_tasks,
-	&cmd_top,	  &cmd_doctor,	&cmd_work,		&cmd_help,		  NULL,
+	&cmd_enqueue, &cmd_run,	   &cmd_watch,	 &cmd_list,		 &cmd_show,
+	&cmd_trace,	  &cmd_read,   &cmd_graph,	 &cmd_cancel,	 &cmd_pause,
+	&cmd_resume,  &cmd_retry,  &cmd_signal,	 &cmd_approve,	 &cmd_reject,
+	&cmd_purge,	  &cmd_queues, &cmd_workers, &cmd_schedules, &cmd_definitions,
+	&cmd_tasks,	  &cmd_top,	   &cmd_doctor,	 &cmd_work,		 &cmd_help,
+	NULL,
 };
 
 static const CliCommand program = {

@@ -5,6 +5,7 @@ use strict;
 use warnings;
 
 use JSON::PP;
+use OrchestratorClient;
 use OrchestratorModel;
 use OrchestratorStep;
 use OrchestratorTest;
@@ -77,6 +78,7 @@ sub errors
 subtest 'what is put together' => \&together;
 subtest 'who reads along' => \&readers;
 subtest 'listeners' => \&listeners;
+subtest 'the command-line client' => \&client_reads;
 subtest 'streams that go wrong' => \&faults;
 subtest 'streams as they may be' => \&forms;
 subtest 'another attempt' => \&attempts;
@@ -226,6 +228,30 @@ sub listeners
 	release_model($url);
 	ended($run);
 	$session->quit;
+	return;
+}
+
+sub client_reads
+{
+	my $cli = client($node, 'app');
+	script_model($url, { fault => { after => 4, hold => JSON::PP::true, reset => JSON::PP::true } }, { content => "five\e[1m six", fault => { after => 3, hold => JSON::PP::true } });
+	my $task = enqueue('parts openai');
+	wait_for_text($task, '1 one two three ', 'it has begun');
+	my $reader = $cli->terminal(80, 24, 'read', $task);
+	$reader->until(qr/one two three/);
+	release_model($url);
+	$reader->until(qr/it begins anew.*five\\x1b\[1m /s);
+	release_model($url);
+	$reader->until(qr/six/);
+	is($reader->exit_code, 0, 'it completed');
+	my ($out) = $cli->exits(0, 'read', $task);
+	is($out, "five\\x1b[1m six\n", 'afterwards all is there at once');
+	($out) = $cli->exits(0, '--json', 'read', $task);
+	is_deeply(decode_json($out), { attempt => 2, length => 12, text => "five\e[1m six" }, 'as JSON');
+	script_model($url, { fault => { status => 400 } });
+	$cli->exits(4, 'read', enqueue('parts openai'));
+	my (undef, $err) = client($node, 'other')->exits(1, 'read', $task);
+	like($err, qr/there is no task $task/, 'not of another role');
 	return;
 }
 
