@@ -397,7 +397,7 @@ BEGIN
         RETURNING x.task_id, x.epoch, x.secret, x.ends_at, x.look_at
     )
     SELECT c.id, z.epoch || '-' || encode(z.secret, 'hex'), d.name, coalesce(d.handler, d.name), c.input, c.attempt, c.max_attempts,
-           $6 || '-' || c.id, q.name, o.name::text, c.name, c.parent_id, coalesce(c.root_id, c.id), c.key, c.metadata, c.deadline,
+           $6 || '-' || c.id || coalesce('.' || nullif(c.iteration, 1), ''), q.name, o.name::text, c.name, c.parent_id, coalesce(c.root_id, c.id), c.key, c.metadata, c.deadline,
            $5 + d.timeout, z.ends_at, c.traceparent
     FROM claimed c
     JOIN leased z ON z.task_id = c.id

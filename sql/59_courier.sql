@@ -214,8 +214,8 @@ $$;
 -- Provided by the library (src/carry.c): the oldest ready calls of one lane, and
 -- completing those that nothing hangs on.
 CREATE FUNCTION orchestrator._claim_call_rows(worker int, queue int, owner int, max_rows int, OUT task_id bigint, OUT epoch int,
-    OUT definition int, OUT input jsonb, OUT deadline timestamptz, OUT traceparent text, OUT permits bigint[], OUT parcel int) RETURNS SETOF record
-  LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_claim_call_rows';
+    OUT definition int, OUT input jsonb, OUT deadline timestamptz, OUT traceparent text, OUT iteration int, OUT permits bigint[], OUT parcel int)
+  RETURNS SETOF record LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_claim_call_rows';
 CREATE FUNCTION orchestrator._complete_calls(tasks bigint[], epochs int[], outputs jsonb[]) RETURNS bigint[]
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_complete_calls';
 
@@ -273,7 +273,8 @@ BEGIN
     )
     SELECT c.task_id, c.epoch, k.endpoint, coalesce(CASE WHEN m.is_large THEN '{}' ELSE m.request END, k.request),
            coalesce(k.refusal, m.refusal, CASE WHEN m.is_large THEN orchestrator._size_refusal(v_most) END),
-           (extract(epoch FROM least(k.timeout, nullif(c.deadline, 'infinity') - v_now)) * 1000)::bigint, k.silence, v_here || '-' || c.task_id || coalesce('-' || (m.request ->> 'part'), ''), c.traceparent, c.permits, c.parcel, $2
+           (extract(epoch FROM least(k.timeout, nullif(c.deadline, 'infinity') - v_now)) * 1000)::bigint, k.silence,
+           v_here || '-' || c.task_id || coalesce('.' || nullif(c.iteration, 1), '') || coalesce('-' || (m.request ->> 'part'), ''), c.traceparent, c.permits, c.parcel, $2
     FROM claimed c
     JOIN known k ON k.id = c.definition
     -- the condition within: else it is called first

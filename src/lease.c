@@ -178,6 +178,7 @@ static void add_lease(Claim *claim, const OrchRow *row, const Known *known,
 static void set_times(Claim *claim, const OrchRow *row, const Known *known,
 					  Datum *values);
 static const char *next_secret(Claim *claim);
+static Datum make_key(const Claim *claim, const OrchRow *row);
 static void write_leases(Claim *claim);
 static void give_out(Claim *claim, const OrchRow *row, const Known *known,
 					 const char *secret, TimestampTz ends_at);
@@ -536,8 +537,7 @@ give_out(Claim *claim, const OrchRow *row, const Known *known,
 	values[CLAIMED_TOKEN] = make_text(token);
 	values[CLAIMED_DEFINITION] = known->name;
 	values[CLAIMED_HANDLER] = known->handler;
-	values[CLAIMED_IDEMPOTENCY_KEY] = make_text(psprintf(
-		"%s-" INT64_FORMAT, claim->here, ORCH_INT64(row, ORCH_TASK_ID)));
+	values[CLAIMED_IDEMPOTENCY_KEY] = make_key(claim, row);
 	values[CLAIMED_QUEUE] = claim->queue_name;
 	values[CLAIMED_OWNER] = claim->owner_name;
 	if (nulls[CLAIMED_ROOT_ID])
@@ -549,6 +549,23 @@ give_out(Claim *claim, const OrchRow *row, const Known *known,
 	values[CLAIMED_LEASE_UNTIL] = TimestampTzGetDatum(ends_at);
 	tuplestore_putvalues(claim->result->setResult, claim->result->setDesc,
 						 values, nulls);
+}
+
+/*
+ * Each round of a step that repeats has a key of its own.
+ */
+static Datum
+make_key(const Claim *claim, const OrchRow *row)
+{
+	StringInfoData key;
+
+	initStringInfo(&key);
+	appendStringInfo(&key, "%s-" INT64_FORMAT, claim->here,
+					 ORCH_INT64(row, ORCH_TASK_ID));
+	if (!row->nulls[ORCH_TASK_ITERATION] &&
+		ORCH_INT32(row, ORCH_TASK_ITERATION) > 1)
+		appendStringInfo(&key, ".%d", ORCH_INT32(row, ORCH_TASK_ITERATION));
+	return make_text(key.data);
 }
 
 /*

@@ -2,7 +2,7 @@
 -- becomes of leases that are not kept. Sleeping in await_work(), real clients and
 -- the limits in shared memory are in test/t.
 \ir lib/setup.psql
-SELECT plan(120);
+SELECT plan(123);
 
 CREATE ROLE remote_app LOGIN;
 CREATE ROLE remote_worker LOGIN;
@@ -126,6 +126,15 @@ SELECT claimed() AS c \gset
 SELECT is(ids(:'c'), ARRAY[:a]::bigint[], 'is for remote workers again');
 SELECT is(report('fail', :'c', format($$, to_jsonb(repeat('x', 100000))$$)), 'no error', 'a long message');
 SELECT cmp_ok((SELECT octet_length(error::text) FROM orchestrator.task WHERE id = :a), '<', 8192, 'is cut');
+
+-- Rounds of a step
+SELECT value_of($$SELECT orchestrator.define_workflow('rounds', ARRAY[orchestrator.step('a', 'resize', 'remote', repeat_while => '$.iteration < 2')], queue => 'q')$$, 'remote_app');
+SELECT app($$orchestrator.enqueue('rounds')$$);
+SELECT claimed() AS c \gset
+SELECT is(report('complete', :'c'), 'no error', 'a round ends');
+SELECT claimed() AS c2 \gset
+SELECT is(:'c2'::jsonb -> 0 ->> 'idempotency_key', (:'c'::jsonb -> 0 ->> 'idempotency_key') || '.2', 'the next has a key of its own');
+SELECT is(report('complete', :'c2'), 'no error', 'and is the last');
 
 -- Release
 SELECT app($$orchestrator.enqueue('far')$$) AS a \gset

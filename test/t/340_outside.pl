@@ -532,6 +532,11 @@ sub steps
 		orchestrator.step('all', kind => 'http', endpoint => 'local', needs => '{first}', each => '$.input.items', input => '{"i": "$.item"}', request => '{"path": ["echo", "$.i"]}')])});
 	like(run('failing', '{"items": [1, 2, 3]}'), qr/^completed/, 'a failure is a step\'s, an item a call');
 	is(app(q{SELECT orchestrator.definition_json('flow') -> 'steps' -> 0 ->> 'endpoint'}), 'local', 'they are in the document');
+	app(q{SELECT orchestrator.define_workflow('rounds', ARRAY[
+		orchestrator.step('again', kind => 'http', endpoint => 'local', request => '{"path": "/echo/round"}', repeat_while => '$.iteration < 3')])});
+	like(run('rounds'), qr/^completed/, 'a step repeats its call');
+	my @keys = map { $_->[0] } $server->log('/echo/round');
+	is_deeply(\@keys, [ $keys[0], "$keys[0].2", "$keys[0].3" ], 'each round with a key of its own');
 	like(error_of(q{SELECT orchestrator.define_workflow('x', ARRAY[orchestrator.step('a', endpoint => 'local')])}, 'app'), qr/step "a"/, 'a kind is needed');
 	return;
 }
