@@ -246,7 +246,7 @@ sub between_pieces
 	cmp_ok($full, '>', 9e6, ($toast ? 'what is stored out of line' : 'a table') . ' of some pieces');
 	looked('EXISTS (SELECT FROM orchestrator.partition_state WHERE range = 1)', 'its range is full');
 	$node->safe_psql('postgres', q{UPDATE orchestrator.task_finished_1 SET finished_at = finished_at - interval '8 days'; SELECT orchestrator._review()});
-	my $holder = session($node, scalar getpwuid($<));
+	my $holder = session($node);
 	my $end = time + 60;
 	my $left = '';
 	until (time > $end || ($left ne '' && $left > 0 && $left < $full))
@@ -324,7 +324,7 @@ sub waits_for_count
 	looked('EXISTS (SELECT FROM orchestrator.partition_state WHERE range = 1)', 'a range is full');
 	make_old(1);
 	$node->safe_psql('postgres', 'VACUUM orchestrator.task_finished_1');
-	my $user = session($node, scalar getpwuid($<));
+	my $user = session($node);
 	$node->safe_psql('postgres', 'SELECT orchestrator._review()');
 	my $locked = q{SELECT count(*) FROM pg_locks WHERE relation = 'orchestrator.task_finished_1'::regclass AND mode = 'ExclusiveLock' AND granted};
 	my $end = time + 60;
