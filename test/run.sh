@@ -250,8 +250,9 @@ inner() {
 	pgxs=$(dirname "$("$PG_CONFIG" --pgxs)")
 	perl_lib=$(cd "$pgxs/../test/perl" && pwd)
 
-	# What PostgreSQL::Test::Cluster and pg_regress expect, as PGXS sets it.
-	export PATH="$bindir:$PATH" TESTDIR="$PWD" PG_REGRESS="$pgxs/../test/regress/pg_regress"
+	# What PostgreSQL::Test::Cluster and pg_regress expect, as PGXS sets it;
+	# pgbouncer is where Debian lets only root look.
+	export PATH="$bindir:$PATH:/usr/sbin" TESTDIR="$PWD" PG_REGRESS="$pgxs/../test/regress/pg_regress"
 	export TESTLOGDIR="$PWD/tmp_check/log" TESTDATADIR="$PWD/tmp_check"
 	export ORCHESTRATOR_CONF="$PWD/tmp_install/server.conf"
 	export LC_ALL=C.UTF-8 TMPDIR="$PWD/tmp"
