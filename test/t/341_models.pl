@@ -135,7 +135,10 @@ SKIP:
 	skip 'npm can fetch no packages', 5 unless $folder;
 	my $port = PostgreSQL::Test::Cluster::get_free_port();
 	local $ENV{PORT} = $port;
-	start_server(qr/listening on port|started|running/i, 'node', "$folder/node_modules/\@modelcontextprotocol/server-everything/dist/index.js", 'streamableHttp');
+	start_server(qr/listening on port|started|running/i,
+		# of Node.js 20, which that of Debian 12 does not have by itself
+		'node', '-e', 'globalThis.crypto ??= require("crypto").webcrypto; import(process.argv[1])',
+		"$folder/node_modules/\@modelcontextprotocol/server-everything/dist/index.js", 'streamableHttp');
 	$node->safe_psql('postgres', "CREATE SERVER everything FOREIGN DATA WRAPPER orchestrator_http OPTIONS (url 'http://localhost:$port/mcp', provider 'mcp', allow_private 'on');
 		GRANT USAGE ON FOREIGN SERVER everything TO app");
 	like(join(' ', @{ run(q{orchestrator.import_tools('everything', 'e_')})->{output} }), qr/\be_echo\b/, 'the official server: tools/list');
