@@ -29,6 +29,9 @@
 #define MOST_CONNECTIONS 1024 /* kept open */
 #define MOST_REASON		 1024 /* of what is said of a webhook */
 
+/* Between two looks for transfers that are silent. */
+#define LOOK_MS 20
+
 /* Parts that the courier has not taken, until no more of them are read. */
 #define MOST_PARTS (4 * 1024 * 1024)
 
@@ -53,9 +56,12 @@ typedef struct Transfer
 	bool is_webhook; /* signed, and only its status is of interest */
 	int requests;	 /* that were begun */
 	uint64_t most;
-	bool may_stream; /* its answer may be passed on in parts ... */
-	bool streams;	 /* ... and is */
-	bool waits;		 /* for the courier to take some */
+	long silence;	  /* milliseconds without a byte; 0: any */
+	int64_t heard_at; /* the last byte came or went */
+	curl_off_t sent;  /* bytes, at the last look */
+	bool may_stream;  /* its answer may be passed on in parts ... */
+	bool streams;	  /* ... and is */
+	bool waits;		  /* for the courier to take some */
 	uint64_t passed_on;
 	Bytes answer; /* of parts: what is not passed on yet */
 	Bytes lines;  /* of its headers */
@@ -74,6 +80,7 @@ static int nidle = 0;
 static int count = 0;
 static int nwaiting = 0;
 static int64_t timer_at = -1;
+static int64_t look_at = INT64_MAX; /* for silent ones */
 
 static bool is_document(Transfer *transfer);
 static bool pass_on(Transfer *transfer, const char *data, size_t size);
@@ -94,6 +101,8 @@ static void add_line(Transfer *transfer, const char *name, const char *prefix,
 					 const char *value);
 static void add_header(Transfer *transfer, const char *line);
 static void set_rules(Transfer *transfer);
+static void look_for_silent(int64_t now);
+static bool is_silent(Transfer *transfer, int64_t now);
 static void finish(Transfer *transfer, CURLcode code);
 static FrameResult judge(CURLcode code);
 static void put_headers(Transfer *transfer);
@@ -171,6 +180,7 @@ take_body(char *data, size_t one, size_t n, void *arg)
 	Transfer *transfer = arg;
 	bool failed = false;
 
+	transfer->heard_at = now_ms();
 	if (transfer->is_webhook)
 	{
 		size_t room = MOST_REASON - transfer->answer.size;
@@ -282,6 +292,7 @@ take_header(char *data, size_t one, size_t n, void *arg)
 	Transfer *transfer = arg;
 	bool failed = false;
 
+	transfer->heard_at = now_ms();
 	if (n >= 5 && memcmp(data, "HTTP/", 5) == 0)
 	{
 		transfer->lines.size = 0;
@@ -389,12 +400,16 @@ set_up(Transfer *transfer, FrameReader *frame)
 	uint32_t flags = frame_read_u32(frame);
 	long timeout = frame_read_u32(frame);
 	long connect = frame_read_u32(frame);
-	long silence = frame_read_u32(frame);
 	FrameString body;
 	char *texts[7]; /* method, url, host, secret's file, header, prefix, id */
 	char *ca_file;
 	uint32_t nheaders;
 
+	transfer->silence = frame_read_u32(frame);
+	transfer->heard_at = now_ms();
+	if (transfer->silence > 0 &&
+		look_at > transfer->heard_at + transfer->silence)
+		look_at = transfer->heard_at + transfer->silence;
 	transfer->most = frame_read_u64(frame);
 	for (int i = 0; i < 3; i++)
 		texts[i] = copy_string(frame_read_string(frame));
@@ -409,8 +424,6 @@ set_up(Transfer *transfer, FrameReader *frame)
 
 	curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, timeout);
 	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, connect);
-	curl_easy_setopt(easy, CURLOPT_LOW_SPEED_LIMIT, silence > 0 ? 1L : 0L);
-	curl_easy_setopt(easy, CURLOPT_LOW_SPEED_TIME, (silence + 999) / 1000);
 	if (ca_file != NULL && ca_file[0] != '\0')
 		curl_easy_setopt(easy, CURLOPT_CAINFO, ca_file);
 	/* else what is compressed stays so, and is no text */
@@ -613,12 +626,13 @@ void
 transfer_go_on(void)
 {
 	CURLMsg *message;
+	int64_t now = now_ms();
 	int left;
 	int running;
 
 	if (nwaiting > 0 && out->size - out->start < MOST_PARTS / 2)
 		read_on();
-	if (timer_at >= 0 && now_ms() >= timer_at)
+	if (timer_at >= 0 && now >= timer_at)
 	{
 		timer_at = -1;
 		(void) curl_multi_socket_action(multi, CURL_SOCKET_TIMEOUT, 0,
@@ -635,19 +649,67 @@ transfer_go_on(void)
 								 (char **) &transfer);
 		finish(transfer, code);
 	}
+	if (now >= look_at)
+		look_for_silent(now);
+}
+
+/*
+ * libcurl's own limit is one of the mean speed of some seconds.
+ */
+static void
+look_for_silent(int64_t now)
+{
+	look_at = INT64_MAX;
+	for (int i = 0; i < BUCKETS; i++)
+	{
+		Transfer *next;
+
+		for (Transfer *each = buckets[i]; each != NULL; each = next)
+		{
+			next = each->next;
+			if (is_silent(each, now))
+				finish(each, CURLE_OPERATION_TIMEDOUT);
+			else if (each->silence > 0 &&
+					 look_at > each->heard_at + each->silence)
+				look_at = each->heard_at + each->silence;
+		}
+	}
+	if (look_at < now + LOOK_MS)
+		look_at = now + LOOK_MS;
+}
+
+/*
+ * One that waits for the courier does not listen.
+ */
+static bool
+is_silent(Transfer *transfer, int64_t now)
+{
+	curl_off_t sent = 0;
+
+	if (transfer->silence == 0)
+		return false;
+	(void) curl_easy_getinfo(transfer->easy, CURLINFO_SIZE_UPLOAD_T, &sent);
+	if (sent != transfer->sent || transfer->waits)
+		transfer->heard_at = now;
+	transfer->sent = sent;
+	if (now - transfer->heard_at < transfer->silence)
+		return false;
+	snprintf(transfer->error, sizeof(transfer->error),
+			 "nothing came for %ld ms", transfer->silence);
+	return true;
 }
 
 int
 transfer_due(void)
 {
-	int64_t left;
+	int64_t at = timer_at < 0 || timer_at > look_at ? look_at : timer_at;
+	int64_t left = at - now_ms();
 
 	if (nwaiting > 0 && out->size - out->start < MOST_PARTS / 2)
 		return 0;
-	if (timer_at < 0)
+	if (at == INT64_MAX)
 		return -1;
-	left = timer_at - now_ms();
-	return left < 0 ? 0 : (int) left;
+	return left < 0 ? 0 : left > INT32_MAX ? INT32_MAX : (int) left;
 }
 
 int

@@ -590,7 +590,9 @@ sub interruption
 	is(run('timeout', undef, 'sqlstate'), 'failed|OR004', 'the time-out of the definition');
 	is(app(q{SELECT attempt FROM orchestrator.task ORDER BY id DESC LIMIT 1}), '1', 'and its policy');
 	define('quiet', 'patient', '{"path": "/silent"}', q{response_timeout => '1 s', max_attempts => 1});
-	is(run('quiet', undef, 'sqlstate'), 'failed|OR004', 'its response_timeout');
+	my $asked = time;
+	is(run('quiet', undef, 'sqlstate', 'message'), 'failed|OR004|no answer in time: nothing came for 1000 ms', 'its response_timeout');
+	cmp_ok(time - $asked, '<', 4, 'from the last byte on');
 
 	# Somebody keeps the row of one that has ended: the others are settled.
 	define('slow', 'local', '{"path": "/sleep/300"}');
