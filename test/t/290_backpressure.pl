@@ -86,6 +86,14 @@ sub push_all
 	return ($deepest, eval { my $sum = 0; $sum += $_ foreach @refused; $sum });
 }
 
+# Tasks that executors gave back unstarted wait again, and are not refused.
+sub not_deeper
+{
+	my ($deepest) = @_;
+	my $back = app(q{SELECT count(*) FROM orchestrator.task WHERE epoch > attempt});
+	return cmp_ok($deepest, '<=', 10 + $back, "no deeper than max_depth ($deepest; $back were given back)");
+}
+
 # What was accepted, and nothing else, ran, once.
 sub nothing_lost
 {
@@ -100,7 +108,7 @@ sub nothing_lost
 subtest 'reject' => sub {
 	app(q{SELECT orchestrator.define_queue('q', max_depth => 10)});
 	my ($deepest, $refused) = push_all('reject', 200, 4);
-	cmp_ok($deepest, '<=', 10, "no deeper than max_depth ($deepest)");
+	not_deeper($deepest);
 	cmp_ok($deepest, '>=', 8, 'which was reached');
 	cmp_ok($refused, '>', 0, "some were refused ($refused)");
 	nothing_lost('reject');
@@ -109,7 +117,7 @@ subtest 'reject' => sub {
 subtest 'wait' => sub {
 	app(q{SELECT orchestrator.define_queue('q', max_depth => 10, on_full => 'wait', full_wait => '30 s')});
 	my ($deepest, $refused) = push_all('wait', 200, 4);
-	cmp_ok($deepest, '<=', 10, "no deeper than max_depth ($deepest)");
+	not_deeper($deepest);
 	cmp_ok($deepest, '>=', 8, 'which was reached');
 	is($refused, 0, 'none was refused');
 	nothing_lost('wait');
@@ -204,9 +212,16 @@ subtest 'an idle system with limits and alerts' => sub {
 	my $statements = q{SELECT xact_commit FROM pg_stat_database WHERE datname = 'postgres'};
 	$node->safe_psql('postgres', 'CREATE DATABASE observer');
 	sleep 3;
-	my $before = $node->safe_psql('observer', $statements);
-	sleep 3;
-	is($node->safe_psql('observer', $statements), $before, 'nothing happens');
+	my $before = '';
+	my $now = $node->safe_psql('observer', $statements);
+	# who was slow to tell of its last transaction is waited for
+	for (my $looks = 0; $looks < 3 && $now ne $before; $looks++)
+	{
+		$before = $now;
+		sleep 3;
+		$now = $node->safe_psql('observer', $statements);
+	}
+	is($now, $before, 'nothing happens');
 };
 
 $node->stop('fast');
