@@ -54,7 +54,8 @@ extern void orch_depth_written(bool keep);
  */
 extern void orch_depth_add(int32 owner, int32 queue, int64 n);
 
-/* Rows that wait go from one index to another: a count may miss them. */
+/* Rows that wait go to another place in an index, or to another index: a count
+ * may miss them. */
 extern void orch_depth_moved(int32 owner, int32 queue, int64 n);
 
 /*

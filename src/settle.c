@@ -17,6 +17,7 @@
 #include "utils/snapmgr.h"
 
 #include "catalog.h"
+#include "depth.h"
 #include "event.h"
 #include "json.h"
 #include "notice.h"
@@ -313,6 +314,9 @@ orch_settle_give_back(OrchBatch *batch, int number)
 	orch_row_set_null(row, ORCH_TASK_WORKER);
 	orch_row_set_null(row, ORCH_TASK_STARTED_AT);
 	orch_heap_insert(live, row);
+	/* a count that read the index before may see neither of the two rows */
+	orch_depth_moved(ORCH_INT32(row, ORCH_TASK_OWNER),
+					 ORCH_INT32(row, ORCH_TASK_QUEUE), 1);
 
 	/* the claim raised the mark above it */
 	orch_event_ready(ORCH_INT32(row, ORCH_TASK_OWNER), InvalidOid,
