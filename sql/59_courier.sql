@@ -11,7 +11,7 @@
 -- Calls are at least once: whatever ends the courier or its program has spent
 -- an attempt of the calls that were under way.
 --
---   _claim_calls -> src/call.c -> orchestrator-courier -> _settle_calls
+--   _claim_call_lane -> src/call.c -> orchestrator-courier -> _settle_calls
 --
 -- Another kind is a name in _call_kinds(), what define() asks of it in
 -- _check_call(), and what is sent in _make_call().
@@ -147,7 +147,8 @@ $$;
 
 -- Claim ----------------------------------------------------------------------
 
--- Lanes in which calls wait, as _work_lanes() of chapter 58 gives them.
+-- Lanes in which calls wait, as _work_lanes() of chapter 58 gives them. The
+-- courier shares its places out over them (src/dispatch.c).
 CREATE FUNCTION orchestrator._call_lanes(OUT queue int, OUT owner int) RETURNS SETOF record
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 DECLARE
@@ -157,6 +158,9 @@ DECLARE
   v_owner  int := 0;
   v_lane   bigint;
 BEGIN
+  IF NOT orchestrator._may_fire() THEN
+    RETURN;
+  END IF;
   LOOP
     SELECT min(l.owner) INTO v_owner FROM orchestrator.task_live l WHERE l.owner > v_owner AND l.state = 'pending' AND l.parked_on IS NOT NULL;
     EXIT WHEN v_owner IS NULL;
@@ -179,35 +183,7 @@ $$;
 CREATE FUNCTION orchestrator._calls_wait() RETURNS boolean
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  RETURN orchestrator._may_fire() AND EXISTS (SELECT FROM orchestrator._call_lanes());
-END
-$$;
-
--- Claim calls for the courier, up to max_rows and those that fill a parcel, and
--- say what each is. Where refusal is not null it cannot be made, and is to be
--- settled with that. Those of one parcel, unless it is 0, go in one request.
-CREATE FUNCTION orchestrator._claim_calls(worker int, max_rows int, OUT task_id bigint, OUT epoch int, OUT endpoint text, OUT request jsonb, OUT refusal jsonb, OUT timeout_ms bigint, OUT silence_ms bigint, OUT key text,
-    OUT traceparent text, OUT permits bigint[], OUT parcel int, OUT in_queue int) RETURNS SETOF record
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-  v_left  int := $2;
-  v_n     int;
-  v_lanes record;
-BEGIN
-  IF NOT orchestrator._may_fire() THEN
-    RETURN;
-  END IF;
-  -- each lane its share; then, who has more
-  FOR v_round IN 1 .. 2 LOOP
-    FOR v_lanes IN SELECT w.*, row_number() OVER () AS place, count(*) OVER () AS n FROM orchestrator._call_lanes() w LOOP
-      EXIT WHEN v_left <= 0;
-      v_n := CASE v_round WHEN 1 THEN greatest(v_left / (v_lanes.n - v_lanes.place + 1), 1) ELSE v_left END;
-      RETURN QUERY SELECT c.* FROM orchestrator._claim_call_lane($1, v_lanes.queue, v_lanes.owner, v_n) c;
-      GET DIAGNOSTICS v_n = ROW_COUNT;
-      v_left := v_left - v_n;
-    END LOOP;
-    EXIT WHEN v_left = $2 OR v_left <= 0;
-  END LOOP;
+  RETURN EXISTS (SELECT FROM orchestrator._call_lanes());
 END
 $$;
 
@@ -253,11 +229,14 @@ BEGIN
 END
 $$;
 
--- Calls of one owner and queue. Their role must be what it was, and may use the
--- endpoint now.
+-- Claim calls of one owner and queue for the courier, up to max_rows and those
+-- that fill a parcel, and say what each is. Their role must be what it was, and
+-- may use the endpoint now. Where refusal is not null a call cannot be made, and
+-- is to be settled with that. Those of one parcel, unless it is 0, go in one
+-- request.
 CREATE FUNCTION orchestrator._claim_call_lane(worker int, queue int, owner int, max_rows int, OUT task_id bigint, OUT epoch int,
     OUT endpoint text, OUT request jsonb, OUT refusal jsonb, OUT timeout_ms bigint, OUT silence_ms bigint,
-    OUT key text, OUT traceparent text, OUT permits bigint[], OUT parcel int, OUT in_queue int) RETURNS SETOF record
+    OUT key text, OUT traceparent text, OUT permits bigint[], OUT parcel int) RETURNS SETOF record
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
   v_now  timestamptz := orchestrator._now();
@@ -274,7 +253,7 @@ BEGIN
     SELECT c.task_id, c.epoch, k.endpoint, coalesce(CASE WHEN m.is_large THEN '{}' ELSE m.request END, k.request),
            coalesce(k.refusal, m.refusal, CASE WHEN m.is_large THEN orchestrator._size_refusal(v_most) END),
            (extract(epoch FROM least(k.timeout, nullif(c.deadline, 'infinity') - v_now)) * 1000)::bigint, k.silence,
-           v_here || '-' || c.task_id || coalesce('.' || nullif(c.iteration, 1), '') || coalesce('-' || (m.request ->> 'part'), ''), c.traceparent, c.permits, c.parcel, $2
+           v_here || '-' || c.task_id || coalesce('.' || nullif(c.iteration, 1), '') || coalesce('-' || (m.request ->> 'part'), ''), c.traceparent, c.permits, c.parcel
     FROM claimed c
     JOIN known k ON k.id = c.definition
     -- the condition within: else it is called first

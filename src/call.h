@@ -11,7 +11,7 @@
 #include "endpoint.h"
 #include "frame.h"
 
-/* What _claim_calls() says of a call. */
+/* What _claim_call_lane() says of a call. */
 typedef struct OrchCallSpec
 {
 	uint64 number; /* of the courier's */

@@ -17,6 +17,7 @@
 #include "catalog.h"
 #include "deliver.h"
 #include "dispatch.h"
+#include "place.h"
 #include "transit.h"
 
 /* Settled in one transaction. */
@@ -80,20 +81,23 @@ static void
 settle_batch(void)
 {
 	OrchCall **place = &orch_transit.ended;
-	int nalone = 0;
 	bool claims;
+	bool done;
 
 	nbatch = 0;
 	while (*place != NULL && nbatch < (one_by_one ? 1 : BATCH))
 	{
 		batch[nbatch++] = *place;
-		nalone += (*place)->parcel == NULL ? 1 : 0;
+		if ((*place)->parcel == NULL)
+			orch_place_leave((*place)->holder);
 		*place = (*place)->next_ended;
 	}
 	orch_transit.nended -= nbatch;
-	claims = !one_by_one && orch_transit.child.pid != 0 &&
-			 orch_dispatch_begin(nalone);
-	if (orch_transit_perform(claims ? settle_and_claim : settle))
+	claims =
+		!one_by_one && orch_transit.child.pid != 0 && orch_dispatch_begin();
+	done = orch_transit_perform(claims ? settle_and_claim : settle);
+	orch_place_stay();
+	if (done)
 	{
 		one_by_one = one_by_one && orch_transit.nended > 0;
 		finish_batch();

@@ -19,6 +19,7 @@
 #include "guc.h"
 #include "heap.h"
 #include "permit.h"
+#include "place.h"
 #include "stream.h"
 #include "transit.h"
 
@@ -31,7 +32,7 @@
 /* Longest sleep before calls that wait for others are looked at again. */
 #define LONGEST_WAIT_MS 60000
 
-/* Columns of _claim_calls(). */
+/* Columns of _claim_call_lane(). */
 enum
 {
 	CALL_TASK = 1,
@@ -44,16 +45,23 @@ enum
 	CALL_KEY,
 	CALL_TRACEPARENT,
 	CALL_PERMITS,
-	CALL_PARCEL,
-	CALL_QUEUE
+	CALL_PARCEL
 };
+
+/* A lane in which calls wait. */
+typedef struct CallLane
+{
+	int32 queue;
+	OrchHolder *holder;
+	int share; /* places that are taken for it */
+} CallLane;
 
 static uint64 last_number = 0;
 static TimestampTz claim_at = 0; /* look again then; 0: when told */
-static int32 only_queue = 0;	 /* where all calls wait; 0: not known */
-static int32 only_owner = 0;
+static CallLane *lanes = NULL;
+static int nlanes = 0; /* 0: it is not known where calls wait */
+static int lanes_room = 0;
 static SPIPlanPtr claim_plan = NULL;
-static SPIPlanPtr lane_plan = NULL;
 static SPIPlanPtr lanes_plan = NULL;
 
 /* Of the present claim. */
@@ -61,14 +69,21 @@ static Size unsent = 0; /* before it */
 static int room = 0;
 static int nclaimed = 0;
 static uint64 first_claimed = 0;
-static bool calls_wait = false;
+static bool lane_ended = false; /* one had fewer than its share */
 
+static void hear(void);
+static void undo_call(OrchCall *call);
 static void fail_stuck(void);
-static void forget_lane(void);
+static void forget_lanes(void);
+static bool anyone_may_claim(void);
+static void look_for_lanes(void);
+static void find_lanes(void);
 static void execute(SPIPlanPtr *plan, const char *query, int n, Datum *values);
-static void find_only_lane(void);
-static void ask_whether_calls_wait(void);
-static void take_row(HeapTuple row, TupleDesc desc);
+static void share_out(int n);
+static bool claim_shares(void);
+static int claim_lane(CallLane *lane);
+static void give_back_share(CallLane *lane);
+static void take_row(HeapTuple row, TupleDesc desc, const CallLane *lane);
 static void put_in_parcel(OrchCall *call, const OrchCallSpec *spec,
 						  int32 number);
 static void write_parcels(void);
@@ -86,21 +101,8 @@ orch_dispatch_at(void)
 void
 orch_dispatch(void)
 {
-	TimestampTz now = GetCurrentTimestamp();
-
-	if (pg_atomic_exchange_u32(&orch_transit.database->courier_told, 0) != 0)
-	{
-		orch_transit.look = true;
-		forget_lane();
-	}
-	if (claim_at != 0 &&
-		(now >= claim_at ||
-		 claim_at > TimestampTzPlusMilliseconds(now, LONGEST_WAIT_MS)))
-	{
-		orch_transit.look = true;
-		forget_lane();
-	}
-	while (orch_transit.look && orch_dispatch_begin(0))
+	hear();
+	while (orch_transit.look && orch_dispatch_begin())
 	{
 		if (!orch_transit_perform(orch_dispatch_claim))
 			orch_dispatch_undo();
@@ -110,19 +112,41 @@ orch_dispatch(void)
 }
 
 /*
- * Whether to claim, when so many calls are about to be over.
+ * Of calls that may wait where none did.
  */
-bool
-orch_dispatch_begin(int leaving)
+static void
+hear(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	room = Min(orch_courier_max_in_flight -
-				   (int) hash_get_num_entries(orch_transit.calls) +
-				   orch_parcel_riders() + leaving,
-			   CLAIM);
-	if (room <= 0 || !orch_enabled || now < orch_transit.not_before)
-		return false; /* orch_transit.look again when there is */
+	if (pg_atomic_exchange_u32(&orch_transit.database->courier_told, 0) != 0)
+	{
+		orch_transit.look = true;
+		forget_lanes();
+	}
+	if (claim_at != 0 &&
+		(now >= claim_at ||
+		 claim_at > TimestampTzPlusMilliseconds(now, LONGEST_WAIT_MS)))
+	{
+		claim_at = 0;
+		orch_transit.look = true;
+		forget_lanes();
+	}
+}
+
+/*
+ * Whether to claim.
+ */
+bool
+orch_dispatch_begin(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	hear();
+	room = Min(orch_place_free(), CLAIM);
+	if (room <= 0 || (nlanes > 0 && !anyone_may_claim()) || !orch_enabled ||
+		now < orch_transit.not_before)
+		return false; /* look again when there is */
 	if (orch_transit.child.pid == 0 && orch_child_installed() &&
 		!orch_child_start(&orch_transit.child))
 	{
@@ -134,6 +158,7 @@ orch_dispatch_begin(int leaving)
 	orch_transit.look = false;
 	claim_at = 0;
 	nclaimed = 0;
+	lane_ended = false;
 	first_claimed = last_number + 1;
 	unsent = orch_transit.child.out.size - orch_transit.child.out.start;
 	orch_carry_begin();
@@ -146,7 +171,7 @@ orch_dispatch_begin(int leaving)
 void
 orch_dispatch_undo(void)
 {
-	forget_lane();
+	forget_lanes();
 	orch_transit.child.out.size = orch_transit.child.out.start + unsent;
 	while (orch_transit.ended != NULL &&
 		   orch_transit.ended->number >= first_claimed)
@@ -160,11 +185,8 @@ orch_dispatch_undo(void)
 		OrchCall *call =
 			hash_search(orch_transit.calls, &last_number, HASH_FIND, NULL);
 
-		if (call != NULL && call->parcel != NULL &&
-			orch_parcel_leave(call->parcel, call->number))
-			orch_parcel_free(call->parcel);
 		if (call != NULL)
-			orch_transit_stop_reading(call);
+			undo_call(call);
 		hash_search(orch_transit.calls, &last_number, HASH_REMOVE, NULL);
 		last_number--;
 	}
@@ -172,6 +194,20 @@ orch_dispatch_undo(void)
 	orch_transit.not_before = GetCurrentTimestamp() + ORCH_COURIER_PAUSE;
 	if (orch_carry_stuck() != 0)
 		(void) orch_transit_perform(fail_stuck);
+}
+
+static void
+undo_call(OrchCall *call)
+{
+	OrchParcel *parcel = call->parcel;
+
+	if (parcel == NULL || orch_parcel_leave(parcel, call->number))
+	{
+		orch_place_give_back(call->holder);
+		if (parcel != NULL)
+			orch_parcel_free(parcel);
+	}
+	orch_transit_stop_reading(call);
 }
 
 /*
@@ -200,24 +236,43 @@ orch_dispatch_end(void)
 		orch_transit_lose_child("ended");
 		return false;
 	}
-	orch_transit.look = orch_transit.look || nclaimed >= room;
-	if (nclaimed >= room)
+	if (lane_ended)
+		forget_lanes(); /* what is left there is held up */
+	if (nclaimed >= room || nlanes > 0)
+	{
+		orch_transit.look = true;
 		return true;
-	forget_lane();
-	calls_wait = false;
+	}
 	if (left >= 0)
 		claim_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 											   Min(left, LONGEST_WAIT_MS));
-	else if (orch_transit_perform(ask_whether_calls_wait) && calls_wait)
+	else if (lane_ended && orch_transit_perform(look_for_lanes) &&
+			 anyone_may_claim())
 		claim_at = GetCurrentTimestamp() + HELD_UP_PAUSE;
 	return false;
 }
 
 static void
-forget_lane(void)
+forget_lanes(void)
 {
-	only_queue = 0;
+	for (int i = 0; i < nlanes; i++)
+		give_back_share(&lanes[i]);
+	nlanes = 0;
 	orch_carry_forget();
+}
+
+/*
+ * Of the roles whose calls wait, whether one may have another place.
+ */
+static bool
+anyone_may_claim(void)
+{
+	for (int i = 0; i < nlanes; i++)
+	{
+		if (orch_place_may_take(lanes[i].holder))
+			return true;
+	}
+	return false;
 }
 
 /*
@@ -226,34 +281,65 @@ forget_lane(void)
 void
 orch_dispatch_claim(void)
 {
-	Datum values[4] = {Int32GetDatum(MyProcPid), Int32GetDatum(room)};
 	OrchIdentity saved;
 
 	orch_transit_check_extension();
 	orch_catalog_begin_owner(&saved);
 	SPI_connect();
-	if (only_queue != 0 && !orch_catalog_queue_paused(only_queue))
-	{
-		values[1] = Int32GetDatum(only_queue);
-		values[2] = Int32GetDatum(only_owner);
-		values[3] = Int32GetDatum(room);
-		execute(
-			&lane_plan,
-			"SELECT c.* FROM orchestrator._claim_call_lane($1, $2, $3, $4) c",
-			4, values);
-	}
-	else
-		execute(&claim_plan,
-				"SELECT c.* FROM orchestrator._claim_calls($1, $2) c", 2,
-				values);
-	nclaimed = SPI_processed;
-	for (int i = 0; i < nclaimed; i++)
-		take_row(SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
+	if (nlanes == 0)
+		find_lanes();
+	do
+		share_out(room - nclaimed);
+	while (claim_shares());
 	write_parcels();
-	if (nclaimed >= room && only_queue == 0)
-		find_only_lane();
 	SPI_finish();
 	orch_catalog_end_owner(&saved);
+}
+
+/*
+ * Likewise.
+ */
+static void
+look_for_lanes(void)
+{
+	OrchIdentity saved;
+
+	orch_catalog_begin_owner(&saved);
+	SPI_connect();
+	find_lanes();
+	SPI_finish();
+	orch_catalog_end_owner(&saved);
+}
+
+/*
+ * They stay known while none of them ends, and nobody tells us of others.
+ */
+static void
+find_lanes(void)
+{
+	bool isnull;
+
+	execute(&lanes_plan, "SELECT l.* FROM orchestrator._call_lanes() l", 0,
+			NULL);
+	if (SPI_processed > lanes_room)
+	{
+		Size size = SPI_processed * sizeof(CallLane);
+
+		lanes = lanes == NULL ? MemoryContextAlloc(TopMemoryContext, size)
+							  : repalloc(lanes, size);
+		lanes_room = SPI_processed;
+	}
+	for (int i = 0; i < SPI_processed; i++)
+	{
+		HeapTuple row = SPI_tuptable->vals[i];
+		TupleDesc desc = SPI_tuptable->tupdesc;
+
+		lanes[i].queue = DatumGetInt32(SPI_getbinval(row, desc, 1, &isnull));
+		lanes[i].holder = orch_place_holder(
+			DatumGetInt32(SPI_getbinval(row, desc, 2, &isnull)));
+		lanes[i].share = 0;
+	}
+	nlanes = SPI_processed;
 }
 
 /*
@@ -274,36 +360,93 @@ execute(SPIPlanPtr *plan, const char *query, int n, Datum *values)
 }
 
 /*
- * There are more: if all are in one lane, the next claims need not look for
- * lanes until somebody tells us of others.
+ * Share out so many places: each goes to the role that has the fewest, and of
+ * its lanes to the one that got the fewest.
  */
 static void
-find_only_lane(void)
+share_out(int n)
 {
-	bool isnull;
+	while (n-- > 0)
+	{
+		CallLane *next = NULL;
 
-	execute(&lanes_plan, "SELECT l.* FROM orchestrator._call_lanes() l", 0,
-			NULL);
-	if (SPI_processed != 1)
-		return;
-	only_queue = DatumGetInt32(SPI_getbinval(
-		SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-	only_owner = DatumGetInt32(SPI_getbinval(
-		SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
+		for (int i = 0; i < nlanes; i++)
+		{
+			CallLane *lane = &lanes[i];
+			int more = next == NULL ? -1
+									: orch_place_count(lane->holder) -
+										  orch_place_count(next->holder);
+
+			if (more < 0 || (more == 0 && lane->share < next->share))
+				next = lane;
+		}
+		if (next == NULL || !orch_place_may_take(next->holder))
+			return; /* then nobody who has more may */
+		orch_place_take(next->holder);
+		next->share++;
+	}
 }
 
 /*
- * Likewise.
+ * True: a lane has ended, so that there may be more for others.
  */
-static void
-ask_whether_calls_wait(void)
+static bool
+claim_shares(void)
 {
-	calls_wait =
-		DatumGetBool(orch_catalog_call(ORCH_FN_CALLS_WAIT, 0, NULL, NULL));
+	int left = 0;
+	bool ended;
+
+	for (int i = 0; i < nlanes; i++)
+	{
+		int share = lanes[i].share;
+
+		if (claim_lane(&lanes[i]) >= share)
+			lanes[left++] = lanes[i];
+	}
+	ended = left < nlanes;
+	nlanes = left;
+	lane_ended = lane_ended || ended;
+	return ended && nclaimed < room;
+}
+
+/*
+ * Claim its share.
+ */
+static int
+claim_lane(CallLane *lane)
+{
+	Datum values[4] = {Int32GetDatum(MyProcPid), Int32GetDatum(lane->queue),
+					   Int32GetDatum(lane->holder->owner),
+					   Int32GetDatum(lane->share)};
+	int n;
+
+	if (lane->share == 0)
+		return 0;
+	give_back_share(lane);
+	if (orch_catalog_queue_paused(lane->queue))
+		return 0;
+	execute(&claim_plan,
+			"SELECT c.* FROM orchestrator._claim_call_lane($1, $2, $3, $4) c",
+			4, values);
+	n = SPI_processed;
+	for (int i = 0; i < n; i++)
+		take_row(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, lane);
+	nclaimed += n;
+	return n;
 }
 
 static void
-take_row(HeapTuple row, TupleDesc desc)
+give_back_share(CallLane *lane)
+{
+	while (lane->share > 0)
+	{
+		orch_place_give_back(lane->holder);
+		lane->share--;
+	}
+}
+
+static void
+take_row(HeapTuple row, TupleDesc desc, const CallLane *lane)
 {
 	bool isnull;
 	uint64 number = ++last_number;
@@ -316,13 +459,15 @@ take_row(HeapTuple row, TupleDesc desc)
 	int32 parcel =
 		DatumGetInt32(SPI_getbinval(row, desc, CALL_PARCEL, &isnull));
 
-	call->task = DatumGetInt64(SPI_getbinval(row, desc, CALL_TASK, &isnull));
-	call->epoch = DatumGetInt32(SPI_getbinval(row, desc, CALL_EPOCH, &isnull));
-	call->outcome = NULL;
+	call->holder = lane->holder;
 	call->parcel = NULL;
-	call->tuned.limit = 0;
 	call->parts = NULL;
 	call->stream = -1;
+	call->outcome = NULL;
+	orch_place_take(call->holder);
+	call->task = DatumGetInt64(SPI_getbinval(row, desc, CALL_TASK, &isnull));
+	call->epoch = DatumGetInt32(SPI_getbinval(row, desc, CALL_EPOCH, &isnull));
+	call->tuned.limit = 0;
 	deconstruct_array(
 		DatumGetArrayTypeP(SPI_getbinval(row, desc, CALL_PERMITS, &isnull)),
 		INT8OID, 8, true, 'd', &permits, NULL, &call->npermits);
@@ -339,8 +484,7 @@ take_row(HeapTuple row, TupleDesc desc)
 	if (!refused)
 	{
 		read_spec(&spec, row, desc);
-		tune(call,
-			 DatumGetInt32(SPI_getbinval(row, desc, CALL_QUEUE, &isnull)));
+		tune(call, lane->queue);
 		if (parcel != 0)
 		{
 			put_in_parcel(call, &spec, parcel);
@@ -360,6 +504,8 @@ put_in_parcel(OrchCall *call, const OrchCallSpec *spec, int32 number)
 {
 	call->parcel = orch_parcel(number);
 	orch_parcel_add(call->parcel, spec, call->task);
+	if (call->parcel->n > 1)
+		orch_place_give_back(call->holder); /* it rides */
 }
 
 static void

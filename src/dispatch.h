@@ -14,11 +14,11 @@ extern void orch_dispatch(void);
 extern TimestampTz orch_dispatch_at(void);
 
 /*
- * A claim in a transaction of somebody else, when so many calls are about to be
- * over: begin it (false: there is to be none), perform its duty, and then
- * end or undo it.  The end is false if there is no more to claim.
+ * A claim in a transaction of somebody else: begin it (false: there is to be
+ * none), perform its duty, and then end or undo it.  The end is false if there
+ * is no more to claim.
  */
-extern bool orch_dispatch_begin(int leaving);
+extern bool orch_dispatch_begin(void);
 extern void orch_dispatch_claim(void);
 extern bool orch_dispatch_end(void);
 extern void orch_dispatch_undo(void);

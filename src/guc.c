@@ -139,7 +139,8 @@ define_courier_settings(void)
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomIntVariable(
 		"orchestrator.courier_max_in_flight",
-		"Most outside calls of a database that are under way at once.", NULL,
+		"Most outside calls of a role that are under way at once in a database.",
+		"All roles together may have an eighth more.",
 		&orch_courier_max_in_flight, 256, 1, 4096, PGC_SIGHUP, 0, NULL, NULL,
 		NULL);
 	DefineCustomIntVariable(

@@ -26,7 +26,6 @@
 #define PARCEL (UINT64CONST(1) << 63)
 
 static HTAB *parcels = NULL;
-static int riders = 0;
 
 static void find_input(Jsonb *request, JsonbValue *input);
 static int32 size_of(const JsonbValue *text);
@@ -116,8 +115,7 @@ orch_parcel_add(OrchParcel *parcel, const OrchCallSpec *spec, int64 task)
 	item->task = task;
 	item->request = spec->request;
 	measure(item);
-	if (parcel->left++ > 0)
-		riders++;
+	parcel->left++;
 }
 
 static void
@@ -335,9 +333,7 @@ orch_parcel_leave(OrchParcel *parcel, uint64 call)
 		if (parcel->items[i].call == call)
 			parcel->items[i].call = 0;
 	}
-	if (--parcel->left > 0)
-		riders--;
-	return parcel->left == 0;
+	return --parcel->left == 0;
 }
 
 void
@@ -377,10 +373,4 @@ orch_parcel_lose(void)
 		parcel->over = true;
 		give_back(parcel);
 	}
-}
-
-int
-orch_parcel_riders(void)
-{
-	return riders;
 }

@@ -85,7 +85,4 @@ extern void orch_parcel_free(OrchParcel *parcel);
 /* All that are under way are over: the permits that they keep go back. */
 extern void orch_parcel_lose(void);
 
-/* Calls that ride: all in parcels but one of each. */
-extern int orch_parcel_riders(void);
-
 #endif

@@ -402,11 +402,14 @@ orch_transit_forget(OrchCall *call)
 		orch_parcel_keep_permits(parcel, call->permits, call->npermits);
 	else
 		orch_permit_give_back(call->permits, call->npermits);
-	if (parcel != NULL && orch_parcel_leave(parcel, call->number))
+	if (parcel == NULL)
+		orch_place_give_back(call->holder);
+	else if (orch_parcel_leave(parcel, call->number))
 	{
 		if (!parcel->over)
 			cancel(parcel->number);
 		orch_parcel_free(parcel);
+		orch_place_give_back(call->holder);
 	}
 	orch_transit_stop_reading(call);
 	hash_search(orch_transit.calls, &call->number, HASH_REMOVE, NULL);

@@ -10,6 +10,7 @@
 
 #include "child.h"
 #include "parcel.h"
+#include "place.h"
 #include "shmem.h"
 #include "tune.h"
 
@@ -21,6 +22,7 @@ typedef struct OrchCall
 	uint64 number; /* hash key */
 	int64 task;
 	int32 epoch;
+	OrchHolder *holder; /* of its place, or that of its parcel */
 	OrchParcel *parcel; /* NULL: it goes alone */
 	int npermits;
 	int64 permits[ORCH_MAX_LIMITS];

@@ -52,6 +52,7 @@ carry
 delta
 call
 parcel
+place
 child
 transit
 dispatch

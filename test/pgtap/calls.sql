@@ -35,7 +35,7 @@ SELECT is_empty($$SELECT * FROM orchestrator._claim((SELECT id FROM orchestrator
 SELECT is_empty($$SELECT * FROM orchestrator._claim('calls_app'::regrole, '{calls}', 'w', 10, NULL, NULL)$$, 'nor a remote worker');
 SELECT is((SELECT array_agg(q.name) FROM orchestrator._call_lanes() l JOIN orchestrator.queue q ON q.id = l.queue), '{calls}', 'its lane is found');
 
-CREATE TABLE c AS SELECT * FROM orchestrator._claim_calls(4711, 10);
+CREATE TABLE c AS SELECT * FROM courier_claims();
 SELECT is((SELECT array_agg(task_id) FROM c), (SELECT array_agg(id) FROM t), 'the courier claims it');
 SELECT is((SELECT request FROM c), '{"path": ["a", "b c"], "body": {"all": {"x": "b c"}}}', 'with its request filled in');
 SELECT is((SELECT ROW(endpoint, timeout_ms, silence_ms, refusal, permits)::text FROM c), '(there,30000,,,{})', 'and what else is to be known');
@@ -53,7 +53,7 @@ SELECT is(state_of((SELECT id FROM t)), 'scheduled', 'indeed');
 SELECT orchestrator.cancel((SELECT id FROM t));
 TRUNCATE c, t;
 INSERT INTO t SELECT 'good', add_call('call', '{"x": 1}') UNION ALL SELECT 'bad', add_call('call', '{"x": 2}') UNION ALL SELECT 'plain', add_call('plain') UNION ALL SELECT 'final', add_call('plain');
-INSERT INTO c SELECT * FROM orchestrator._claim_calls(4711, 10);
+INSERT INTO c SELECT * FROM courier_claims();
 SELECT is((SELECT orchestrator._settle_calls(array_agg(task_id), array_agg(epoch), array_agg(CASE name WHEN 'final' THEN 'error' ELSE 'completed' END),
     array_agg(CASE name WHEN 'bad' THEN '{"status": 201}' WHEN 'final' THEN '{"sqlstate": "OR012", "message": "no", "retry": false}' ELSE '{"status": 200}' END::jsonb)) FROM c JOIN t ON t.id = c.task_id),
   '{}', 'many at once');
@@ -67,7 +67,7 @@ SELECT orchestrator.cancel(id) FROM t WHERE name = 'bad';
 TRUNCATE c, t;
 INSERT INTO t SELECT 'gone', add_call('plain');
 REVOKE USAGE ON FOREIGN SERVER there FROM calls_app;
-INSERT INTO c SELECT * FROM orchestrator._claim_calls(4711, 10);
+INSERT INTO c SELECT * FROM courier_claims();
 SELECT is((SELECT refusal ->> 'sqlstate' FROM c), '42501', 'the right is looked at by every claim');
 GRANT USAGE ON FOREIGN SERVER there TO calls_app;
 
@@ -81,7 +81,7 @@ SELECT orchestrator.enqueue('plain', deadline => 'infinity');
 RESET ROLE;
 SELECT add_call('many', jsonb_build_object('x', repeat('x', 900)));
 SET orchestrator.max_input_size = '4kB';
-INSERT INTO c SELECT * FROM orchestrator._claim_calls(4711, 10);
+INSERT INTO c SELECT * FROM courier_claims();
 SELECT is((SELECT array_agg(timeout_ms) FROM c WHERE refusal IS NULL), '{NULL}', 'a deadline that never comes is none');
 SELECT is((SELECT refusal - 'hint'::text FROM c WHERE refusal IS NOT NULL), '{"sqlstate": "54000", "message": "the request is larger than 8 kB", "retry": false}', 'what its templates make of an input may be too large');
 SELECT is((SELECT request FROM c WHERE refusal IS NOT NULL), '{}', 'and is not kept');
@@ -91,7 +91,7 @@ RESET orchestrator.max_input_size;
 SELECT orchestrator.cancel(task_id) FROM c;
 TRUNCATE c, t;
 INSERT INTO t SELECT 'gone', add_call('plain');
-INSERT INTO c SELECT * FROM orchestrator._claim_calls(4711, 10);
+INSERT INTO c SELECT * FROM courier_claims();
 
 -- Left behind
 SELECT is(orchestrator._recover_calls(), 1, 'calls of a courier that is gone are handed back');
@@ -100,20 +100,20 @@ SELECT is(orchestrator._recover_calls(), 0, 'once');
 SELECT orchestrator.cancel(id) FROM t;
 TRUNCATE c, t;
 INSERT INTO t SELECT 'all', add_call('plain');
-INSERT INTO c SELECT * FROM orchestrator._claim_calls(4711, 10);
+INSERT INTO c SELECT * FROM courier_claims();
 SELECT is(orchestrator._recover_all('{}', '{}'), 1, 'also when a supervisor starts');
 
 -- Paused
 SELECT orchestrator.cancel(id) FROM t;
 TRUNCATE c, t;
 INSERT INTO t SELECT 'stopped', add_call('plain');
-INSERT INTO c SELECT * FROM orchestrator._claim_calls(4711, 10);
+INSERT INTO c SELECT * FROM courier_claims();
 UPDATE orchestrator.task_live SET max_attempts = 1;
 SELECT orchestrator.pause(id, true) FROM t;
 SELECT is((SELECT ROW(state, attempt, max_attempts)::text FROM orchestrator.task_live), '(paused,1,2)', 'a call that is stopped may have arrived: its attempt is spent, not its last');
 SELECT is(settle(task_id, epoch, 'completed', '{}'), '{}', 'what it brings is too late') FROM c;
 SELECT orchestrator.resume(id) FROM t;
-SELECT is((SELECT count(*) FROM orchestrator._claim_calls(4711, 10)), 1::bigint, 'it is made again');
+SELECT is((SELECT count(*) FROM courier_claims()), 1::bigint, 'it is made again');
 SELECT is((SELECT ROW(state, attempt, max_attempts)::text FROM orchestrator.task_live), '(running,2,2)', 'as another attempt');
 SELECT orchestrator.cancel(id) FROM t;
 TRUNCATE t;
@@ -142,7 +142,7 @@ DECLARE
   v_call    record;
 BEGIN
   FOR i IN 1 .. 5 LOOP
-    SELECT x.* INTO v_call FROM orchestrator._claim_calls(4711, 1) x;
+    SELECT x.* INTO v_call FROM courier_claims(1) x;
     v_methods := v_methods || (v_call.request #>> '{body,method}');
     v_keys := v_keys || v_call.key;
     PERFORM settle(v_task, v_call.epoch, 'completed', CASE v_methods[i]

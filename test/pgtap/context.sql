@@ -26,7 +26,7 @@ BEGIN
   WHILE v_found LOOP
     v_found := false;
     PERFORM FROM orchestrator._claim_call_rows(4711, 0, 0, 1);   -- a session remembers where its last lane went on
-    FOR c IN SELECT * FROM orchestrator._claim_calls(4711, 100) LOOP
+    FOR c IN SELECT * FROM courier_claims(100) LOOP
       v_found := true;
       IF c.refusal IS NULL THEN
         INSERT INTO asked VALUES (c.task_id, c.endpoint, c.request);

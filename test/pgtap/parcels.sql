@@ -46,7 +46,7 @@ BEGIN
   PERFORM orchestrator._claim_call_rows(4711, 0, 0, 1);   -- a session remembers where its last lane went on
   SELECT string_agg(CASE WHEN parcel = 0 THEN names ELSE '[' || names || ']' END, ' ' ORDER BY first) INTO v_all FROM (
     SELECT c.parcel, string_agg(d.name, ' ' ORDER BY c.task_id) AS names, min(c.task_id) AS first
-    FROM orchestrator._claim_calls(4711, $1) c JOIN orchestrator.task_live l ON l.id = c.task_id JOIN orchestrator.definition d ON d.id = l.definition
+    FROM courier_claims($1) c JOIN orchestrator.task_live l ON l.id = c.task_id JOIN orchestrator.definition d ON d.id = l.definition
     GROUP BY c.parcel, CASE WHEN c.parcel = 0 THEN c.task_id END) p;
   RETURN v_all;
 END $$;

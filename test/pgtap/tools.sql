@@ -25,7 +25,7 @@ DECLARE
 BEGIN
   PERFORM orchestrator._claim_call_rows(4711, 0, 0, 1);
   SELECT coalesce(array_agg(x.task_id), '{}') AS tasks, array_agg(x.epoch) AS epochs, array_agg('error'::text) AS outcomes, array_agg(x.refusal) AS refusals INTO r
-    FROM orchestrator._claim_calls(4711, 10) x WHERE x.refusal IS NOT NULL;
+    FROM courier_claims() x WHERE x.refusal IS NOT NULL;
   PERFORM orchestrator._settle_calls(r.tasks, r.epochs, r.outcomes, r.refusals);
   RETURN cardinality(r.tasks);
 END $$;

@@ -63,11 +63,11 @@ $$;
 CREATE FUNCTION nth(about bigint, n int) RETURNS bigint LANGUAGE sql AS $$
   SELECT t.id FROM orchestrator.task t WHERE t.metadata @> jsonb_build_object('task', $1) ORDER BY t.id OFFSET $2 - 1 LIMIT 1;
 $$;
-CREATE TABLE c AS SELECT * FROM orchestrator._claim_calls(4711, 10);
+CREATE TABLE c AS SELECT * FROM courier_claims();
 CREATE FUNCTION claim_calls() RETURNS bigint[] LANGUAGE sql AS $$
   TRUNCATE c;
   SELECT count(*) FROM orchestrator._claim_call_rows(4711, 0, 0, 1);   -- of another lane: the mark of ours is forgotten, as when the courier is told
-  INSERT INTO c SELECT * FROM orchestrator._claim_calls(4711, 100);
+  INSERT INTO c SELECT * FROM courier_claims(100);
   SELECT coalesce(array_agg(task_id ORDER BY task_id), '{}') FROM c;
 $$;
 CREATE FUNCTION settle(task bigint, outcome text, result jsonb) RETURNS bigint[] LANGUAGE sql AS $$
