@@ -34,6 +34,7 @@
 #include "courier.h"
 #include "deliver.h"
 #include "dispatch.h"
+#include "duty.h"
 #include "guc.h"
 #include "transit.h"
 
@@ -224,7 +225,7 @@ start_session(Oid dboid)
 	orch_transit.database = database;
 	before_shmem_exit(leave, (Datum) 0);
 	idle_since = GetCurrentTimestamp();
-	if (!orch_transit_perform(orch_transit_check_extension))
+	if (!orch_duty_perform(orch_transit_check_extension))
 		proc_exit(0);
 }
 

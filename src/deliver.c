@@ -17,6 +17,7 @@
 #include "catalog.h"
 #include "deliver.h"
 #include "dispatch.h"
+#include "duty.h"
 #include "place.h"
 #include "transit.h"
 
@@ -95,7 +96,7 @@ settle_batch(void)
 	orch_transit.nended -= nbatch;
 	claims =
 		!one_by_one && orch_transit.child.pid != 0 && orch_dispatch_begin();
-	done = orch_transit_perform(claims ? settle_and_claim : settle);
+	done = orch_duty_perform(claims ? settle_and_claim : settle);
 	orch_place_stay();
 	if (done)
 	{

@@ -16,6 +16,7 @@
 #include "carry.h"
 #include "catalog.h"
 #include "dispatch.h"
+#include "duty.h"
 #include "guc.h"
 #include "heap.h"
 #include "permit.h"
@@ -104,7 +105,7 @@ orch_dispatch(void)
 	hear();
 	while (orch_transit.look && orch_dispatch_begin())
 	{
-		if (!orch_transit_perform(orch_dispatch_claim))
+		if (!orch_duty_perform(orch_dispatch_claim))
 			orch_dispatch_undo();
 		else if (!orch_dispatch_end())
 			break;
@@ -193,7 +194,7 @@ orch_dispatch_undo(void)
 	orch_transit.look = true;
 	orch_transit.not_before = GetCurrentTimestamp() + ORCH_COURIER_PAUSE;
 	if (orch_carry_stuck() != 0)
-		(void) orch_transit_perform(fail_stuck);
+		(void) orch_duty_perform(fail_stuck);
 }
 
 static void
@@ -246,7 +247,7 @@ orch_dispatch_end(void)
 	if (left >= 0)
 		claim_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 											   Min(left, LONGEST_WAIT_MS));
-	else if (lane_ended && orch_transit_perform(look_for_lanes) &&
+	else if (lane_ended && orch_duty_perform(look_for_lanes) &&
 			 anyone_may_claim())
 		claim_at = GetCurrentTimestamp() + HELD_UP_PAUSE;
 	return false;

@@ -38,11 +38,11 @@
 #include "utils/memutils.h"
 #include "utils/pidfile.h"
 #include "utils/snapmgr.h"
-#include "utils/timeout.h"
 
 #include "catalog.h"
 #include "compat.h"
 #include "courier.h"
+#include "duty.h"
 #include "event.h"
 #include "gather.h"
 #include "guc.h"
@@ -80,9 +80,6 @@
 /* Wait after an error of our own. */
 #define ERROR_PAUSE USECS_PER_SEC
 
-/* What a task needs of us may take at most twice as long (_give_up). */
-#define WATCHDOG_MS 5000
-
 static OrchDatabase *database = NULL;
 static MemoryContext turn_context = NULL;
 static TimestampTz next_look = DT_NOEND;
@@ -93,22 +90,18 @@ static TimestampTz next_tune = 0; /* what the one before us looked at */
 static TimestampTz retry_at = DT_NOEND;
 static TimestampTz alerts_at = 0; /* not looked at before */
 static int64 look_in = -1;		  /* ms until tasks have waited for others */
-static TimeoutId watchdog;
 static bool may_fire = false;
 static bool recovered = false; /* what died before us was handed back */
 static bool catalog_again = false;
 static bool locked =
 	false; /* somebody kept rows that were to be handed back */
 
-typedef void (*Duty)(void);
-
 static Oid live_now = InvalidOid; /* task_live */
 
 static void start_supervisor(Oid dboid);
 static void leave_slot(int code, Datum arg);
 static void check_extension(void);
-static void handle_watchdog(void);
-static bool perform(Duty duty);
+static bool perform(OrchDuty duty);
 static void recover_all(void);
 static void restore_rates(void);
 static void charge_guilty(void);
@@ -171,7 +164,6 @@ start_supervisor(Oid dboid)
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, orch_shmem_terminate);
 	BackgroundWorkerUnblockSignals();
-	watchdog = RegisterTimeout(USER_TIMEOUT, handle_watchdog);
 	BackgroundWorkerInitializeConnectionByOid(dboid, InvalidOid, 0);
 
 	/* short statements, whose costs say nothing (chapter 40) */
@@ -200,6 +192,7 @@ start_supervisor(Oid dboid)
 	turn_context =
 		AllocSetContextCreate(TopMemoryContext, "orchestrator supervisor turn",
 							  ALLOCSET_DEFAULT_SIZES);
+	orch_duty_install(turn_context);
 	pg_atomic_write_u64(&database->next_alert, 0);
 	pg_atomic_fetch_or_u32(&database->wake,
 						   ORCH_WAKE_EVENTS | ORCH_WAKE_EXIT | ORCH_WAKE_DUE |
@@ -260,56 +253,19 @@ check_extension(void)
 }
 
 /*
- * Paths of a workflow may take for ever: that is an error (_give_up).
- */
-static void
-handle_watchdog(void)
-{
-	InterruptPending = true;
-	QueryCancelPending = true;
-	SetLatch(MyLatch);
-}
-
-/*
- * Do something in a transaction of its own.  An error is logged and tried
- * again a little later: it must not end the supervisor.
+ * One that fails is tried again a little later.
  */
 static bool
-perform(Duty duty)
+perform(OrchDuty duty)
 {
-	volatile bool done = true;
+	bool done;
 
 	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
 	pgstat_report_activity(STATE_RUNNING, "orchestrator supervisor");
-	PG_TRY();
-	{
-		enable_timeout_every(
-			watchdog,
-			TimestampTzPlusMilliseconds(GetCurrentTimestamp(), WATCHDOG_MS),
-			WATCHDOG_MS);
-		duty();
-		disable_timeout(watchdog, false);
-		QueryCancelPending = false;
-		PopActiveSnapshot();
-		CommitTransactionCommand();
-	}
-	PG_CATCH();
-	{
-		disable_timeout(watchdog, false);
-		QueryCancelPending = false;
-		MemoryContextSwitchTo(turn_context);
-		EmitErrorReport();
-		FlushErrorState();
-		AbortCurrentTransaction();
-		retry_at = GetCurrentTimestamp() + ERROR_PAUSE;
-		done = false;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(turn_context);
-	pgstat_report_stat(false);
+	done = orch_duty_perform(duty);
 	pgstat_report_activity(STATE_IDLE, NULL);
+	if (!done)
+		retry_at = GetCurrentTimestamp() + ERROR_PAUSE;
 	return done;
 }
 

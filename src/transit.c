@@ -5,37 +5,27 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
-#include "miscadmin.h"
-#include "pgstat.h"
 #include "storage/ipc.h"
-#include "storage/latch.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
-#include "utils/timeout.h"
 
 #include "catalog.h"
 #include "collect.h"
+#include "duty.h"
 #include "guc.h"
 #include "permit.h"
 #include "stream.h"
 #include "transit.h"
 
-/* Paths over answers may take for ever: that is an error. */
-#define WATCHDOG_MS 5000
-
 OrchTransit orch_transit = {.child = {.socket = -1}, .look = true};
 
 static Oid live = InvalidOid;
 static MemoryContext result_context = NULL;
-static TimeoutId watchdog;
 
-static void handle_watchdog(void);
 static void read_answers(void);
 static void read_frames(void);
 static void read_part(FrameReader *frame);
@@ -50,9 +40,9 @@ orch_transit_install(void)
 	HASHCTL control = {.keysize = sizeof(uint64),
 					   .entrysize = sizeof(OrchCall)};
 
-	watchdog = RegisterTimeout(USER_TIMEOUT, handle_watchdog);
 	orch_transit.turn_context = AllocSetContextCreate(
 		TopMemoryContext, "orchestrator courier turn", ALLOCSET_DEFAULT_SIZES);
+	orch_duty_install(orch_transit.turn_context);
 	result_context =
 		AllocSetContextCreate(TopMemoryContext, "orchestrator courier results",
 							  ALLOCSET_DEFAULT_SIZES);
@@ -90,54 +80,6 @@ orch_transit_check_extension(void)
 	if (catalog == NULL || (OidIsValid(live) && catalog->task_live != live))
 		proc_exit(0); /* it was dropped, and maybe made again */
 	live = catalog->task_live;
-}
-
-static void
-handle_watchdog(void)
-{
-	InterruptPending = true;
-	QueryCancelPending = true;
-	SetLatch(MyLatch);
-}
-
-/*
- * Do something in a transaction of its own.  False: it failed, and nothing
- * happened.
- */
-bool
-orch_transit_perform(OrchDuty duty)
-{
-	volatile bool done = true;
-
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	PG_TRY();
-	{
-		enable_timeout_every(
-			watchdog,
-			TimestampTzPlusMilliseconds(GetCurrentTimestamp(), WATCHDOG_MS),
-			WATCHDOG_MS);
-		duty();
-		disable_timeout(watchdog, false);
-		QueryCancelPending = false;
-		PopActiveSnapshot();
-		CommitTransactionCommand();
-	}
-	PG_CATCH();
-	{
-		disable_timeout(watchdog, false);
-		QueryCancelPending = false;
-		MemoryContextSwitchTo(orch_transit.turn_context);
-		EmitErrorReport();
-		FlushErrorState();
-		AbortCurrentTransaction();
-		done = false;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(orch_transit.turn_context);
-	pgstat_report_stat(false);
-	return done;
 }
 
 int
@@ -227,7 +169,7 @@ static void
 read_answers(void)
 {
 	if (orch_transit.child.in.start < orch_transit.child.in.size &&
-		!orch_transit_perform(read_frames))
+		!orch_duty_perform(read_frames))
 		orch_transit.child.in.failed = true;
 	if (orch_transit.child.in.failed)
 		orch_transit_lose_child("did not keep to the protocol");
@@ -334,7 +276,7 @@ void
 orch_transit_drop_lost(void)
 {
 	if (hash_get_num_entries(orch_transit.calls) > 0 &&
-		!orch_transit_perform(find_lost))
+		!orch_duty_perform(find_lost))
 		pg_atomic_write_u32(&orch_transit.database->courier_interrupted, 1);
 }
 

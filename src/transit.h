@@ -54,13 +54,6 @@ extern OrchTransit orch_transit;
 extern void orch_transit_install(void);
 extern void orch_transit_leave(void);
 
-/*
- * Do something in a transaction of its own.  False: it failed, and nothing
- * happened.
- */
-typedef void (*OrchDuty)(void);
-extern bool orch_transit_perform(OrchDuty duty);
-
 /* A duty: ends the process if the extension is not there any more. */
 extern void orch_transit_check_extension(void);
 

@@ -7,6 +7,7 @@ frame
 url
 compat
 guc
+duty
 adapt
 json
 shmem
