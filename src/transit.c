@@ -141,7 +141,7 @@ orch_transit_lose_child(const char *why)
 				jsonb_in,
 				CStringGetDatum(
 					"{\"sqlstate\": \"OR003\", \"message\": \"the "
-					"program that makes outside calls orch_transit.ended while this "
+					"program that makes outside calls ended while this "
 					"one was under way\"}")));
 	}
 }
@@ -209,7 +209,7 @@ read_part(FrameReader *frame)
 	Size size;
 
 	if (frame->bad)
-		elog(ERROR, "a part of an answer orch_transit.ended too early");
+		elog(ERROR, "a part of an answer ended too early");
 	if (call == NULL || call->outcome != NULL || call->parts == NULL)
 		return;
 	if (orch_delta_add(call->parts, part.data, part.size))
@@ -240,7 +240,7 @@ read_done(FrameReader *frame)
 		return; /* it was cancelled */
 	outcome = orch_call_read(frame, 1, call->parts, &result, &too_many);
 	if (frame->bad)
-		elog(ERROR, "an answer orch_transit.ended too early");
+		elog(ERROR, "an answer ended too early");
 	orch_transit_end_call(call, outcome, result);
 }
 
@@ -253,7 +253,7 @@ read_parcel(OrchParcel *parcel, FrameReader *frame)
 	OrchParcelResult *results = orch_parcel_read(parcel, frame);
 
 	if (frame->bad)
-		elog(ERROR, "an answer orch_transit.ended too early");
+		elog(ERROR, "an answer ended too early");
 	for (int i = 0; i < parcel->n; i++)
 	{
 		OrchCall *call = hash_search(orch_transit.calls,

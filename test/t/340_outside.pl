@@ -637,7 +637,8 @@ sub deaths
 		kill $signal, $pid;
 		is(result($_, 'status'), 'completed|200', "SIG$signal: the call is made again") foreach @tasks;
 		is(app("SELECT string_agg(DISTINCT attempt::text, ',') FROM orchestrator.task WHERE id IN (" . join(',', @tasks) . ')'), '2', 'which is another attempt');
-		is(app("SELECT DISTINCT detail ->> 'sqlstate' FROM orchestrator.trace WHERE event = 'retrying' AND task_id IN (" . join(',', @tasks) . ')'), 'OR003', 'and traced');
+		is(app("SELECT DISTINCT detail ->> 'sqlstate', detail ->> 'message' FROM orchestrator.trace WHERE event = 'retrying' AND task_id IN (" . join(',', @tasks) . ')'),
+			'OR003|the program that makes outside calls ended while this one was under way', 'and traced');
 		isnt(child(), $pid, 'by another program');
 	}
 	is(admin('SELECT pg_postmaster_start_time()'), $postmaster, 'the server went on');
