@@ -52,7 +52,6 @@ static TimestampTz manage_at = DT_NOEND;
 static TimestampTz idle_since = 0;
 static bool goes_idle = false;
 
-static bool start_courier(void);
 static void recover_calls(void);
 static void start_session(Oid dboid);
 static void leave(int code, Datum arg);
@@ -97,27 +96,9 @@ orch_courier_manage(OrchDatabase *of, bool may_fire)
 	if (!may_fire || !orch_enabled || handle != NULL || of->courier_pid != 0 ||
 		manage_at != DT_NOEND || pg_atomic_read_u32(&of->courier_told) == 0)
 		return;
-	if (!start_courier())
+	handle = orch_shmem_start_worker("courier");
+	if (handle == NULL)
 		manage_at = now + ORCH_COURIER_PAUSE;
-}
-
-static bool
-start_courier(void)
-{
-	BackgroundWorker worker = {0};
-	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-	bool started;
-
-	orch_shmem_describe_worker(&worker, "courier");
-	snprintf(worker.bgw_name, sizeof(worker.bgw_name), "orchestrator courier");
-	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	worker.bgw_notify_pid = MyProcPid;
-	worker.bgw_main_arg = ObjectIdGetDatum(MyDatabaseId);
-	started = RegisterDynamicBackgroundWorker(&worker, &handle);
-	if (!started)
-		handle = NULL;
-	MemoryContextSwitchTo(old);
-	return started;
 }
 
 /*

@@ -145,7 +145,6 @@ static bool is_called(OrchExecutor *executor, int number);
 static bool runs(OrchExecutor *executor, int64 task);
 static void interrupt_executor(OrchExecutor *executor);
 static OrchDatabase *find_database(void);
-static void push_lost(void);
 static void wake_all_waiters(void);
 static void ring_was_empty(bool empty);
 static OrchEventKind parse_event(const char *name);
@@ -515,7 +514,7 @@ deliver_transitions(void)
 	if (pending.overflow)
 	{
 		wake_all_waiters();
-		push_lost();
+		orch_event_push(NULL);
 		return;
 	}
 
@@ -673,33 +672,11 @@ orch_event_push(const OrchEvent *event)
 		return;
 	SpinLockAcquire(&database->ring_mutex);
 	empty = database->ring_head == database->ring_tail;
-	if (database->ring_head - database->ring_tail < ORCH_RING_SIZE)
+	if (event != NULL &&
+		database->ring_head - database->ring_tail < ORCH_RING_SIZE)
 		database->ring[database->ring_head++ % ORCH_RING_SIZE] = *event;
 	else
 		database->ring_lost = true;
-	SpinLockRelease(&database->ring_mutex);
-
-	ring_was_empty(empty);
-}
-
-/*
- * Events were lost before they reached the ring.
- */
-static void
-push_lost(void)
-{
-	OrchDatabase *database;
-	bool empty;
-
-	if (!orch_event_heard())
-		return;
-
-	database = find_database();
-	if (database == NULL)
-		return;
-	SpinLockAcquire(&database->ring_mutex);
-	empty = database->ring_head == database->ring_tail;
-	database->ring_lost = true;
 	SpinLockRelease(&database->ring_mutex);
 
 	ring_was_empty(empty);

@@ -78,7 +78,8 @@ extern void orch_event_interrupt(int64 task, int32 epoch);
 
 /*
  * Push one event into the ring of this database now (executors after their
- * commit, progress).  Does nothing when nobody listens or without preload.
+ * commit, progress); NULL: some were lost.  Does nothing when nobody listens
+ * or without preload.
  */
 extern void orch_event_push(const struct OrchEvent *event);
 

@@ -48,11 +48,20 @@
 /* Inputs of runs within inputs of steps, at most. */
 #define MAX_LEVELS 4
 
+/* Whose turns a task takes. */
+typedef struct Turns
+{
+	OrchTurnKey clock;
+	OrchTurnKey tenant;
+	int64 length; /* of one */
+} Turns;
+
 static const OrchQueue *fair_queue(int32 queue);
+static bool find_turns(int32 owner, int32 queue, Datum input, int32 priority,
+					   Turns *turns);
 static bool give_turn(int32 owner, int32 queue, Datum input, int32 priority,
 					  int64 *key);
-static int64 take_turn(const OrchTurnKey *clock, const OrchTurnKey *tenant,
-					   double weight);
+static int64 take_turn(const Turns *turns);
 static bool has_clock(const OrchTurnKey *clock);
 static void read_clock(const OrchTurnKey *clock);
 static void start_clock(const OrchTurnKey *clock, int64 turn);
@@ -126,25 +135,37 @@ fair_queue(int32 queue)
 }
 
 /*
+ * False: its queue has no tenants.
+ */
+static bool
+find_turns(int32 owner, int32 queue, Datum input, int32 priority, Turns *turns)
+{
+	const OrchQueue *info = fair_queue(queue);
+	uint64 tenant;
+	double weight;
+
+	if (info == NULL)
+		return false;
+	tenant = find_tenant(info, input, &weight);
+	turns->clock = make_key(owner, queue);
+	turns->tenant = tenant_key(&turns->clock, priority, tenant);
+	turns->length = (int64) (QUANTUM / weight);
+	return true;
+}
+
+/*
  * The place of a task by its tenant's turn.  False: it has none.
  */
 static bool
 give_turn(int32 owner, int32 queue, Datum input, int32 priority, int64 *key)
 {
-	const OrchQueue *info = fair_queue(queue);
-	uint64 number;
-	double weight;
-	OrchTurnKey clock;
-	OrchTurnKey tenant;
+	Turns turns;
 
-	if (info == NULL)
+	if (!find_turns(owner, queue, input, priority, &turns))
 		return false;
-	number = find_tenant(info, input, &weight);
-	clock = make_key(owner, queue);
-	tenant = tenant_key(&clock, priority, number);
-	if (!has_clock(&clock))
-		read_clock(&clock);
-	*key = orch_sort_key(take_turn(&clock, &tenant, weight), priority);
+	if (!has_clock(&turns.clock))
+		read_clock(&turns.clock);
+	*key = orch_sort_key(take_turn(&turns), priority);
 	return true;
 }
 
@@ -152,18 +173,18 @@ give_turn(int32 owner, int32 queue, Datum input, int32 priority, int64 *key)
  * The next turn of a tenant, which is its own from now on.
  */
 static int64
-take_turn(const OrchTurnKey *clock, const OrchTurnKey *tenant, double weight)
+take_turn(const Turns *turns)
 {
 	OrchTurn *now;
 	OrchTurn *last;
 	int64 turn;
 
 	LWLockAcquire(orch_shared->turn_lock, LW_EXCLUSIVE);
-	now = find_turn(clock, true);
-	last = find_turn(tenant, true);
+	now = find_turn(&turns->clock, true);
+	last = find_turn(&turns->tenant, true);
 	turn = now->turn + LEAD + now->given++ % DIFFERENT_LEAD;
 	turn = Max(turn, last->turn);
-	last->turn = turn + (int64) (QUANTUM / weight);
+	last->turn = turn + turns->length;
 	LWLockRelease(orch_shared->turn_lock);
 	return turn;
 }
@@ -408,23 +429,16 @@ orchestrator_ready_key(PG_FUNCTION_ARGS)
 Datum
 orchestrator_return_turn(PG_FUNCTION_ARGS)
 {
-	int32 queue = PG_GETARG_INT32(1);
-	const OrchQueue *info = fair_queue(queue);
-	uint64 number;
-	double weight;
-	OrchTurnKey clock;
-	OrchTurnKey tenant;
+	Turns turns;
 	OrchTurn *last;
 
-	if (info == NULL)
+	if (!find_turns(PG_GETARG_INT32(0), PG_GETARG_INT32(1), PG_GETARG_DATUM(2),
+					PG_GETARG_INT32(3), &turns))
 		PG_RETURN_VOID();
-	number = find_tenant(info, PG_GETARG_DATUM(2), &weight);
-	clock = make_key(PG_GETARG_INT32(0), queue);
-	tenant = tenant_key(&clock, PG_GETARG_INT32(3), number);
 	LWLockAcquire(orch_shared->turn_lock, LW_EXCLUSIVE);
-	last = find_turn(&tenant, false);
+	last = find_turn(&turns.tenant, false);
 	if (last != NULL)
-		last->turn -= (int64) (QUANTUM / weight);
+		last->turn -= turns.length;
 	LWLockRelease(orch_shared->turn_lock);
 	PG_RETURN_VOID();
 }
@@ -449,25 +463,17 @@ orchestrator_claimed(PG_FUNCTION_ARGS)
 Datum
 orchestrator_read_turn(PG_FUNCTION_ARGS)
 {
-	int32 queue = PG_GETARG_INT32(1);
 	int32 priority = PG_GETARG_INT32(4);
-	const OrchQueue *info = fair_queue(queue);
-	uint64 number;
-	double weight;
-	OrchTurnKey clock;
-	OrchTurnKey tenant;
+	Turns turns;
 	OrchTurn *last;
 	int64 end;
 
-	if (info == NULL)
+	if (!find_turns(PG_GETARG_INT32(0), PG_GETARG_INT32(1), PG_GETARG_DATUM(2),
+					priority, &turns))
 		PG_RETURN_VOID();
-	number = find_tenant(info, PG_GETARG_DATUM(2), &weight);
-	clock = make_key(PG_GETARG_INT32(0), queue);
-	tenant = tenant_key(&clock, priority, number);
-	end = orch_fair_turn(PG_GETARG_INT64(3), priority) +
-		  (int64) (QUANTUM / weight);
+	end = orch_fair_turn(PG_GETARG_INT64(3), priority) + turns.length;
 	LWLockAcquire(orch_shared->turn_lock, LW_EXCLUSIVE);
-	last = find_turn(&tenant, true);
+	last = find_turn(&turns.tenant, true);
 	last->turn = Max(last->turn, end);
 	LWLockRelease(orch_shared->turn_lock);
 	PG_RETURN_VOID();

@@ -99,6 +99,7 @@ static int take_evidence(void);
 static void count_crash(TimestampTz now);
 static int recent_crashes(TimestampTz now);
 static void set_breaker(TimestampTz now);
+static volatile NoteEntry *entry_of(int slot);
 
 void
 orch_note_load(void)
@@ -339,18 +340,25 @@ set_breaker(TimestampTz now)
 }
 
 /*
+ * NULL: nothing is noted.
+ */
+static volatile NoteEntry *
+entry_of(int slot)
+{
+	Assert(slot >= 0 && slot < ORCH_MAX_GUILTY);
+	return notes == NULL ? NULL : &notes->entries[slot].entry;
+}
+
+/*
  * An executor takes the slot: from now on its death counts for the breaker.
  */
 void
 orch_note_enter(int slot)
 {
-	volatile NoteEntry *entry;
+	volatile NoteEntry *entry = entry_of(slot);
 
-	if (notes == NULL)
+	if (entry == NULL)
 		return;
-	Assert(slot >= 0 && slot < ORCH_MAX_GUILTY);
-	entry = &notes->entries[slot].entry;
-
 	entry->in_use = 0;
 	entry->innocent = 0;
 	pg_compiler_barrier();
@@ -364,13 +372,10 @@ orch_note_enter(int slot)
 void
 orch_note_begin(int slot, Oid dboid, int64 task, int32 epoch, int32 attempt)
 {
-	volatile NoteEntry *entry;
+	volatile NoteEntry *entry = entry_of(slot);
 
-	if (notes == NULL)
+	if (entry == NULL)
 		return;
-	Assert(slot >= 0 && slot < ORCH_MAX_GUILTY);
-	entry = &notes->entries[slot].entry;
-
 	entry->in_use = 0;
 	pg_compiler_barrier();
 	entry->dboid = dboid;
@@ -386,13 +391,10 @@ orch_note_begin(int slot, Oid dboid, int64 task, int32 epoch, int32 attempt)
 void
 orch_note_end(int slot)
 {
-	volatile NoteEntry *entry;
+	volatile NoteEntry *entry = entry_of(slot);
 
-	if (notes == NULL)
+	if (entry == NULL)
 		return;
-	Assert(slot >= 0 && slot < ORCH_MAX_GUILTY);
-	entry = &notes->entries[slot].entry;
-
 	pg_compiler_barrier();
 	entry->in_use = 0;
 }

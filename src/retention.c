@@ -135,7 +135,6 @@ static PGRUsage usage;
 
 static void end_transaction(XactEvent event, void *arg);
 static void look_at(Oid dboid, TimestampTz at);
-static bool start_worker(void);
 static void start_session(Oid dboid);
 static Outcome keep_house(void);
 static Outcome finish_commands(void);
@@ -255,28 +254,9 @@ orch_retention_manage(OrchDatabase *database, bool may_fire)
 		return;
 	database->retention_done = false;
 	pg_atomic_write_u64(&database->retention_at, PG_INT64_MAX);
-	if (!start_worker())
+	handle = orch_shmem_start_worker("retention");
+	if (handle == NULL)
 		look_at(MyDatabaseId, now + ERROR_PAUSE);
-}
-
-static bool
-start_worker(void)
-{
-	BackgroundWorker worker = {0};
-	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-	bool started;
-
-	orch_shmem_describe_worker(&worker, "retention");
-	snprintf(worker.bgw_name, sizeof(worker.bgw_name),
-			 "orchestrator retention");
-	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	worker.bgw_notify_pid = MyProcPid;
-	worker.bgw_main_arg = ObjectIdGetDatum(MyDatabaseId);
-	started = RegisterDynamicBackgroundWorker(&worker, &handle);
-	if (!started)
-		handle = NULL;
-	MemoryContextSwitchTo(old);
-	return started;
 }
 
 /* ---------------------------------------------------------- the worker */

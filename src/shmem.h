@@ -420,6 +420,9 @@ extern bool orch_shmem_terminated(void);
 extern void orch_shmem_describe_worker(BackgroundWorker *worker,
 									   const char *kind);
 
+/* Start one of a kind for our database.  NULL: it cannot be now. */
+extern BackgroundWorkerHandle *orch_shmem_start_worker(const char *kind);
+
 /*
  * Whether a worker that was registered at a time has started.  To be asked
  * again after ORCH_START_PAUSE while it has not: a postmaster before 16 may
