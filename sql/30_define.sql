@@ -36,6 +36,18 @@ BEGIN
 END
 $$;
 
+-- An object that has no other keys.
+CREATE FUNCTION orchestrator._require_keys(what text, value jsonb, keys text[], hint text) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_key text;
+BEGIN
+  PERFORM orchestrator._require(jsonb_typeof($2) = 'object', $1 || ' is not an object');
+  SELECT min(k) INTO v_key FROM jsonb_object_keys($2) k WHERE k <> ALL ($3);
+  PERFORM orchestrator._require(v_key IS NULL, format('%s: unknown key "%s"', $1, v_key), $4);
+END
+$$;
+
 -- A name of a definition or queue.
 CREATE FUNCTION orchestrator._require_name(what text, name text) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -336,6 +348,19 @@ BEGIN
     PERFORM orchestrator._invalidate();
   END IF;
   RETURN v_kept.version;
+END
+$$;
+
+-- One of the engine's own, which is never current; its id.
+CREATE FUNCTION orchestrator._keep_hidden(d orchestrator.definition) RETURNS int
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_kept record := orchestrator._put_definition($1, false);
+BEGIN
+  IF v_kept.changed THEN
+    PERFORM orchestrator._invalidate();
+  END IF;
+  RETURN v_kept.id;
 END
 $$;
 

@@ -824,8 +824,7 @@ $$;
 CREATE FUNCTION orchestrator._workflow_definition(caller oid, specs orchestrator.step_spec[], options jsonb DEFAULT '{}') RETURNS int
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  d      orchestrator.definition;
-  v_kept record;
+  d orchestrator.definition;
 BEGIN
   PERFORM orchestrator._initialize();
   PERFORM orchestrator._check_role($1);
@@ -833,11 +832,7 @@ BEGIN
                                                                           'steps', coalesce(to_jsonb($2), '[]')));
   -- the hash makes finding it cheap, however many there are
   d.name := 'orchestrator.workflow.' || md5(d.document::text || d.steps::text);
-  v_kept := orchestrator._put_definition(d, false);
-  IF v_kept.changed THEN
-    PERFORM orchestrator._invalidate();
-  END IF;
-  RETURN v_kept.id;
+  RETURN orchestrator._keep_hidden(d);
 END
 $$;
 
@@ -859,8 +854,7 @@ BEGIN
     d.endpoint := $3;
     d.request := CASE WHEN $3 IS NOT NULL THEN '{}'::jsonb END;
     d := orchestrator._policy(d, CASE WHEN $3 IS NULL THEN '{"max_attempts": 1}' ELSE '{"max_attempts": 12, "retry_delay": "5 s"}' END::jsonb);
-    d.id := (orchestrator._put_definition(d, false)).id;
-    PERFORM orchestrator._invalidate();
+    d.id := orchestrator._keep_hidden(d);
   END IF;
   RETURN d.id;
 END

@@ -90,12 +90,8 @@ $$;
 -- with $ are paths over the input.
 CREATE FUNCTION orchestrator._check_request(request jsonb) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
-DECLARE
-  v_key  text;
 BEGIN
-  PERFORM orchestrator._require(jsonb_typeof($1) = 'object', 'request is not an object');
-  SELECT k INTO v_key FROM jsonb_object_keys($1) k WHERE k NOT IN ('method', 'path', 'query', 'headers', 'body', 'expect') ORDER BY k LIMIT 1;
-  PERFORM orchestrator._require(v_key IS NULL, format('request: unknown key "%s"', v_key), 'The keys of a request are method, path, query, headers, body and expect.');
+  PERFORM orchestrator._require_keys('request', $1, '{method,path,query,headers,body,expect}', 'The keys of a request are method, path, query, headers, body and expect.');
   PERFORM orchestrator._require($1 ->> 'method' IN ('GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'),
                                 format('request, key "method": unknown method "%s"', $1 ->> 'method'), 'Say GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS.');
   PERFORM orchestrator._require(jsonb_typeof($1 -> 'path') IN ('string', 'array'), 'request, key "path": is neither a string nor an array of its parts');

@@ -61,16 +61,12 @@ DECLARE
   v_known text[] := CASE $1 WHEN 'llm' THEN '{model,messages,system,prompt,temperature,top_p,max_tokens,stop,seed,tools,tool_choice,max_tool_rounds,schema,stream,options,conversation}'
                             WHEN 'summarize' THEN '{model,part,limit,temperature,top_p,max_tokens,seed,options}'
                             ELSE '{model,input,dimensions,options}' END;
-  v_key   text;
   v_bad   text;
 BEGIN
   IF $2 = '{"agent": true}' THEN
     RETURN;   -- of a decision (chapter 63)
   END IF;
-  PERFORM orchestrator._require(jsonb_typeof($2) = 'object', 'request is not an object');
-  SELECT k INTO v_key FROM jsonb_object_keys($2) k WHERE k <> ALL (v_known) ORDER BY k LIMIT 1;
-  PERFORM orchestrator._require(v_key IS NULL, format('request: unknown key "%s"', v_key),
-                                format('The keys of a request of kind %s are %s.', $1, array_to_string(v_known, ', ')));
+  PERFORM orchestrator._require_keys('request', $2, v_known, format('The keys of a request of kind %s are %s.', $1, array_to_string(v_known, ', ')));
   PERFORM orchestrator._require(jsonb_typeof($2 -> 'model') IS NOT DISTINCT FROM 'string', 'request, key "model": is not a string', 'Give the name of a model.');
   IF $1 = 'llm' THEN
     PERFORM orchestrator._require($2 ? 'messages' <> $2 ? 'prompt', 'request: has both messages and prompt, or neither', 'Give messages, or a prompt and perhaps system.');

@@ -94,8 +94,7 @@ BEGIN
   d.owner := orchestrator._owner($1);
   d := orchestrator._policy(d, '{}');
   PERFORM orchestrator._check_call($1, d);
-  d.id := (orchestrator._put_definition(d, false)).id;
-  PERFORM orchestrator._invalidate();
+  d.id := orchestrator._keep_hidden(d);
   t.run_at := orchestrator._admit(d.owner, 1, 1);
   t.id := orchestrator._place_root(t, d.owner, d.id, $4, NULL);
   PERFORM orchestrator._admitted(false);
@@ -139,12 +138,9 @@ CREATE FUNCTION orchestrator._check_tool_request(d orchestrator.definition) RETU
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_keys text[] := CASE WHEN d.endpoint IS NULL THEN '{tools,name,arguments}' WHEN d.request ? 'list' THEN '{list}' ELSE '{tool,arguments}' END;
-  v_key  text;
 BEGIN
-  PERFORM orchestrator._require(jsonb_typeof(d.request) = 'object', 'request is not an object');
-  SELECT k INTO v_key FROM jsonb_object_keys(d.request) k WHERE k <> ALL (v_keys) ORDER BY k LIMIT 1;
-  PERFORM orchestrator._require(v_key IS NULL, format('request: unknown key "%s"', v_key),
-                                'The keys of a request of kind tool are tool and arguments; without endpoint, tools, name and arguments.');
+  PERFORM orchestrator._require_keys('request', d.request, v_keys,
+                                     'The keys of a request of kind tool are tool and arguments; without endpoint, tools, name and arguments.');
   IF d.endpoint IS NULL THEN
     PERFORM orchestrator._require(orchestrator._named_tools(d.request) IS NOT NULL, 'request, key "tools": is no array of names');
   ELSE

@@ -22,12 +22,8 @@ $$;
 -- The request of kind webhook. Strings that begin with $ are paths over the input.
 CREATE FUNCTION orchestrator._check_webhook_request(request jsonb) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-  v_key text;
 BEGIN
-  PERFORM orchestrator._require(jsonb_typeof($1) = 'object', 'request is not an object');
-  SELECT k INTO v_key FROM jsonb_object_keys($1) k WHERE k NOT IN ('path', 'query', 'headers', 'type', 'body') ORDER BY k LIMIT 1;
-  PERFORM orchestrator._require(v_key IS NULL, format('request: unknown key "%s"', v_key), 'The keys of a webhook are path, query, headers, type and body.');
+  PERFORM orchestrator._require_keys('request', $1, '{path,query,headers,type,body}', 'The keys of a webhook are path, query, headers, type and body.');
   PERFORM orchestrator._require(jsonb_typeof($1 -> 'type') = 'string', 'request, key "type": is not a string');
   PERFORM orchestrator._check_request($1 - 'type'::text);
   PERFORM orchestrator._check_templates($1 -> 'type');
