@@ -192,23 +192,7 @@ $$;
 -- A text in pieces of at most so many characters, cut where a line or a word ends
 -- if one does in the last fifth.
 CREATE FUNCTION orchestrator._pieces(text text, size int) RETURNS text[]
-  LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-  v_all   text[] := '{}';
-  v_rest  text := $1;
-  v_piece text;
-  v_tail  text;
-BEGIN
-  WHILE length(v_rest) > $2 LOOP
-    v_piece := left(v_rest, $2);
-    v_tail := reverse(right(v_piece, $2 / 5));
-    v_piece := left(v_piece, $2 + 1 - coalesce(nullif(strpos(v_tail, E'\n'), 0), nullif(strpos(v_tail, ' '), 0), 1));
-    v_all := v_all || v_piece;
-    v_rest := substr(v_rest, length(v_piece) + 1);
-  END LOOP;
-  RETURN v_all || v_rest;
-END
-$$;
+  LANGUAGE C IMMUTABLE STRICT AS 'MODULE_PATHNAME', 'orchestrator_pieces';
 
 -- A summary ---------------------------------------------------------------------
 

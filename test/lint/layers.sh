@@ -50,6 +50,7 @@ workflow
 settle
 lease
 carry
+piece
 delta
 call
 parcel

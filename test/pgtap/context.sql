@@ -3,7 +3,7 @@
 -- what undoes, ends or meets them. Real calls are in test/t/345_context.pl.
 \ir lib/setup.psql
 \ir lib/models.psql
-SELECT plan(126);
+SELECT plan(127);
 
 CREATE ROLE context_app LOGIN;
 SELECT orchestrator.grant_usage('context_app');
@@ -80,6 +80,7 @@ SELECT is(orchestrator._pieces(t, n), p, format('%s in pieces of %s', to_json(t)
   ('abc', 3, '{abc}'::text[]), ('abcd', 3, '{abc,d}'), ('aaaa bb cc', 10, '{"aaaa bb cc"}'), ('aaaaaaaa bbb', 10, '{"aaaaaaaa ",bbb}'),
   (E'aaaaaaaa\nb c', 10, ARRAY[E'aaaaaaaa\n', 'b c']), ('', 5, '{""}'), ('äöüäöüä', 3, '{äöü,äöü,ä}')) x(t, n, p);
 SELECT is(array_to_string(orchestrator._pieces(words(10000), 777), ''), words(10000), 'no character is lost');
+SELECT performs_ok($$SELECT orchestrator._pieces(words(1000000), 250)$$, 1000, 'a long text in short pieces takes no longer for that');
 
 -- Definitions --------------------------------------------------------------
 CREATE FUNCTION refused(step jsonb, options jsonb DEFAULT '{}') RETURNS text LANGUAGE sql AS $$
