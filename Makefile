@@ -21,6 +21,7 @@
 #   PGVERSION=15         else: for this major version, if Debian has it
 #   WORK=dir             keep the folder test, bench and chaos build and run in,
 #                        so that the next run compiles only what has changed
+#   LANES=2              so many files of tests at once; else two, or one on one core
 #   EXISTING=1           installcheck against an installed, running server
 
 EXTENSION  = orchestrator

@@ -20,6 +20,7 @@ use Encode ();
 use File::Path qw(make_path);
 use IPC::Run ();
 use JSON::PP ();
+use OrchestratorTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time usleep);
@@ -34,7 +35,7 @@ sub client_files
 {
 	my ($option, @more) = @_;
 	my ($folder) = run_command([ $ENV{PG_CONFIG} || 'pg_config', $option ]);
-	my $private = ($ENV{TESTDIR} || '.') . "/tmp_install$folder";
+	my $private = tree() . "/tmp_install$folder";
 	return join '/', (-d $private ? $private : $folder), @more;
 }
 

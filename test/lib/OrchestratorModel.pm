@@ -27,7 +27,7 @@ use Time::HiRes qw(time usleep);
 
 our @EXPORT = qw(missing_model start_model secret_folder start_server script_model received_by forget_received release_model model_packages ask);
 
-my $sources = ($ENV{TESTDIR} || '.') . '/test/model';
+my $sources = tree() . '/test/model';
 my $number  = 0;
 my @started;
 
@@ -111,12 +111,7 @@ sub release_model
 	return;
 }
 
-sub model_packages
-{
-	my $folder = npm_packages($sources, 'model') or return;
-	system_or_bail('cp', "$sources/clients.mjs", "$sources/webhooks.mjs", $folder);
-	return $folder;
-}
+sub model_packages { return npm_packages($sources, 'model', 'clients.mjs', 'webhooks.mjs') }
 
 # Also when the test dies.
 END

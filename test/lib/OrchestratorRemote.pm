@@ -22,7 +22,7 @@ use Time::HiRes qw(time usleep);
 
 our @EXPORT = qw(missing_clients start_client stop_client ended_client said start_pooler);
 
-my $sources = ($ENV{TESTDIR} || '.') . '/test/clients';
+my $sources = tree() . '/test/clients';
 my $packages;
 my $number  = 0;
 my @started;

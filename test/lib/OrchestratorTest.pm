@@ -20,16 +20,19 @@ package OrchestratorTest;
 use strict;
 use warnings;
 
+use Cwd qw(getcwd);
 use Exporter 'import';
+use Fcntl qw(LOCK_EX);
 use IO::Handle;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-our @EXPORT    = qw(new_node new_cron_node has_pg_cron npm_packages wait_for plain_role report);
+our @EXPORT    = qw(new_node new_cron_node has_pg_cron npm_packages tree wait_for plain_role report);
 our @EXPORT_OK = qw(server_conf);
 
 my $number = 0;
+my $tree   = getcwd();
 
 # Whoever runs the tests: the superuser of their servers has the same name.
 $ENV{PGUSER} = 'postgres';
@@ -41,6 +44,10 @@ sub server_conf
 	my $file = $ENV{ORCHESTRATOR_CONF} || 'tmp_install/server.conf';
 	return slurp_file($file);
 }
+
+# The folder of everything that is tested, where tests are started.  TESTDIR is
+# where this one may write.
+sub tree { return $tree }
 
 # Print for the reader.  PostgreSQL::Test::Utils sends standard output to the log
 # of the test and keeps the real one for Test::More: benchmarks want that.
@@ -79,19 +86,23 @@ sub has_pg_cron
 }
 
 # The folder, in the run's, where npm put the packages that the lock file beside
-# package.json names; undef where npm is missing or can fetch nothing.
+# package.json names, with these programs beside them; undef where npm is missing
+# or can fetch nothing.  Tests that run beside each other share it.
 sub npm_packages
 {
-	my ($sources, $name) = @_;
-	my $folder = ($ENV{TESTDIR} || '.') . "/tmp_$name";
+	my ($sources, $name, @programs) = @_;
+	my $folder = "$tree/tmp_$name";
 	return if grep { system("command -v $_ >/dev/null 2>&1") != 0 } qw(node npm);
+	system_or_bail('mkdir', '-p', $folder);
+	open my $lock, '>', "$folder/lock" or die "$folder/lock: $!";
+	flock $lock, LOCK_EX or die "$folder/lock: $!";
 	if (!-e "$folder/node_modules/.package-lock.json")
 	{
-		system_or_bail('mkdir', '-p', $folder);
 		system_or_bail('cp', "$sources/package.json", "$sources/package-lock.json", $folder);
 		return if system_log('npm', 'ci', '--silent', '--no-audit', '--no-fund', '--fetch-retries=1', '--fetch-retry-mintimeout=1000',
 			'--prefix', $folder) != 0;
 	}
+	system_or_bail('cp', '-pu', map({ "$sources/$_" } @programs), $folder) if @programs;
 	return $folder;
 }
 
