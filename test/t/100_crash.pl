@@ -69,12 +69,15 @@ sub start_server
 
 sub enqueue
 {
-	my ($role, $handler, $gate, $n) = @_;
+	my ($role, $handler, $gate, $n, $delay) = @_;
 	my $ids = $node->psql_as($role,
-		sprintf q(SELECT orchestrator.enqueue('%s', jsonb_build_object('gate', '%s', 'token', i)) FROM generate_series(1, %d) i),
-		$handler, $gate || '', $n || 1);
+		sprintf q(SELECT orchestrator.enqueue('%s', jsonb_build_object('gate', '%s', 'token', i), delay => %s) FROM generate_series(1, %d) i),
+		$handler, $gate || '', $delay || 'NULL', $n || 1);
 	return split /\n/, $ids;
 }
+
+# Steps that crash the server: not before their client has the answer.
+sub enqueue_crash { return enqueue('bad', $_[0], '', $_[1], q('0.3 s')) }
 
 sub close_gate { $node->safe_psql('postgres', "INSERT INTO chaos.gate VALUES ('$_[0]', true)"); return }
 sub open_gate  { $node->safe_psql('postgres', "UPDATE chaos.gate SET closed = false WHERE name = '$_[0]'"); return }
@@ -372,7 +375,7 @@ sub poison
 	my $offset = log_end($node);
 	my $from = time;
 	my @innocent = enqueue('app', 'pass', '', 50);
-	my ($id) = enqueue('bad', $handler);
+	my ($id) = enqueue_crash($handler);
 	my $done = within(40,
 		sub { (value($node, "SELECT state FROM orchestrator.task WHERE id = $id") // '') eq 'failed' });
 	at_most($done // 1000, 20, 'it is given up');
@@ -403,7 +406,7 @@ sub storm
 	$node->psql_as('bad',
 		"SELECT orchestrator.define('crash', 'chaos.crash', max_attempts => 3, retry_delay => '0', retry_jitter => 0)");
 	my $offset = log_end($node);
-	my @ids = enqueue('bad', 'crash', '', 20);
+	my @ids = enqueue_crash('crash', 20);
 	my $from = time;
 
 	# Three crashes, five seconds, one, ten seconds.

@@ -22,6 +22,7 @@ $node->safe_psql('postgres', 'CREATE SCHEMA app AUTHORIZATION app');
 $node->psql_as('app', <<'SQL');
 CREATE TABLE app.accepted (round text, id bigint);
 CREATE TABLE app.ran (id bigint);
+CREATE TABLE app.pushed (round text);
 CREATE FUNCTION app.job(jsonb) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
   PERFORM pg_sleep(0.001);
@@ -53,13 +54,12 @@ BEGIN
     COMMIT;
   END LOOP;
 END $$;
--- The deepest that was seen until no client is there any more.
-CREATE FUNCTION app.watch(lasts interval, states text[]) RETURNS bigint LANGUAGE plpgsql AS $$
+-- The deepest that was seen until a round is over.
+CREATE FUNCTION app.watch(round text, states text[]) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
   v_deepest bigint := 0;
-  v_until timestamptz := clock_timestamp() + lasts;
 BEGIN
-  WHILE clock_timestamp() < v_until LOOP
+  WHILE NOT EXISTS (SELECT FROM app.pushed p WHERE p.round = watch.round) LOOP
     v_deepest := greatest(v_deepest, (SELECT count(*) FROM orchestrator.task t WHERE t.live AND t.state::text = ANY (states)));
     PERFORM pg_sleep(0.002);
   END LOOP;
@@ -73,13 +73,15 @@ sub app { return $node->psql_as('app', $_[0]) }
 # All clients push at once while one watches; what they answer, and the deepest.
 sub push_all
 {
-	my ($round, $n, $seconds) = @_;
+	my ($round, $n) = @_;
 	my $watcher = session($node, 'app');
-	$watcher->send("SELECT app.watch('$seconds s', '{pending,scheduled}')");
+	$watcher->query('SELECT 1');
+	$watcher->send("SELECT app.watch('$round', '{pending,scheduled}')");
 	my @clients = map { session($node, 'app') } 1 .. $clients;
 	$_->send("CALL app.push('$round', $n, NULL)") foreach @clients;
 	my @refused = map { $_->answer } @clients;
 	my @errors = grep { $_ ne '' } map { $_->errors } @clients;
+	app("INSERT INTO app.pushed VALUES ('$round')");
 	my $deepest = $watcher->answer;
 	$_->quit foreach @clients, $watcher;
 	is("@errors", '', "$round: no error");
@@ -107,7 +109,7 @@ sub nothing_lost
 
 subtest 'reject' => sub {
 	app(q{SELECT orchestrator.define_queue('q', max_depth => 10)});
-	my ($deepest, $refused) = push_all('reject', 200, 4);
+	my ($deepest, $refused) = push_all('reject', 200);
 	not_deeper($deepest);
 	cmp_ok($deepest, '>=', 8, 'which was reached');
 	cmp_ok($refused, '>', 0, "some were refused ($refused)");
@@ -116,7 +118,7 @@ subtest 'reject' => sub {
 
 subtest 'wait' => sub {
 	app(q{SELECT orchestrator.define_queue('q', max_depth => 10, on_full => 'wait', full_wait => '30 s')});
-	my ($deepest, $refused) = push_all('wait', 200, 4);
+	my ($deepest, $refused) = push_all('wait', 200);
 	not_deeper($deepest);
 	cmp_ok($deepest, '>=', 8, 'which was reached');
 	is($refused, 0, 'none was refused');
@@ -125,7 +127,7 @@ subtest 'wait' => sub {
 
 subtest 'defer' => sub {
 	app(q{SELECT orchestrator.define_queue('q', max_depth => 10, on_full => 'defer', full_wait => '500 ms')});
-	my ($deepest, $refused) = push_all('defer', 200, 2);
+	my ($deepest, $refused) = push_all('defer', 200);
 	is($refused, 0, 'none was refused');
 	cmp_ok(app(q{SELECT count(*) FROM orchestrator.task t JOIN app.accepted a USING (id) WHERE a.round = 'defer' AND t.run_at IS NOT NULL}),
 		'>', 0, 'some were deferred');
@@ -146,7 +148,7 @@ BEGIN
     COMMIT;
   END LOOP;
 END $$});
-	my ($deepest, $refused) = push_all('quota', 300, 3);
+	my ($deepest, $refused) = push_all('quota', 300);
 	cmp_ok($deepest, '<=', 10, "no more than max_queued wait ($deepest)");
 	cmp_ok($refused, '>', 0, "some were refused ($refused)");
 	nothing_lost('quota');

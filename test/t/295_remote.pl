@@ -44,7 +44,7 @@ BEGIN
   INSERT INTO app.ledger SELECT c.task_id, d ->> 'tag', v_since, clock_timestamp() FROM orchestrator.current_task() c;
   RETURN NULL;
 END $$;
-CREATE PROCEDURE app.worker(queue text, name text, lease interval DEFAULT '30 s') LANGUAGE plpgsql AS $$
+CREATE PROCEDURE app.worker(queue text, name text, lease interval) LANGUAGE plpgsql AS $$
 DECLARE
   c       orchestrator.claimed_task;
   v_since timestamptz;
@@ -86,10 +86,10 @@ sub input { return sprintf q{jsonb_build_object('s', %s, 'tag', '%s')}, @_ }
 # Workers of a queue, in sessions of their own.
 sub start_workers
 {
-	my ($n, $queue) = @_;
+	my ($n, $queue, $lease) = @_;
 	my @sessions = map { session($node, 'worker') } 1 .. $n;
 
-	$sessions[$_]->send("CALL app.worker('$queue', 'w$_')") foreach 0 .. $#sessions;
+	$sessions[$_]->send("CALL app.worker('$queue', 'w$_', '" . ($lease // '30 s') . "')") foreach 0 .. $#sessions;
 	return @sessions;
 }
 
@@ -158,13 +158,13 @@ sub crashes
 {
 	app('TRUNCATE app.ledger');
 	app(q{SELECT orchestrator.define_queue('three', max_running => 3)});
-	my @workers = start_workers(6, 'three');
+	my @workers = start_workers(6, 'three', '5 s');
 	enqueue('open', 300, input(0.01, 'open'));
 	foreach (1 .. 10)
 	{
 		usleep(50_000);
 		$node->safe_psql('postgres', q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CALL app.worker%' ORDER BY random() LIMIT 1});
-		push @workers, start_workers(1, 'three');
+		push @workers, start_workers(1, 'three', '5 s');
 	}
 	ended('they end, however many workers were terminated in their transactions');
 	is(overlap(), 3, 'never more than three');

@@ -371,6 +371,7 @@ sub late
 	  or diag(app("SELECT string_agg(event || coalesce(detail::text, ''), ' ' ORDER BY at) FROM orchestrator.trace WHERE task_id = $id"));
 	app("SELECT orchestrator.resume_queue('q')");
 	is(result($id)->{output}, 'late', 'the next attempt does');
+	pid_of('parent');
 	stop($worker);
 	return;
 }

@@ -483,7 +483,7 @@ sub secrets
 	my $raw = qq|data: {"model": "m", "choices": [{"index": 0, "delta": {"content": "it is canary-4711, canary-47"}, "finish_reason": "stop"}]}\n\n|;
 	script_model($url, { fault => { raw => $raw, drip => 0.001 } });
 	is(ended(enqueue('parts openai'))->{output}{content}, 'it is ***********, canary-47', 'a secret is blotted out, part of it is none');
-	is($node->safe_psql('postgres', q{SELECT count(*) FROM orchestrator.task t, orchestrator.trace_log l WHERE t::text || l::text LIKE '%canary-4711%'}), 0, 'and is in no row');
+	is($node->safe_psql('postgres', qq{SELECT count(*) FROM $_ r WHERE r::text LIKE '%canary-4711%'}), 0, "and is in no row of $_") foreach 'orchestrator.task', 'orchestrator.trace_log';
 	unlike(slurp_file($node->logfile), qr/canary-4711/, 'nor in the log');
 	return;
 }
