@@ -267,10 +267,45 @@ BEGIN
 END
 $$;
 
--- What is sent for a task: its request with the templates filled in; or why
--- that cannot be. Where it is a part of what the task sends, "part" of the request
--- sets its idempotency key apart.
+-- Provided by the library (src/duty.c): between the first two the courier follows
+-- paths for one call; after a second of the processor, or with more memory than
+-- orchestrator.courier_memory, that is cancelled.
+-- The third: those of a role have taken so long that other roles come first.
+CREATE FUNCTION orchestrator._begin_paths() RETURNS void
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_begin_paths';
+CREATE FUNCTION orchestrator._end_paths() RETURNS void
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_end_paths';
+CREATE FUNCTION orchestrator._paths_are_late() RETURNS boolean
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_paths_are_late';
+
+-- What is sent for a task, or why that cannot be.
 CREATE FUNCTION orchestrator._make_call(kind text, template jsonb, input jsonb, definition int, task bigint, OUT request jsonb, OUT refusal jsonb)
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
+BEGIN
+  IF orchestrator._paths_are_late() THEN
+    refusal := '{"again": true}';
+    RETURN;
+  END IF;
+  PERFORM orchestrator._begin_paths();
+  SELECT x.request, x.refusal INTO request, refusal FROM orchestrator._fill_call($1, $2, $3, $4, $5) x;
+  PERFORM orchestrator._end_paths();
+EXCEPTION WHEN OTHERS OR query_canceled THEN
+  PERFORM orchestrator._end_paths();
+  refusal := jsonb_build_object('sqlstate', CASE SQLSTATE WHEN '57014' THEN 'OR004' ELSE SQLSTATE END, 'message', 'its request cannot be made: ' || orchestrator._path_error(SQLSTATE, SQLERRM));
+END
+$$;
+
+-- Of an error of what follows paths, what to say.
+CREATE FUNCTION orchestrator._path_error(state text, message text) RETURNS text
+  LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN CASE $1 WHEN '57014' THEN 'its paths take too long, or too much memory' ELSE $2 END;
+END
+$$;
+
+-- Its request with the templates filled in. Where it is a part of what the task
+-- sends, "part" of the request sets its idempotency key apart.
+CREATE FUNCTION orchestrator._fill_call(kind text, template jsonb, input jsonb, definition int, task bigint, OUT request jsonb, OUT refusal jsonb)
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   d     orchestrator.definition;
@@ -303,8 +338,6 @@ BEGIN
   ELSIF $1 <> 'summarize' THEN
     request := orchestrator._model_call(d.kind, orchestrator._provider(d.endpoint), v_doc);
   END IF;
-EXCEPTION WHEN OTHERS OR query_canceled THEN
-  refusal := jsonb_build_object('sqlstate', CASE SQLSTATE WHEN '57014' THEN 'OR004' ELSE SQLSTATE END, 'message', 'its request cannot be made: ' || SQLERRM);
 END
 $$;
 
@@ -312,21 +345,29 @@ $$;
 
 -- Settle calls that _complete_calls() has left: outcomes are completed, error or timeout, and lost; results the
 -- outputs and errors. Returns the tasks that somebody has locked: to be settled
--- a little later. Reports that are stale change nothing.
+-- a little later, as are others of a role after one that took long. Reports that
+-- are stale change nothing.
 CREATE FUNCTION orchestrator._settle_calls(tasks bigint[], epochs int[], outcomes text[], results jsonb[]) RETURNS bigint[]
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '50ms' SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
   v_left    bigint[] := '{}';
+  v_late    int[] := '{}';   -- owners
   v_began   timestamptz;
   v_task    bigint;
+  v_owner   int;
   v_epoch   int;
   v_outcome text;
   v_result  jsonb;
 BEGIN
-  FOR v_task, v_epoch, v_outcome, v_result IN
-    SELECT u.task, u.epoch, u.outcome, u.result FROM unnest($1, $2, $3, $4) u(task, epoch, outcome, result)
+  FOR v_task, v_owner, v_epoch, v_outcome, v_result IN
+    SELECT u.task, l.owner, u.epoch, u.outcome, u.result FROM unnest($1, $2, $3, $4) u(task, epoch, outcome, result)
+    LEFT JOIN orchestrator.task_live l ON l.id = u.task
     ORDER BY u.task
   LOOP
+    IF v_owner = ANY (v_late) THEN
+      v_left := v_left || v_task;
+      CONTINUE;
+    END IF;
     v_began := clock_timestamp();
     BEGIN
       PERFORM orchestrator._settle_call(v_task, v_epoch, v_outcome, v_result);
@@ -338,6 +379,9 @@ BEGIN
         PERFORM orchestrator._give_up(v_task, v_began, 'the call of task %s could not be settled', SQLERRM);
         v_left := v_left || v_task;
     END;
+    IF clock_timestamp() - v_began > interval '500 ms' THEN
+      v_late := v_late || v_owner;
+    END IF;
   END LOOP;
   RETURN v_left;
 END
@@ -348,6 +392,10 @@ CREATE FUNCTION orchestrator._settle_call(task bigint, epoch int, outcome text, 
 DECLARE
   v_error jsonb;
 BEGIN
+  IF $3 = 'error' AND $4 = '{"again": true}' THEN
+    PERFORM orchestrator._settle_failed($1, $2, 'released', NULL, NULL, NULL);
+    RETURN;
+  END IF;
   PERFORM orchestrator._count_attempt(l) FROM orchestrator.task_live l
     WHERE l.id = $1 AND l.epoch = $2 AND l.state = 'running' AND $4 IS DISTINCT FROM '{"summarize": true}';
   IF orchestrator._settle_answer($1, $2, $3, $4) THEN
@@ -433,13 +481,20 @@ $$;
 -- Whether an answer is what a definition expects: null, or the error.
 CREATE FUNCTION orchestrator._judge_answer(expect text, answer jsonb) RETURNS jsonb
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_holds boolean;
 BEGIN
-  IF $1 IS NULL OR orchestrator._holds($1, $2) THEN
+  IF $1 IS NULL THEN
     RETURN NULL;
   END IF;
-  RETURN jsonb_build_object('sqlstate', 'OR013', 'message', format('the answer is not as expected: %s does not hold', left($1, 200)), 'status', $2 -> 'status');
+  PERFORM orchestrator._begin_paths();
+  v_holds := orchestrator._holds($1, $2);
+  PERFORM orchestrator._end_paths();
+  RETURN CASE WHEN NOT v_holds THEN
+    jsonb_build_object('sqlstate', 'OR013', 'message', format('the answer is not as expected: %s does not hold', left($1, 200)), 'status', $2 -> 'status') END;
 EXCEPTION WHEN OTHERS OR query_canceled THEN
-  RETURN jsonb_build_object('sqlstate', 'OR013', 'message', 'the answer could not be judged: ' || SQLERRM, 'retry', false);
+  PERFORM orchestrator._end_paths();
+  RETURN jsonb_build_object('sqlstate', 'OR013', 'message', 'the answer could not be judged: ' || orchestrator._path_error(SQLSTATE, SQLERRM), 'retry', false);
 END
 $$;
 

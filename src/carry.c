@@ -28,8 +28,8 @@
 /* Rows that limits or others keep from a claim, until it gives up. */
 #define MAX_PASSED 1000
 
-/* So long (microseconds) a claim looks at rows, whose paths may be slow; and one
- * of them may take no longer than that. */
+/* So long (microseconds) the courier looks at rows of a lane, whose paths may be
+ * slow; and one of them may take no longer than that. */
 #define LONGEST_LOOK (1000 * INT64CONST(1000))
 #define LONGEST_ROW	 (3000 * INT64CONST(1000))
 
@@ -48,7 +48,7 @@ static struct
 /* Of the claims since orch_carry_begin(). */
 static int64 wait_left = -1;
 static bool held_up = false;
-static int64 looks_since = -1; /* orch_monotonic(); 0: since the next claim */
+static int64 looks_since = -1; /* orch_monotonic() */
 static int64 looks_at = 0;	   /* the task of a row; 0: none */
 static int64 row_since = 0;
 
@@ -156,6 +156,8 @@ orchestrator_claim_call_rows(PG_FUNCTION_ARGS)
 		orch_carry_forget();
 	mark.owner = owner;
 	mark.queue = queue;
+	if (looks_since >= 0)
+		looks_since = orch_monotonic();
 	claim.rows = orch_heap_parked_begin(claim.live, owner,
 										ORCH_COURIER_LANE(queue), mark.from);
 	orch_collect_begin(&claim.collect, claim.now);
@@ -186,9 +188,7 @@ goes_on(const Claim *claim)
 {
 	int64 left;
 
-	if (looks_since == 0)
-		looks_since = orch_monotonic();
-	if (looks_since > 0 && orch_monotonic() - looks_since > LONGEST_LOOK)
+	if (looks_since >= 0 && orch_monotonic() - looks_since > LONGEST_LOOK)
 	{
 		held_up = true;
 		return false;

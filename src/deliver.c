@@ -94,8 +94,8 @@ settle_batch(void)
 		*place = (*place)->next_ended;
 	}
 	orch_transit.nended -= nbatch;
-	claims =
-		!one_by_one && orch_transit.child.pid != 0 && orch_dispatch_begin();
+	claims = !one_by_one && orch_transit.child.pid != 0 &&
+			 !orch_dispatch_is_late() && orch_dispatch_begin();
 	done = orch_duty_perform(claims ? settle_and_claim : settle);
 	orch_place_stay();
 	if (done)

@@ -30,6 +30,9 @@
 /* Calls wait, but limits or locks keep them. */
 #define HELD_UP_PAUSE (50 * INT64CONST(1000))
 
+/* A role of which one lane took so long (microseconds) waits for the others. */
+#define LATE (1000 * INT64CONST(1000))
+
 /* Longest sleep before calls that wait for others are looked at again. */
 #define LONGEST_WAIT_MS 60000
 
@@ -71,6 +74,7 @@ static int room = 0;
 static int nclaimed = 0;
 static uint64 first_claimed = 0;
 static bool lane_ended = false; /* one had fewer than its share */
+static bool is_late = false;	/* one took too long */
 
 static void hear(void);
 static void undo_call(OrchCall *call);
@@ -83,6 +87,7 @@ static void execute(SPIPlanPtr *plan, const char *query, int n, Datum *values);
 static void share_out(int n);
 static bool claim_shares(void);
 static int claim_lane(CallLane *lane);
+static void leave_for_later(const OrchHolder *holder);
 static void give_back_share(CallLane *lane);
 static void take_row(HeapTuple row, TupleDesc desc, const CallLane *lane);
 static void put_in_parcel(OrchCall *call, const OrchCallSpec *spec,
@@ -97,6 +102,12 @@ TimestampTz
 orch_dispatch_at(void)
 {
 	return claim_at;
+}
+
+bool
+orch_dispatch_is_late(void)
+{
+	return is_late;
 }
 
 void
@@ -160,6 +171,7 @@ orch_dispatch_begin(void)
 	claim_at = 0;
 	nclaimed = 0;
 	lane_ended = false;
+	is_late = false;
 	first_claimed = last_number + 1;
 	unsent = orch_transit.child.out.size - orch_transit.child.out.start;
 	orch_carry_begin();
@@ -237,8 +249,13 @@ orch_dispatch_end(void)
 		orch_transit_lose_child("ended");
 		return false;
 	}
-	if (lane_ended)
+	if (lane_ended || is_late)
 		forget_lanes(); /* what is left there is held up */
+	if (is_late)
+	{
+		claim_at = GetCurrentTimestamp(); /* when we have seen to others */
+		return false;
+	}
 	if (nclaimed >= room || nlanes > 0)
 	{
 		orch_transit.look = true;
@@ -407,7 +424,7 @@ claim_shares(void)
 	ended = left < nlanes;
 	nlanes = left;
 	lane_ended = lane_ended || ended;
-	return ended && nclaimed < room;
+	return ended && nclaimed < room && !is_late;
 }
 
 /*
@@ -419,6 +436,7 @@ claim_lane(CallLane *lane)
 	Datum values[4] = {Int32GetDatum(MyProcPid), Int32GetDatum(lane->queue),
 					   Int32GetDatum(lane->holder->owner),
 					   Int32GetDatum(lane->share)};
+	int64 since = orch_monotonic();
 	int n;
 
 	if (lane->share == 0)
@@ -426,6 +444,7 @@ claim_lane(CallLane *lane)
 	give_back_share(lane);
 	if (orch_catalog_queue_paused(lane->queue))
 		return 0;
+	orch_duty_begin_paths();
 	execute(&claim_plan,
 			"SELECT c.* FROM orchestrator._claim_call_lane($1, $2, $3, $4) c",
 			4, values);
@@ -433,7 +452,23 @@ claim_lane(CallLane *lane)
 	for (int i = 0; i < n; i++)
 		take_row(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, lane);
 	nclaimed += n;
+	if (orch_monotonic() - since > LATE)
+		leave_for_later(lane->holder);
 	return n;
+}
+
+/*
+ * What its other lanes have: each might take as long.
+ */
+static void
+leave_for_later(const OrchHolder *holder)
+{
+	is_late = true;
+	for (int i = 0; i < nlanes; i++)
+	{
+		if (lanes[i].holder == holder)
+			give_back_share(&lanes[i]);
+	}
 }
 
 static void

@@ -13,6 +13,9 @@
 extern void orch_dispatch(void);
 extern TimestampTz orch_dispatch_at(void);
 
+/* The last claim took long, so the next may. */
+extern bool orch_dispatch_is_late(void);
+
 /*
  * A claim in a transaction of somebody else: begin it (false: there is to be
  * none), perform its duty, and then end or undo it.  The end is false if there

@@ -16,4 +16,8 @@ extern void orch_duty_install(MemoryContext between);
 /* False: it failed, and nothing happened. */
 extern bool orch_duty_perform(OrchDuty duty);
 
+/* Calls of one role are made from here on: their paths, from _begin_paths() to
+ * _end_paths(), may take so long together (_paths_are_late). */
+extern void orch_duty_begin_paths(void);
+
 #endif

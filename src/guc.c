@@ -146,8 +146,8 @@ define_courier_settings(void)
 	DefineCustomIntVariable(
 		"orchestrator.courier_memory",
 		"Most memory that the program which makes outside calls may have.",
-		NULL, &orch_courier_memory, 1024, 128, 1024 * 1024, PGC_SIGHUP,
-		GUC_UNIT_MB, NULL, NULL, NULL);
+		"The paths of a call may take as much.", &orch_courier_memory, 1024,
+		128, 1024 * 1024, PGC_SIGHUP, GUC_UNIT_MB, NULL, NULL, NULL);
 	DefineCustomStringVariable(
 		"orchestrator.http_allow",
 		"Where outside calls may go, of what the endpoints say.",

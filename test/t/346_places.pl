@@ -1,5 +1,6 @@
 # Roles share the places of outside calls: calls of one that hang keep no other from
-# its first, and what is free goes to who has the fewest.
+# its first, and what is free goes to who has the fewest. Nor do paths that take for
+# ever keep others from it.
 
 use strict;
 use warnings;
@@ -7,10 +8,11 @@ use warnings;
 use OrchestratorOutside;
 use OrchestratorStep;
 use OrchestratorTest;
+use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $server = outside();
-my $node = new_node(name => 'places', 'orchestrator.courier_max_in_flight' => 8);
+my $node = new_node(name => 'places', 'orchestrator.courier_max_in_flight' => 8, 'orchestrator.courier_memory' => '256MB');
 $node->start;
 $node->create_extension;
 $node->plain_role($_) foreach 'a', 'b', 'c', 'd';
@@ -92,5 +94,34 @@ places_are('a25 d1', 'others have theirs');
 $node->psql_as($_, 'SELECT orchestrator.cancel_many(all_tasks => true)') foreach 'a', 'd';
 hang('a', 20);
 places_are('a16', 'all places were given back');
+$node->psql_as('a', 'SELECT orchestrator.cancel_many(all_tasks => true)');
+
+# Paths that take for ever, or all memory
+sub courier { return $node->safe_psql('postgres', q{SELECT pid FROM orchestrator.worker_status WHERE kind = 'courier'}) }
+my $many = '[' . join(',', (1) x 1_500) . ']';
+my $deep = '[' x 1500 . ']' x 1500;
+$node->psql_as('a', <<"SQL");
+SELECT orchestrator.define('long', NULL, 'http', endpoint => 'here', max_attempts => 1, request => '{"path": ["echo", "\$.a[*] ? (exists(\$.a[*] ? (exists(\$.a[*] ? (@ == 0)))))"]}'),
+       orchestrator.define('large', NULL, 'http', endpoint => 'here', max_attempts => 1, request => '{"path": "/echo", "body": "\$.**.**.**[*]"}'),
+       orchestrator.define('judged', NULL, 'http', endpoint => 'here', max_attempts => 1,
+         request => '{"path": "/type", "query": {"as": "application/json", "body": "\$.text"}, "expect": "exists(\$.body[*] ? (exists(\$.body[*] ? (exists(\$.body[*] ? (@ == 0))))))"}');
+SQL
+sub of_a { return $node->psql_as('a', $_[0]) }
+sub result { my ($id) = @_; of_a("CALL orchestrator.await($id, '60 s')"); return of_a("SELECT concat_ws(' ', state, error ->> 'sqlstate', error ->> 'message') FROM orchestrator.task WHERE id = $id") }
+my $pid = courier();
+my $large = of_a("SELECT orchestrator.enqueue('large', '{\"a\": $deep}')");
+is(result($large), 'failed OR004 its request cannot be made: its paths take too long, or too much memory', 'a path that takes all memory');
+cmp_ok((slurp_file("/proc/$pid/status") =~ /^VmHWM:\s+(\d+)/m)[0] / 1024, '<', 600, 'has some of it');
+my $judged = of_a("SELECT orchestrator.enqueue('judged', '{\"text\": \"$many\"}')");
+is(result($judged), 'failed OR013 the answer could not be judged: its paths take too long, or too much memory', 'what an answer is judged by');
+of_a("SELECT count(*) FROM unnest(orchestrator.enqueue_many('long', array_fill('{\"a\": $many}'::jsonb, ARRAY[20])))");
+measure_ok(8, 'beside 20 of those, a call of another role', sub {
+	my $id = $node->psql_as('b', q{SELECT orchestrator.enqueue('echo')});
+	$node->psql_as('b', "CALL orchestrator.await($id, '60 s')");
+	is($node->psql_as('b', "SELECT state FROM orchestrator.task WHERE id = $id"), 'completed', 'is made');
+});
+is(of_a(q{SELECT string_agg(DISTINCT concat_ws(' ', error ->> 'sqlstate', attempt), ', ') FROM orchestrator.task_status WHERE definition = 'long' AND state = 'failed'}), 'OR004 1', 'while some of them fail');
+cmp_ok(of_a(q{SELECT orchestrator.cancel_many('long', all_tasks => true)}), '>', 0, 'and some wait');
+is(courier(), $pid, 'all by one courier');
 $node->stop('fast');
 done_testing();
