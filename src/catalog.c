@@ -14,10 +14,11 @@
 #include "catalog/pg_authid.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_enum.h"
+#include "catalog/pg_extension.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
-#include "commands/extension.h"
+#include "commands/dbcommands.h"
 #include "commands/sequence.h"
 #include "executor/spi.h"
 #include "funcapi.h"
@@ -37,8 +38,16 @@
 #include "compat.h"
 #include "guc.h"
 
+#define EXTENSION_NAME	  "orchestrator"
 #define MAX_FUNCTION_ARGS 9
 #define NODE_SHIFT		  42
+
+/*
+ * The oldest release of the SQL objects that this library still serves; the
+ * newest is its own.  Patches of a release, the third number of a version,
+ * change nothing that one side needs of the other.
+ */
+#define OLDEST_SERVED "0.1"
 
 /* Names and argument types of the internal functions, by OrchFunction. */
 static const struct
@@ -165,7 +174,10 @@ static HTAB *quotas = NULL;
 static HTAB *leaves = NULL;
 
 static void invalidate(Datum arg, Oid relid);
-static bool load_catalog(void);
+static bool load_catalog(int elevel);
+static bool is_served(const char *version, int elevel);
+static int release_of(const char *version);
+static void report_misfit(int elevel, const char *version, const char *hint);
 static void load_states(void);
 static void forget_definitions(void);
 static HTAB *make_cache(const char *name, Size keysize, Size entrysize,
@@ -218,7 +230,7 @@ invalidate(Datum arg, Oid relid)
 const OrchCatalog *
 orch_catalog(bool missing_ok)
 {
-	if (!catalog_valid && !load_catalog())
+	if (!catalog_valid && !load_catalog(missing_ok ? LOG : ERROR))
 	{
 		if (missing_ok)
 			return NULL;
@@ -234,19 +246,20 @@ orch_catalog(bool missing_ok)
 
 /*
  * Resolve the OIDs anew.  The flag is raised first: an invalidation that
- * arrives while we look lowers it again and the next caller repeats.
+ * arrives while we look lowers it again and the next caller repeats.  False:
+ * there is no extension, or none for us, which is reported.
  */
 static bool
-load_catalog(void)
+load_catalog(int elevel)
 {
-	Oid schema = get_namespace_oid("orchestrator", true);
+	Oid schema = get_namespace_oid(EXTENSION_NAME, true);
+	char *version = orch_catalog_extension(&(Oid){InvalidOid}, NULL);
 	Oid live;
 
-	if (!OidIsValid(schema) ||
-		!OidIsValid(get_extension_oid("orchestrator", true)))
+	if (!OidIsValid(schema) || version == NULL)
 		return false;
 	live = get_relname_relid("task_live", schema);
-	if (!OidIsValid(live))
+	if (!OidIsValid(live) || !is_served(version, elevel))
 		return false;
 
 	/* what depends on the old OIDs */
@@ -275,6 +288,89 @@ load_catalog(void)
 	catalog.lease_id = get_relname_relid("lease_pkey", schema);
 	load_states();
 	return true;
+}
+
+char *
+orch_catalog_extension(Oid *extension, Snapshot snapshot)
+{
+	Relation relation = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple tuple;
+	char *version = NULL;
+
+	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber,
+				F_NAMEEQ, CStringGetDatum(EXTENSION_NAME));
+	scan = systable_beginscan(relation, ExtensionNameIndexId, true, snapshot,
+							  1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		bool isnull;
+		Datum value = heap_getattr(tuple, Anum_pg_extension_extversion,
+								   RelationGetDescr(relation), &isnull);
+
+		*extension = ((Form_pg_extension) GETSTRUCT(tuple))->oid;
+		version = TextDatumGetCString(value);
+	}
+	systable_endscan(scan);
+	table_close(relation, AccessShareLock);
+	return version;
+}
+
+static bool
+is_served(const char *version, int elevel)
+{
+	int release = release_of(version);
+
+	if (release > release_of(ORCHESTRATOR_VERSION))
+		report_misfit(
+			elevel, version,
+			"Restart the server, so that it loads the library of that version.");
+	else if (release < release_of(OLDEST_SERVED))
+		report_misfit(elevel, version,
+					  "Run ALTER EXTENSION orchestrator UPDATE.");
+	else
+		return true;
+	return false;
+}
+
+/*
+ * A number to compare, of what stands before the patch level.
+ */
+static int
+release_of(const char *version)
+{
+	int major = 0;
+	int minor = 0;
+
+	(void) sscanf(version, "%d.%d", &major, &minor);
+	return major * 1000 + minor;
+}
+
+static void
+report_misfit(int elevel, const char *version, const char *hint)
+{
+	ereport(elevel,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("the library of orchestrator %s does not serve version "
+					"%s of the extension in database \"%s\"",
+					ORCHESTRATOR_VERSION, version,
+					get_database_name(MyDatabaseId)),
+			 errhint("%s", hint)));
+}
+
+void
+orch_catalog_meet(const char *version)
+{
+	Oid schema = get_namespace_oid(EXTENSION_NAME, true);
+	Oid live = OidIsValid(schema) ? get_relname_relid("task_live", schema)
+								  : InvalidOid;
+
+	if (release_of(version) > release_of(ORCHESTRATOR_VERSION))
+		(void) is_served(version, ERROR);
+	if (OidIsValid(live))
+		CacheInvalidateRelcacheByRelid(live);
 }
 
 static void

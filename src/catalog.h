@@ -14,6 +14,7 @@
 #include "access/htup.h"
 #include "access/tupdesc.h"
 #include "datatype/timestamp.h"
+#include "utils/snapshot.h"
 #include "utils/timestamp.h"
 
 #include "event.h"
@@ -198,10 +199,21 @@ extern void orch_catalog_install(void);
 
 /*
  * The extension's objects.  Raises undefined_object when the extension is not
- * in this database; with missing_ok, returns NULL.  Must be called in a
- * transaction.
+ * in this database, object_not_in_prerequisite_state when it is of a version
+ * that this library does not serve; with missing_ok, returns NULL, and the
+ * latter is logged.  Must be called in a transaction.
  */
 extern const OrchCatalog *orch_catalog(bool missing_ok);
+
+/* The version of the extension as a snapshot (NULL: of the catalogs) sees it,
+ * and its OID; NULL when it is not there. */
+extern char *orch_catalog_extension(Oid *extension, Snapshot snapshot);
+
+/*
+ * The extension became of this version in this transaction.  Raises when it
+ * needs a newer library; else all sessions look at it anew at commit.
+ */
+extern void orch_catalog_meet(const char *version);
 
 /* The state that an enum value of task_state stands for, and back. */
 extern OrchState orch_catalog_state(Oid label);

@@ -16,9 +16,7 @@
 
 #include <signal.h>
 
-#include "access/genam.h"
 #include "access/htup_details.h"
-#include "access/table.h"
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/objectaccess.h"
@@ -36,11 +34,11 @@
 #include "storage/procarray.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
-#include "utils/fmgroids.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
+#include "catalog.h"
 #include "compat.h"
 #include "database.h"
 #include "execute.h"
@@ -96,7 +94,6 @@ static bool is_our_worker(PGPROC *proc, pid_t pid);
 static void end_prepared(void);
 static void see_object(ObjectAccessType access, Oid classId, Oid objectId,
 					   int subId, void *arg);
-static bool is_our_extension(Oid extension);
 static void end_transaction(XactEvent event, void *arg);
 static void end_subtransaction(SubXactEvent event, SubTransactionId mySubid,
 							   SubTransactionId parentSubid, void *arg);
@@ -443,43 +440,24 @@ static void
 see_object(ObjectAccessType access, Oid classId, Oid objectId, int subId,
 		   void *arg)
 {
+	char *version;
+	Oid ours;
+
 	if (previous_access_hook)
 		previous_access_hook(access, classId, objectId, subId, arg);
 
-	if (classId != ExtensionRelationId || announced)
+	if (classId != ExtensionRelationId ||
+		(access != OAT_POST_CREATE && access != OAT_POST_ALTER &&
+		 access != OAT_DROP))
 		return;
-	if (access == OAT_POST_CREATE || access == OAT_POST_ALTER ||
-		access == OAT_DROP)
-		announced = is_our_extension(objectId);
-}
 
-/*
- * Its row may have been made by the very command that we are called from, so
- * get_extension_name() would not see it.
- */
-static bool
-is_our_extension(Oid extension)
-{
-	Relation relation = table_open(ExtensionRelationId, AccessShareLock);
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple tuple;
-	bool ours = false;
-
-	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(extension));
-	scan = systable_beginscan(relation, ExtensionOidIndexId, true,
-							  SnapshotSelf, 1, &key);
-	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
-	{
-		Form_pg_extension form = (Form_pg_extension) GETSTRUCT(tuple);
-
-		ours = strcmp(NameStr(form->extname), EXTENSION_NAME) == 0;
-	}
-	systable_endscan(scan);
-	table_close(relation, AccessShareLock);
-	return ours;
+	/* the catalogs' snapshot does not see what this very command did */
+	version = orch_catalog_extension(&ours, SnapshotSelf);
+	if (version == NULL || ours != objectId)
+		return;
+	announced = true;
+	if (access != OAT_DROP)
+		orch_catalog_meet(version);
 }
 
 /*

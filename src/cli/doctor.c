@@ -3,7 +3,8 @@
  *	  doctor: what keeps tasks from running, and what to do about it.
  *
  * Each check is a statement that returns what it finds: level, finding,
- * advice.  What a role may not look at is said, and is no finding.
+ * advice.  What a role may not look at is said, and is no finding; that the
+ * library and the extension do not fit the server says itself.
  */
 #include "postgres_fe.h"
 
@@ -49,6 +50,7 @@ static const Check checks[] = {
 	 " pg_catalog.format('Let an administrator run SELECT orchestrator.grant_usage(%L).', current_user)"
 	 " WHERE NOT pg_catalog.has_schema_privilege('orchestrator', 'USAGE')",
 	 true},
+	{"release", "SELECT WHERE orchestrator._visible_owners() IS NULL", true},
 	{"role",
 	 "SELECT 'warning', pg_catalog.format('role \"%s\" may not log in, so its tasks do not run', r.rolname),"
 	 " pg_catalog.format('ALTER ROLE %I LOGIN, or enqueue as another role.', r.rolname)"
@@ -156,13 +158,21 @@ run_check(const Check *check, PQExpBuffer json)
 	{
 		const char *sqlstate = PQresultErrorField(result, PG_DIAG_SQLSTATE);
 
-		if (sqlstate == NULL || strcmp(sqlstate, "42501") != 0)
+		if (sqlstate != NULL && strcmp(sqlstate, "55000") == 0)
+		{
+			found = problems = true;
+			tell(check->name, "problem",
+				 PQresultErrorField(result, PG_DIAG_MESSAGE_PRIMARY),
+				 PQresultErrorField(result, PG_DIAG_MESSAGE_HINT), json);
+		}
+		else if (sqlstate != NULL && strcmp(sqlstate, "42501") == 0)
+			tell(check->name, "unknown", "the role may not look at it", NULL,
+				 json);
+		else
 		{
 			out_result_error(result);
 			cli_exit(db_lost() ? CLI_NO_CONNECTION : CLI_FAILED);
 		}
-		tell(check->name, "unknown", "the role may not look at it", NULL,
-			 json);
 	}
 	else if (PQntuples(result) == 0)
 		tell(check->name, "ok", NULL, NULL, json);
