@@ -110,7 +110,10 @@ static const Check checks[] = {
 	 " 'A transaction that is older keeps them: see pg_stat_activity by xact_start, and pg_prepared_xacts.'"
 	 " FROM orchestrator.retention_status r WHERE r.state = 'detaching'"},
 	{"listeners",
-	 "SELECT 'warning', pg_catalog.format('the queue of NOTIFY is %s %% full: events are held back', pg_catalog.round(pg_catalog.pg_notification_queue_usage() * 100)),"
+	 "SELECT 'warning', pg_catalog.format('session %s of role \"%s\" listens and does not read', a.pid, a.usename),"
+	 " pg_catalog.format('Let it read, or run SELECT pg_terminate_backend(%s): meanwhile VACUUM frees nothing newer.', a.pid)"
+	 " FROM pg_catalog.pg_stat_activity a WHERE a.datname = pg_catalog.current_database() AND a.state = 'idle' AND a.wait_event = 'ClientWrite'"
+	 " UNION ALL SELECT 'warning', pg_catalog.format('the queue of NOTIFY is %s %% full: events are held back', pg_catalog.round(pg_catalog.pg_notification_queue_usage() * 100)),"
 	 " 'A session that executed LISTEN does not read, or keeps a transaction open.' WHERE pg_catalog.pg_notification_queue_usage() > 0.25"},
 };
 
