@@ -80,6 +80,10 @@
 /* Wait after an error of our own. */
 #define ERROR_PAUSE USECS_PER_SEC
 
+/* Before what could not be handed back is tried again; twice as long each time. */
+#define RECOVER_PAUSE	  (100 * INT64CONST(1000))
+#define MAX_RECOVER_PAUSE (5 * USECS_PER_SEC)
+
 static OrchDatabase *database = NULL;
 static MemoryContext turn_context = NULL;
 static TimestampTz next_look = DT_NOEND;
@@ -92,6 +96,8 @@ static TimestampTz alerts_at = 0; /* not looked at before */
 static int64 look_in = -1;		  /* ms until tasks have waited for others */
 static bool may_fire = false;
 static bool recovered = false; /* what died before us was handed back */
+static TimestampTz recover_at = 0;
+static int64 recover_pause = 0;
 static bool catalog_again = false;
 static bool locked =
 	false; /* somebody kept rows that were to be handed back */
@@ -111,8 +117,10 @@ static bool has_ready(OrchLeaf *live, const OrchKnown *lane);
 static void look_for_parked(OrchLeaf *live);
 static void look_again(void);
 static void turn(uint32 wake);
+static void recover_rest(TimestampTz now);
+static void put_recovery_off(void);
 static void recover_dead(void);
-static void recover_executor(OrchExecutor *executor);
+static bool recover_executor(OrchExecutor *executor);
 static bool server_is_stopping(void);
 static void take_back_waiting(void);
 static void take_back_from(OrchExecutor *executor);
@@ -518,11 +526,7 @@ turn(uint32 wake)
 		catalog_again = !catalog_again;
 	}
 	if (!recovered && may_fire)
-	{
-		perform(recover_all);
-		if (!recovered)
-			retry_at = Min(retry_at, now + ERROR_PAUSE);
-	}
+		recover_rest(now);
 	if (wake & ORCH_WAKE_EXIT)
 		recover_dead();
 	take_back_waiting();
@@ -627,19 +631,53 @@ tell_listeners(void)
 }
 
 /*
+ * What was not handed back when we began, or was taken from an executor since.
+ */
+static void
+recover_rest(TimestampTz now)
+{
+	if (now < recover_at && recover_at <= now + MAX_RECOVER_PAUSE)
+	{
+		retry_at = Min(retry_at, recover_at);
+		return;
+	}
+	perform(recover_all);
+	if (!recovered)
+		put_recovery_off();
+}
+
+/*
+ * Some rows are locked by a session, or there is no room on disk: that may last.
+ */
+static void
+put_recovery_off(void)
+{
+	recover_pause =
+		Max(RECOVER_PAUSE, Min(2 * recover_pause, MAX_RECOVER_PAUSE));
+	recover_at = orch_clock() + recover_pause;
+	retry_at = Min(retry_at, recover_at);
+}
+
+/*
  * Executors that are gone: hand back what they held and free their slots.
  */
 static void
 recover_dead(void)
 {
+	bool done = recovered;
+
 	for (int i = 0; i < orch_shared->nexecutors; i++)
 	{
 		OrchExecutor *executor = &orch_shared->executors[i];
 
 		if (executor->state == ORCH_EXECUTOR_DEAD &&
-			executor->dboid == MyDatabaseId)
-			recover_executor(executor);
+			executor->dboid == MyDatabaseId && !recover_executor(executor))
+			done = false;
 	}
+	if (done)
+		recover_pause = 0;
+	else if (recovered)
+		put_recovery_off();
 }
 
 /* The slot that a duty works on; duties take no argument. */
@@ -687,25 +725,22 @@ recover_slot(void)
 /*
  * The step that was running has spent its attempt: it, or somebody who ended
  * its process, is why it did not finish.  When the server stops nobody is
- * charged, and nothing is done: the next start hands everything back.
+ * charged, and nothing is done: the next start hands everything back.  False:
+ * its slot stays dead until another time.
  */
-static void
+static bool
 recover_executor(OrchExecutor *executor)
 {
 	if (server_is_stopping())
-		return;
+		return true;
 	current = executor;
 	locked = false;
-	if (!perform(recover_slot))
-		return;
-	if (locked)
-	{
-		retry_at = Min(retry_at, orch_clock() + CATALOG_PAUSE);
-		return; /* its slot stays dead until then */
-	}
+	if (!perform(recover_slot) || locked)
+		return false;
 	if (executor->fast)
 		orch_lane_reset(MyDatabaseId, true);
 	orch_pool_free(executor);
+	return true;
 }
 
 /*
