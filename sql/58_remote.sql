@@ -226,7 +226,7 @@ $$;
 CREATE FUNCTION orchestrator._work_queues(caller oid, queues text[]) RETURNS int[]
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan AS $$
 BEGIN
-  PERFORM orchestrator._require(cardinality($2) > 0 AND array_position($2, NULL) IS NULL, 'queues must name at least one queue');
+  PERFORM orchestrator._require(coalesce(cardinality($2) > 0, false) AND array_position($2, NULL) IS NULL, 'queues must name at least one queue');
   RETURN ARRAY(SELECT DISTINCT orchestrator._resolve_queue($1, n) FROM unnest($2) n);
 END
 $$;

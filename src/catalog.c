@@ -435,6 +435,14 @@ orch_catalog_require_flush(void)
 						  PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 }
 
+void
+orch_catalog_require_writes(const char *function)
+{
+	PreventCommandIfReadOnly(function);
+	PreventCommandDuringRecovery(function);
+	PreventCommandIfParallelMode(function);
+}
+
 static Oid
 find_function(Oid schema, const char *name, int nargs, const Oid *args)
 {

@@ -239,6 +239,12 @@ extern void orch_catalog_end_owner(const OrchIdentity *saved);
 extern void orch_catalog_require_flush(void);
 
 /*
+ * Refuse what writes without a plan where the server would refuse the plan: in
+ * a transaction that may only read, on a standby, in a parallel worker.
+ */
+extern void orch_catalog_require_writes(const char *function);
+
+/*
  * Call an internal SQL function as the owner.  An active snapshot must be
  * set.  isnull may be NULL when the function never returns null.
  */

@@ -268,9 +268,7 @@ set_input(FunctionCallInfo fcinfo, OrchRow *row)
 static void
 check_caller(const char *function)
 {
-	PreventCommandIfReadOnly(function);
-	PreventCommandDuringRecovery(function);
-	PreventCommandIfParallelMode(function);
+	orch_catalog_require_writes(function);
 	if (!orch_superuser_tasks && superuser())
 		ereport(
 			ERROR,

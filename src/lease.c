@@ -216,6 +216,7 @@ orchestrator_claim_rows(PG_FUNCTION_ARGS)
 	OrchRow row;
 	ItemPointerData tid;
 
+	orch_catalog_require_writes("claim");
 	begin_claim(claim, fcinfo);
 	claim->rows = orch_heap_parked_begin(claim->live, claim->owner,
 										 -(int64) claim->queue, PG_INT64_MIN);
@@ -587,6 +588,7 @@ orchestrator_complete_plain(PG_FUNCTION_ARGS)
 	int noutputs = 0;
 	Report *order;
 
+	orch_catalog_require_writes("complete");
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(1), INT8OID, 8, true,
 					  TYPALIGN_DOUBLE, &tasks, &null_tasks, &n);
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(2), TEXTOID, -1, false,

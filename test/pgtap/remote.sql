@@ -2,7 +2,7 @@
 -- becomes of leases that are not kept. Sleeping in await_work(), real clients and
 -- the limits in shared memory are in test/t.
 \ir lib/setup.psql
-SELECT plan(123);
+SELECT plan(126);
 
 CREATE ROLE remote_app LOGIN;
 CREATE ROLE remote_worker LOGIN;
@@ -57,6 +57,9 @@ SELECT is(claim(9, 'q', 'remote_app'), ARRAY[:near]::bigint[], 'an executor clai
 SELECT is((SELECT parked FROM orchestrator.queue_status WHERE queue = 'q'), 0::bigint, 'it is not shown as parked');
 SELECT is((SELECT pending FROM orchestrator.queue_status WHERE queue = 'q'), 1::bigint, 'but as pending');
 
+SELECT is(error_of('SELECT orchestrator.claim(NULL, ''w'')', 'remote_worker'), '22023: queues must name at least one queue', 'no queues at all');
+SELECT is(error_of($$SELECT set_config('transaction_read_only', 'on', true); SELECT orchestrator.claim('{q}', 'w')$$, 'remote_worker'), '25006: cannot execute claim in a read-only transaction', 'a transaction that may only read claims nothing');
+
 -- What a claim gives
 SELECT claimed() AS c \gset
 SELECT is(ids(:'c'), ARRAY[:a]::bigint[], 'granted: it is claimed');
@@ -100,6 +103,7 @@ SELECT is(value_of(format('SELECT array_agg(state) FROM orchestrator.heartbeat_m
 SELECT is(report('log', :'c', $$, 'warning', 'odd', '{"x": 1}'$$), 'no error', 'a line for the trace');
 SELECT is((SELECT detail FROM orchestrator.trace WHERE task_id = :a AND event = 'notice'), '{"level": "warning", "detail": {"x": 1}, "message": "odd"}', 'as it was given');
 SELECT is(report('log', :'c', $$, 'loud', 'x'$$), '22023: unknown level "loud" [Say debug, info, notice, warning or error.]', 'levels are five');
+SELECT is(error_of(format('SELECT set_config(%L, %L, true); SELECT orchestrator.complete(%s, %L)', 'transaction_read_only', 'on', :a, :'c'::jsonb -> 0 ->> 'token'), 'remote_worker'), '25006: cannot execute complete in a read-only transaction', 'nor completes anything');
 SELECT is(report('complete', :'c', $$, '{"done": true}'$$), 'no error', 'it completes');
 SELECT is((SELECT ARRAY[state::text, output::text] FROM orchestrator.task WHERE id = :a), '{completed,"{\"done\": true}"}', 'with its output');
 SELECT is((SELECT count(*) FROM orchestrator.lease), 0::bigint, 'the lease is gone');
