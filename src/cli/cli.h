@@ -86,6 +86,8 @@ extern CliSettings cli_settings;
 extern const char *cli_program;
 
 extern void opt_globals(int *argc, char ***argv);
+/* Before all options are read: an error is told as JSON if that is asked for. */
+extern void opt_look_for_json(int argc, char **argv);
 extern void opt_parse(CliCall *call, int argc, char **argv);
 extern void opt_help(const CliCommand *command, const char *path);
 extern void opt_words(const CliCommand *command);
@@ -262,8 +264,9 @@ typedef struct OutView
 	const char *empty; /* said when there are none */
 } OutView;
 
-extern void out_view(const OutView *view, int nvalues,
-					 const char *const *values);
+/* Returns how many rows there were. */
+extern int out_view(const OutView *view, int nvalues,
+					const char *const *values);
 /* A result whose columns are those, as lines. */
 extern void out_append_table(PQExpBuffer to, const PGresult *result,
 							 const OutColumn *columns, int ncolumns,

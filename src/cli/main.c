@@ -73,6 +73,7 @@ run_command(const CliCommand *parent, const char *path, int argc, char **argv)
 	call.command = find_command(parent, argv[0]);
 	if (call.command == NULL)
 	{
+		opt_look_for_json(argc, argv);
 		out_error("there is no command \"%s%s%s\"", path,
 				  path[0] == '\0' ? "" : " ", argv[0]);
 		return CLI_USAGE;
@@ -82,7 +83,6 @@ run_command(const CliCommand *parent, const char *path, int argc, char **argv)
 	if (call.command->commands)
 		return run_command(call.command, name, argc - 1, argv + 1);
 	opt_parse(&call, argc, argv);
-	term_init();
 	return call.command->run(&call);
 }
 
@@ -111,6 +111,7 @@ run_help(CliCall *call)
 int
 main(int argc, char **argv)
 {
+	term_init();
 	opt_globals(&argc, &argv);
 	cli_exit(run_command(&program, "", argc, argv));
 }

@@ -46,6 +46,8 @@ static void build_options(const CliOption *const *sets, char *letters,
 static int next_option(const CliOption *const *sets, int argc, char **argv,
 					   bool stop, const CliOption **option);
 static void add_value(CliCall *call, const char *name, const char *value);
+static _Noreturn void refuse_option(const char *path, int code, int argc,
+									char **argv);
 static void say_try(const char *path);
 static void help_options(PQExpBuffer to, const char *title,
 						 const CliOption *options);
@@ -86,7 +88,7 @@ take_global(const CliOption *option, const char *value)
 			break;
 		case 'V':
 			printf("%s %s\n", cli_program, ORCHESTRATOR_VERSION);
-			exit(CLI_OK);
+			cli_exit(CLI_OK);
 		case '?':
 			return false;
 		default:
@@ -96,7 +98,7 @@ take_global(const CliOption *option, const char *value)
 			{
 				out_error("--color takes auto, always or never, not \"%s\"",
 						  value);
-				exit(CLI_USAGE);
+				cli_exit(CLI_USAGE);
 			}
 	}
 	return true;
@@ -168,9 +170,44 @@ next_option(const CliOption *const *sets, int argc, char **argv, bool stop,
 	return 0;
 }
 
+void
+opt_look_for_json(int argc, char **argv)
+{
+	for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++)
+		if (strcmp(argv[i], "--json") == 0 || strcmp(argv[i], "-j") == 0)
+			cli_settings.json = true;
+}
+
+/*
+ * What getopt_long() did not take.
+ */
+static void
+refuse_option(const char *path, int code, int argc, char **argv)
+{
+	char letter[] = {'-', (char) optopt, '\0'};
+	bool is_letter = optopt != 0 && optopt < FIRST_LONG;
+	const char *name = is_letter ? letter : argv[optind - 1];
+
+	opt_look_for_json(argc, argv);
+	if (path[0] != '\0')
+		name = psprintf("%s: option %s", path, name);
+	else
+		name = psprintf("option %s", name);
+	if (code == ':')
+		out_error("%s needs a value", name);
+	else if (optopt >= FIRST_LONG)
+		out_error("%s takes no value", name);
+	else
+		out_error("%s is unknown", name);
+	say_try(path);
+	cli_exit(CLI_USAGE);
+}
+
 static void
 say_try(const char *path)
 {
+	if (cli_settings.json)
+		return;
 	fprintf(stderr, "Try \"%s %s%s--help\".\n", cli_program, path,
 			path[0] == '\0' ? "" : " ");
 }
@@ -188,13 +225,7 @@ opt_globals(int *argc, char ***argv)
 	while ((code = next_option(sets, *argc, *argv, true, &option)) != -1)
 	{
 		if (option == NULL)
-		{
-			out_error(code == ':' ? "option %s needs a value"
-								  : "unknown option %s",
-					  (*argv)[optind - 1]);
-			say_try("");
-			exit(CLI_USAGE);
-		}
+			refuse_option("", code, *argc, *argv);
 		if (option->letter == '?')
 			break;
 		take_global(option, optarg);
@@ -230,14 +261,11 @@ opt_parse(CliCall *call, int argc, char **argv)
 	while ((code = next_option(sets, argc, argv, false, &option)) != -1)
 	{
 		if (option == NULL)
-			opt_usage(call,
-					  code == ':' ? "option %s needs a value"
-								  : "unknown option %s",
-					  argv[optind - 1]);
+			refuse_option(call->path, code, argc, argv);
 		if (option->letter == '?')
 		{
 			opt_help(command, call->path);
-			exit(CLI_OK);
+			cli_exit(CLI_OK);
 		}
 		if (!take_global(option, optarg))
 			add_value(call, option->name, optarg);
@@ -261,8 +289,7 @@ opt_usage(const CliCall *call, const char *format, ...)
 	text = text_format(format, args);
 	va_end(args);
 	out_error("%s: %s", call->path, text);
-	if (!cli_settings.json)
-		say_try(call->path);
+	say_try(call->path);
 	cli_exit(CLI_USAGE);
 }
 

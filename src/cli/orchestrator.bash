@@ -6,8 +6,12 @@ _orchestrator()
 
 	for ((i = 1; i < COMP_CWORD; i++)); do
 		case ${COMP_WORDS[i]} in
-			-h | -p | -U | -d | --host | --port | --username | --dbname) ((i++)) ;;
-			-* | =) ;;
+			-h | -p | -U | -d | --host | --port | --username | --dbname | --color)
+				# "=" is a word of its own.
+				[ "${COMP_WORDS[i + 1]}" = = ] && ((i++))
+				((i++))
+				;;
+			-* | = | help) ;;
 			*)
 				words+=("${COMP_WORDS[i]}")
 				# Only tasks has commands of its own.

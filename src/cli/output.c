@@ -4,6 +4,7 @@
  */
 #include "postgres_fe.h"
 
+#include <errno.h>
 #include <limits.h>
 #include <unistd.h>
 
@@ -28,6 +29,11 @@ static void append_error(PQExpBuffer to, const char *message,
 						 const char *sqlstate, const char *detail,
 						 const char *hint);
 static void append_member(PQExpBuffer to, const char *name, const char *value);
+static void flush_output(void);
+static const char *hint_of(const char *sqlstate);
+
+/* of errno: the first that standard output had */
+static int output_error = 0;
 
 static bool
 is_right(OutKind kind)
@@ -219,11 +225,12 @@ out_view_sql(const OutView *view, bool json)
 	return sql.data;
 }
 
-void
+int
 out_view(const OutView *view, int nvalues, const char *const *values)
 {
 	PQExpBufferData text;
 	PGresult *result;
+	int count;
 	char *sql = out_view_sql(view, cli_settings.json);
 
 	result = db_query(sql, nvalues, values);
@@ -239,9 +246,11 @@ out_view(const OutView *view, int nvalues, const char *const *values)
 		out_append_table(&text, result, view->columns, view->ncolumns,
 						 term_width());
 	out_print(&text);
+	count = PQntuples(result);
 	termPQExpBuffer(&text);
 	PQclear(result);
 	free(sql);
+	return count;
 }
 
 void
@@ -249,8 +258,19 @@ out_print(PQExpBuffer text)
 {
 	if (PQExpBufferBroken(text))
 		cli_fail(CLI_FAILED, "out of memory");
+	errno = 0;
 	fwrite(text->data, 1, text->len, stdout);
-	fflush(stdout);
+	flush_output();
+}
+
+/*
+ * What went wrong is told at the end.
+ */
+static void
+flush_output(void)
+{
+	if ((fflush(stdout) != 0 || ferror(stdout)) && output_error == 0)
+		output_error = errno ? errno : EIO;
 }
 
 void
@@ -283,9 +303,19 @@ out_warn(const char *format, ...)
 	text = text_format(format, args);
 	va_end(args);
 	initPQExpBuffer(&safe);
-	text_append(&safe, text);
+	if (cli_settings.json)
+	{
+		appendPQExpBufferStr(&safe, "{\"warning\": {\"message\": ");
+		out_append_string(&safe, text);
+		appendPQExpBufferStr(&safe, "}}");
+	}
+	else
+	{
+		appendPQExpBuffer(&safe, "%s: ", cli_program);
+		text_append(&safe, text);
+	}
 	fflush(stdout);
-	fprintf(stderr, "%s: %s\n", cli_program, safe.data);
+	fprintf(stderr, "%s\n", safe.data);
 	termPQExpBuffer(&safe);
 	free(text);
 }
@@ -368,6 +398,21 @@ out_error(const char *format, ...)
 	free(message);
 }
 
+/*
+ * Where the server gives none.
+ */
+static const char *
+hint_of(const char *sqlstate)
+{
+	/* undefined_table, invalid_schema_name */
+	if (strcmp(sqlstate, "42P01") == 0 || strcmp(sqlstate, "3F000") == 0)
+		return "Is the extension in this database? CREATE EXTENSION orchestrator; see orchestrator doctor.";
+	/* insufficient_privilege */
+	if (strcmp(sqlstate, "42501") == 0)
+		return "An administrator gives rights with orchestrator.grant_usage(); see orchestrator doctor.";
+	return NULL;
+}
+
 void
 out_result_error(const PGresult *result)
 {
@@ -385,13 +430,10 @@ out_result_error(const PGresult *result)
 							: "the connection to the server was lost");
 		return;
 	}
-	hint = PQresultErrorField(result, PG_DIAG_MESSAGE_HINT);
 	sqlstate = PQresultErrorField(result, PG_DIAG_SQLSTATE);
-	/* undefined_table, invalid_schema_name */
-	if (hint == NULL && sqlstate &&
-		(strcmp(sqlstate, "42P01") == 0 || strcmp(sqlstate, "3F000") == 0))
-		hint =
-			"Is the extension in this database? CREATE EXTENSION orchestrator; see orchestrator doctor.";
+	hint = PQresultErrorField(result, PG_DIAG_MESSAGE_HINT);
+	if (hint == NULL && sqlstate)
+		hint = hint_of(sqlstate);
 	initPQExpBuffer(&text);
 	append_error(&text, message, sqlstate,
 				 PQresultErrorField(result, PG_DIAG_MESSAGE_DETAIL), hint);
@@ -403,8 +445,14 @@ out_result_error(const PGresult *result)
 void
 cli_exit(CliExit code)
 {
-	fflush(stdout);
+	errno = 0;
+	flush_output();
 	term_restore();
+	if (output_error != 0 && code == CLI_OK)
+	{
+		code = CLI_FAILED;
+		out_error("could not write the output: %s", strerror(output_error));
+	}
 	db_close();
 	exit(code);
 }

@@ -42,14 +42,14 @@ static const OutColumn list_columns[] = {
  */
 static const OutView list_view = {
 	"orchestrator.task t JOIN LATERAL (SELECT s.* FROM orchestrator.task_status s WHERE s.task_id = t.id) v ON true"
-	" WHERE ($1::pg_catalog.text[] IS NULL OR v.state::text = ANY ($1))"
+	" WHERE ($1::orchestrator.task_state[] IS NULL OR v.state = ANY ($1))"
 	" AND ($2::pg_catalog.text IS NULL OR v.definition = $2) AND ($3::pg_catalog.text IS NULL OR v.queue = $3)"
 	" AND ($4::pg_catalog.text IS NULL OR v.owner = $4)"
 	" AND ($5::pg_catalog.text IS NULL OR t.created_at >= pg_catalog.now() - $5::pg_catalog.interval)"
 	" AND ($6::pg_catalog.int8 IS NULL OR t.parent_id = $6)"
 	" AND (t.parent_id IS NULL OR $7::pg_catalog.bool OR $6::pg_catalog.int8 IS NOT NULL)"
-	" AND ($1::pg_catalog.text[] IS NULL OR t.live = NOT ($1::pg_catalog.text[] && '{completed,failed,cancelled,skipped}')"
-	" OR ($1::pg_catalog.text[] && '{completed,failed,cancelled,skipped}') AND ($1::pg_catalog.text[] && '{scheduled,pending,running,waiting,paused}'))"
+	" AND ($1 IS NULL OR t.live = NOT ($1 && '{completed,failed,cancelled,skipped}')"
+	" OR ($1 && '{completed,failed,cancelled,skipped}') AND ($1 && '{scheduled,pending,running,waiting,paused}'))"
 	" ORDER BY t.id DESC LIMIT $8::pg_catalog.int8",
 	NULL, list_columns, lengthof(list_columns), "no tasks"};
 
@@ -161,7 +161,8 @@ static const OutColumn show_columns[] = {
 	{"took", OUT_SECONDS, "extract(epoch FROM v.duration)"},
 	{"ahead of it", OUT_NUMBER, "v.jobs_ahead"},
 	{"expected to start", OUT_TIME, "extract(epoch FROM v.estimated_start)"},
-	{"worker", OUT_NUMBER, "v.worker_pid"},
+	{"worker", OUT_TEXT, "coalesce(v.remote_worker, v.worker_pid::text)"},
+	{"lease until", OUT_TIME, "extract(epoch FROM v.lease_until)"},
 	{"undone", OUT_TEXT, "nullif(v.compensation, 'none')"},
 	{"error", OUT_TEXT, "v.error ->> 'message'"},
 	{"sqlstate", OUT_TEXT, "v.error ->> 'sqlstate'"},
@@ -306,8 +307,8 @@ run_trace(CliCall *call)
 							opt_given(call, "steps") ? "t" : "f"};
 
 	opt_task(call, call->arguments[0]);
-	out_view(&trace_view, lengthof(values), values);
-	return CLI_OK;
+	return out_view(&trace_view, lengthof(values), values) > 0 ? CLI_OK
+															   : CLI_FAILED;
 }
 
 static CliExit

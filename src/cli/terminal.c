@@ -34,7 +34,6 @@ static int signal_pipe[2] = {-1, -1};
 
 static bool is_terminal = false;
 static bool is_utf8 = false;
-static bool colored = false;
 
 /* What has to be put back. */
 static volatile sig_atomic_t cursor_hidden = 0;
@@ -49,9 +48,12 @@ static char *drawn = NULL;
 
 static void catch_interrupt(int number);
 static void catch_child(int number);
+static void catch_quit(int number);
 static void catch_stop(int number);
 static void catch_resize(int number);
 static void install(int number, void (*handler)(int));
+static void open_missing(void);
+static bool is_colored(void);
 static void wake(void);
 static void emit(const char *sequence);
 static void forget_drawn(void);
@@ -88,6 +90,14 @@ static void
 catch_child(int number)
 {
 	wake();
+}
+
+static void
+catch_quit(int number)
+{
+	term_restore();
+	signal(number, SIG_DFL);
+	raise(number);
 }
 
 /*
@@ -134,20 +144,30 @@ install(int number, void (*handler)(int))
 	sigaction(number, &action, NULL);
 }
 
+/*
+ * Descriptors 0 to 2 that were closed, lest something else becomes them; so
+ * that reading and writing still fails.
+ */
+static void
+open_missing(void)
+{
+	for (int i = 0; i <= STDERR_FILENO; i++)
+		if (fcntl(i, F_GETFD) < 0 &&
+			open("/dev/null", i == STDIN_FILENO ? O_WRONLY : O_RDONLY) != i)
+			_exit(CLI_FAILED);
+}
+
 void
 term_init(void)
 {
-	const char *no_color = getenv("NO_COLOR");
 	const char *kind = getenv("TERM");
+	struct sigaction hangup;
 
+	open_missing();
 	setlocale(LC_CTYPE, "");
 	is_utf8 = pg_strcasecmp(nl_langinfo(CODESET), "UTF-8") == 0;
 	is_terminal =
 		isatty(STDOUT_FILENO) && kind != NULL && strcmp(kind, "dumb") != 0;
-	if (strcmp(cli_settings.color, "always") == 0)
-		colored = true;
-	else if (strcmp(cli_settings.color, "auto") == 0)
-		colored = is_terminal && (no_color == NULL || no_color[0] == '\0');
 	/* What is not shown on a terminal is a file, and those are UTF-8. */
 	if (!isatty(STDOUT_FILENO))
 		is_utf8 = true;
@@ -161,9 +181,12 @@ term_init(void)
 	}
 	install(SIGINT, catch_interrupt);
 	install(SIGTERM, catch_interrupt);
-	install(SIGHUP, catch_interrupt);
+	/* unless it is to be ignored (nohup) */
+	if (sigaction(SIGHUP, NULL, &hangup) == 0 && hangup.sa_handler != SIG_IGN)
+		install(SIGHUP, catch_interrupt);
 	if (is_terminal)
 	{
+		install(SIGQUIT, catch_quit);
 		install(SIGTSTP, catch_stop);
 		install(SIGWINCH, catch_resize);
 	}
@@ -278,6 +301,16 @@ term_state_color(const char *state)
 	return TERM_PLAIN;
 }
 
+static bool
+is_colored(void)
+{
+	const char *no_color = getenv("NO_COLOR");
+
+	if (strcmp(cli_settings.color, "auto") != 0)
+		return strcmp(cli_settings.color, "always") == 0;
+	return is_terminal && (no_color == NULL || no_color[0] == '\0');
+}
+
 void
 term_color(PQExpBuffer to, TermColor color)
 {
@@ -285,14 +318,14 @@ term_color(PQExpBuffer to, TermColor color)
 	static const char *const sequences[] = {"",	  "1",	"2",  "31", "32",
 											"33", "34", "35", "36"};
 
-	if (colored && color != TERM_PLAIN)
+	if (color != TERM_PLAIN && is_colored())
 		appendPQExpBuffer(to, "\033[%sm", sequences[color]);
 }
 
 void
 term_plain(PQExpBuffer to)
 {
-	if (colored)
+	if (is_colored())
 		appendPQExpBufferStr(to, "\033[0m");
 }
 

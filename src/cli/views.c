@@ -100,7 +100,7 @@ const CliCommand cmd_definitions = {"definitions",
 									run_definitions};
 
 static const OutColumn worker_columns[] = {
-	{"PID", OUT_NUMBER, "v.pid"},
+	{"WORKER", OUT_TEXT, "coalesce(v.worker, v.pid::text)"},
 	{"KIND", OUT_TEXT, "v.kind"},
 	{"ROLE", OUT_TEXT, "v.role"},
 	{"STATE", OUT_STATE, "v.state"},

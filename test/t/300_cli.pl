@@ -58,7 +58,7 @@ subtest 'help and usage' => sub {
 	($out, $err) = exits(2);
 	exits(2, 'nonsense');
 	($out, $err) = exits(2, 'list', '--nonsense');
-	like($err, qr/unknown option --nonsense/, 'an unknown option is named');
+	like($err, qr/option --nonsense is unknown/, 'an unknown option is named');
 	($out, $err) = exits(2, 'list', '--limit');
 	like($err, qr/needs a value/, 'a value is missing');
 	exits(2, 'list', '--limit', '0');
@@ -69,6 +69,35 @@ subtest 'help and usage' => sub {
 	like($err, qr/is not the number of a task/, 'what is no task');
 	($out, $err) = exits(2, '--json', 'show', "\e[31mred");
 	is(OrchestratorClient::decode_json_text($err)->{error}{message}, "show: \"\e[31mred\" is not the number of a task", 'an error as JSON');
+	foreach ([ qr/^option --nonsense is unknown$/, '--json', '--nonsense' ], [ qr/^list: option -Z is unknown$/, 'list', '-Zj', '--json' ], [ qr/^list: option -n needs a value$/, '-j', 'list', '-n' ],
+		[ qr/^graph: option --definition=x takes no value$/, 'graph', '--definition=x', '-j' ], [ qr/^there is no command "lst"$/, 'lst', '--json' ])
+	{
+		my ($pattern, @arguments) = @$_;
+		($out, $err) = exits(2, @arguments);
+		like(OrchestratorClient::decode_json_text($err)->{error}{message}, $pattern, 'the same, wherever --json stands');
+	}
+	($out, $err) = exits(2, "b\xc3\xb6se", { env => { LC_ALL => 'C.UTF-8' } });
+	like($err, qr/there is no command "b\xc3\xb6se"/, 'what was typed is shown as it is');
+};
+
+# Standard output that takes nothing, and descriptors that are closed.
+subtest 'output that fails' => sub {
+	my $through = sub {
+		my ($how, @arguments) = @_;
+		my ($out, $err) = ('', '');
+		IPC::Run::run([ 'sh', '-c', qq(exec "\$0" "\$@" $how), $cli->command(@arguments) ], '<', \undef, '>', \$out, '2>', \$err);
+		return ($? >> 8, $out, $err);
+	};
+	foreach my $command ([ '--help' ], [ 'queues', '--json' ], [ 'enqueue', 'echo' ])
+	{
+		my ($code, $out, $err) = $through->('>/dev/full', @$command);
+		is($code, 1, "$command->[0] that cannot be written");
+		like($err, qr/could not write the output: No space left on device/, 'which is said');
+	}
+	like(($through->('>&-', 'queues'))[2], qr/could not write the output: Bad file descriptor/, 'standard output is closed');
+	my ($code, $out) = $through->('<&- 2>&-', '--json', 'queues', 'side');
+	is(OrchestratorClient::decode_json_text($out)->[0]{queue}, 'side', 'the others are closed');
+	is(($through->('<&- >&- 2>&-', 'queues'))[0], 1, 'all are');
 };
 
 subtest 'connecting' => sub {
@@ -119,6 +148,8 @@ subtest 'tasks' => sub {
 	is(scalar @{ $cli->json('list', '--limit', 1) }, 1, 'a limit');
 	($out, $err) = exits(1, 'list', '--since', 'yesteryear');
 	like($err, qr/invalid input syntax for type interval/, 'an error of the server');
+	($out, $err) = exits(1, 'list', '--state', 'runing');
+	like($err, qr/invalid input value for enum orchestrator.task_state: "runing"/, 'a state that is none');
 
 	($out) = exits(0, 'show', $failed);
 	like($out, qr/^state +failed\n.*^error +planned\nsqlstate +P0001\ndetail +so it is\nhint +Let it be\.\n.*^input\n\{\n    "a": 1\n\}/ms, 'show') or diag($out);
@@ -130,6 +161,7 @@ subtest 'tasks' => sub {
 	($out) = exits(0, 'trace', $failed);
 	like($out, qr/ created .* failed +1 +.*planned/s, 'trace');
 	is_deeply([ map { $_->{event} } @{ $cli->json('trace', $fine) } ], [qw(created started completed)], 'as JSON');
+	is((exits(1, 'trace', 999_999))[0], "nothing is known of this task\n", 'of no task');
 };
 
 subtest 'runs' => sub {
@@ -193,8 +225,10 @@ subtest 'files' => sub {
 . '$completion'
 COMP_WORDS=('$program' -d postgres li); COMP_CWORD=3; _orchestrator; echo "\${COMPREPLY[@]}"
 COMP_WORDS=('$program' list --st); COMP_CWORD=2; compopt() { :; }; _orchestrator; echo "\${COMPREPLY[@]}"
+COMP_WORDS=('$program' --host = nowhere tasks up); COMP_CWORD=5; _orchestrator; echo "\${COMPREPLY[@]}"
+COMP_WORDS=('$program' help def); COMP_CWORD=2; _orchestrator; echo "\${COMPREPLY[@]}"
 SH
-	is($out, "list\n--state= --steps", 'and completes commands and options');
+	is($out, "list\n--state= --steps\nupload\ndefinitions", 'and completes commands and options');
 };
 
 done_testing();

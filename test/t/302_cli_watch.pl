@@ -100,7 +100,21 @@ subtest 'outcome' => sub {
 	$t->type("\cC");
 	ends($t, 130, 'Ctrl-C');
 	is(app("state FROM orchestrator.task WHERE id = $still"), 'pending', 'leaves the task alone');
-	app("orchestrator.cancel($still)");
+	$t = $cli->terminal(80, 24, 'watch', $still);
+	$t->until(qr/pending/);
+	$t->type("\x1c");
+	ends($t, -3, 'Ctrl and a backslash');
+	foreach ([ ':', 130, 'it ends with its terminal' ], [ "trap '' HUP", 4, 'not if it was told to ignore that, as by nohup' ])
+	{
+		my ($trap, $code, $name) = @$_;
+		my $job = bless { out => '', err => '' }, 'OrchestratorClient::Job';
+		local $SIG{HUP} = 'DEFAULT';
+		$job->{run} = IPC::Run::start([ 'sh', '-c', qq($trap; exec "\$0" "\$@"), $cli->command('watch', $still) ], '<', \undef, '>', \$job->{out}, '2>', \$job->{err});
+		$job->until(qr/pending/);
+		$job->signal('HUP');
+		app("orchestrator.cancel($still)") if $code == 4;
+		is($job->exit_code, $code, $name);
+	}
 	exits(4, 'watch', $still);
 };
 

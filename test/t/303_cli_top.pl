@@ -60,6 +60,8 @@ subtest 'doctor' => sub {
 	$node->safe_psql('postgres', "UPDATE orchestrator.lease SET ends_at = now() - interval '1 hour' WHERE task_id = $id");
 	($out) = $cli->exits(6, 'doctor');
 	like($out, qr/^problem  leases     task $id was claimed by remote worker "lazy"/m, 'a lease that is overdue');
+	like(($cli->exits(0, 'workers'))[0], qr/^lazy +remote +app +busy .* $id +far /m, 'and who has it');
+	like(($cli->exits(0, 'show', $id))[0], qr/^worker +lazy\nlease until +\d/m, 'as the task says, too');
 	$node->safe_psql('postgres', "UPDATE orchestrator.lease SET ends_at = now() + interval '1 hour' WHERE task_id = $id");
 
 	$node->safe_psql('postgres', q{UPDATE orchestrator.database_identity SET system_identifier = 1});
