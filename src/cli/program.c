@@ -125,7 +125,7 @@ program_init(int most)
 }
 
 /*
- * Of open descriptors, as far as that is allowed.
+ * Of open descriptors: tasks are not to fail for want of them.
  */
 static void
 raise_limit(rlim_t needed)
@@ -134,8 +134,12 @@ raise_limit(rlim_t needed)
 
 	if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= needed)
 		return;
-	limit.rlim_cur = Min(needed, limit.rlim_max);
-	setrlimit(RLIMIT_NOFILE, &limit);
+	limit.rlim_cur = needed;
+	if (needed > limit.rlim_max || setrlimit(RLIMIT_NOFILE, &limit) != 0)
+		cli_fail(
+			CLI_FAILED,
+			"so many programs at once may need %lu open files, and %lu are allowed: say a smaller --concurrency, or raise the limit (ulimit -Hn)",
+			(unsigned long) needed, (unsigned long) limit.rlim_max);
 }
 
 static void

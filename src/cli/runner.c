@@ -27,6 +27,11 @@
 
 #define READY_FILE "ready"
 
+/* Folders of tasks are looked for again: what is in them may have come late. */
+#define NAMES_SECONDS 2.0
+
+extern char **environ;
+
 /* $1: the environment, $2: the file; in the folder of the task. */
 static const char python_script[] =
 	"set -e; exec >&2; rm -rf \"$1\"; python3 -m venv \"$1\"\n"
@@ -69,17 +74,24 @@ static void set_environment(Known *known);
 static char *make_checksum(const TaskFile *task);
 static bool is_python(const TaskFile *task);
 static bool is_made(const Known *known);
+static bool is_ours(const char *variable, const Runner *runner,
+					bool preparing);
 
 void
 runner_init(const char *folder, const char *cache_folder)
 {
 	struct stat about;
+	char here[MAXPGPATH];
 
 	root = folder ? folder : TASKFILE_FOLDER;
+	errno = ENOTDIR;
 	if (stat(root, &about) != 0 || !S_ISDIR(about.st_mode))
 		cli_fail(CLI_FAILED, "could not open folder \"%s\": %s", root,
-				 strerror(errno ? errno : ENOTDIR));
+				 strerror(errno));
 	cache = cache_folder ? pg_strdup(cache_folder) : default_cache();
+	/* what makes environments runs elsewhere */
+	if (cache[0] != '/' && getcwd(here, sizeof(here)))
+		cache = psprintf("%s/%s", here, cache);
 }
 
 static char *
@@ -100,6 +112,7 @@ char *
 runner_names(void)
 {
 	static struct timespec seen;
+	static double looked_at;
 	static char *names = NULL;
 	struct timespec now = changed_at(root);
 	const char **found = NULL;
@@ -107,9 +120,11 @@ runner_names(void)
 	DIR *dir;
 	struct dirent *entry;
 
-	if (names && memcmp(&now, &seen, sizeof(seen)) == 0)
+	if (names && memcmp(&now, &seen, sizeof(seen)) == 0 &&
+		term_now() < looked_at + NAMES_SECONDS)
 		return names;
 	seen = now;
+	looked_at = term_now();
 	free(names);
 	names = NULL;
 	dir = opendir(root);
@@ -198,8 +213,10 @@ read_task(Known *known, const char **reason)
 		initPQExpBuffer(&text);
 	resetPQExpBuffer(&text);
 	for (int i = 0; i < problems.count; i++)
-		appendPQExpBuffer(&text, "%s%s: %s", i > 0 ? "\n" : "",
-						  problems.items[i].file, problems.items[i].message);
+	{
+		appendPQExpBufferStr(&text, i > 0 ? "\n" : "");
+		problem_append_text(&text, &problems.items[i]);
+	}
 	*reason = text.data;
 	problem_free(&problems);
 	if (known->task)
@@ -377,4 +394,50 @@ runner_prepared(Runner *runner)
 	close(known->lock);
 	known->lock = -1;
 	known->ready = is_made(known);
+}
+
+/*
+ * Ours without what another worker may have put there, of the task, and of
+ * what its program needs.
+ */
+char **
+runner_environment(const Runner *runner, bool preparing, const char *variables,
+				   int nvariables)
+{
+	char **all;
+	int count = 0;
+	int n = 0;
+
+	while (environ[count])
+		count++;
+	all = pg_malloc((count + nvariables + RUNNER_VARIABLES + 1) *
+					sizeof(char *));
+	for (int i = 0; i < RUNNER_VARIABLES && !preparing; i++)
+		if (runner->variables[i])
+			all[n++] = runner->variables[i];
+	for (int i = 0; i < nvariables; i++)
+	{
+		all[n++] = (char *) variables;
+		variables += strlen(variables) + 1;
+	}
+	for (int i = 0; i < count; i++)
+		if (!is_ours(environ[i], runner, preparing))
+			all[n++] = environ[i];
+	all[n] = NULL;
+	return all;
+}
+
+static bool
+is_ours(const char *variable, const Runner *runner, bool preparing)
+{
+	if (strncmp(variable, "ORCHESTRATOR_", 13) == 0)
+		return true;
+	for (int i = 0; i < RUNNER_VARIABLES && !preparing; i++)
+	{
+		const char *own = runner->variables[i];
+
+		if (own && strncmp(own, variable, strchr(own, '=') + 1 - own) == 0)
+			return true;
+	}
+	return false;
 }

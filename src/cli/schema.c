@@ -177,8 +177,8 @@ append_problem_json(PQExpBuffer to, const Problem *problem)
 	termPQExpBuffer(&text);
 }
 
-static void
-append_problem_text(PQExpBuffer to, const Problem *problem)
+void
+problem_append_text(PQExpBuffer to, const Problem *problem)
 {
 	text_append(to, problem->file);
 	if (problem->line > 0)
@@ -191,7 +191,6 @@ append_problem_text(PQExpBuffer to, const Problem *problem)
 		appendPQExpBufferStr(to, "\": ");
 	}
 	text_append(to, problem->message);
-	appendPQExpBufferChar(to, '\n');
 }
 
 void
@@ -206,7 +205,10 @@ problem_append(PQExpBuffer to, const Problems *problems)
 			append_problem_json(to, &problems->items[i]);
 		}
 		else
-			append_problem_text(to, &problems->items[i]);
+		{
+			problem_append_text(to, &problems->items[i]);
+			appendPQExpBufferChar(to, '\n');
+		}
 	if (cli_settings.json)
 		appendPQExpBufferStr(to, "]}\n");
 }

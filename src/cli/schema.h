@@ -59,6 +59,8 @@ typedef struct Problems
 extern void problem_add(Problems *problems, const char *file, int line,
 						const DocNode *node, const char *format, ...)
 	pg_attribute_printf(5, 6);
+/* One as text: file, line, key and what is wrong. */
+extern void problem_append_text(PQExpBuffer to, const Problem *problem);
 /* All of them as lines, or with --json one document. */
 extern void problem_append(PQExpBuffer to, const Problems *problems);
 extern void problem_free(Problems *problems);

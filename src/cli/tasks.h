@@ -23,6 +23,8 @@ extern TaskFile **tasks_read(const CliCall *call, int *count,
 							 Problems *problems);
 /* Tell what is wrong, and exit. */
 extern _Noreturn void tasks_fail(const Problems *problems);
+/* From now on tell what scripts and functions say with RAISE. */
+extern void tasks_show_notices(void);
 /* Run the script of a task and define it; returns its version. */
 extern int tasks_install(const TaskFile *task);
 

@@ -15,12 +15,11 @@
 #include "tasks.h"
 #include "work.h"
 
-extern char **environ;
-
 static CliExit run_test(CliCall *call);
 static CliExit test_in_database(TaskFile *const *tasks, int count,
 								const char *input);
 static char *run_in_database(const TaskFile *task, const char *input);
+static void check_input(const char *input);
 static CliExit test_program(const TaskFile *task, const char *input);
 static CliExit judge(const TaskFile *task, const Program *program,
 					 double began);
@@ -63,6 +62,7 @@ run_test(CliCall *call)
 		return test_in_database(tasks, count, input);
 	if (task->program == NULL)
 		cli_fail(CLI_FAILED, "\"%s\" has no program here", task->name);
+	check_input(input);
 	runner_init(tasks_folder(call), opt_value(call, "cache"));
 	return test_program(task, input);
 }
@@ -116,6 +116,12 @@ show_notice(void *arg, const PGresult *notice)
 	say_line(severity ? severity : "NOTICE", message ? message : "");
 }
 
+void
+tasks_show_notices(void)
+{
+	PQsetNoticeReceiver(db_connection(), show_notice, NULL);
+}
+
 static CliExit
 test_in_database(TaskFile *const *tasks, int count, const char *input)
 {
@@ -135,7 +141,7 @@ test_in_database(TaskFile *const *tasks, int count, const char *input)
 		PQclear(db_query(limit, 0, NULL));
 		free(limit);
 	}
-	PQsetNoticeReceiver(db_connection(), show_notice, NULL);
+	tasks_show_notices();
 	began = term_now();
 	output = run_in_database(task, input);
 	say_output(output, term_now() - began);
@@ -320,26 +326,36 @@ run_program(const TaskFile *task, const Runner *runner, bool preparing,
 						  .most_output = TASKFILE_SCRIPT,
 						  .line = show_line};
 	const char *reason;
-	char **variables;
+	char *variables =
+		psprintf("ORCHESTRATOR_ATTEMPT=1%cORCHESTRATOR_DEFINITION=%s", '\0',
+				 task->name);
+	char **environment = runner_environment(runner, preparing, variables, 2);
 	Program *program;
-	int count = 0;
-	int n = 0;
 
-	while (environ[count])
-		count++;
-	variables = pg_malloc((count + RUNNER_VARIABLES + 1) * sizeof(char *));
-	for (int i = 0; i < RUNNER_VARIABLES && !preparing; i++)
-		if (runner->variables[i])
-			variables[n++] = runner->variables[i];
-	memcpy(&variables[n], environ, (count + 1) * sizeof(char *));
-	start.environment = variables;
+	start.environment = environment;
 	program = program_start(&start, &reason);
 	if (program == NULL)
 		cli_fail(CLI_FAILED, "could not run %s: %s", start.arguments[0],
 				 reason);
 	program = await_end(program, timeout);
+	free(environment);
 	free(variables);
 	return program;
+}
+
+/*
+ * Of a function the server does it.
+ */
+static void
+check_input(const char *input)
+{
+	char *error;
+	int line;
+	DocNode *document = doc_parse(input, strlen(input), &error, &line);
+
+	if (document == NULL)
+		cli_fail(CLI_FAILED, "the input is no JSON, line %d: %s", line, error);
+	doc_free(document);
 }
 
 static CliExit

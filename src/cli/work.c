@@ -20,8 +20,6 @@
 #include "cli.h"
 #include "work.h"
 
-extern char **environ;
-
 /* A program says so that another attempt is of no use (EX_DATAERR). */
 #define EXIT_FOR_GOOD 65
 
@@ -36,6 +34,9 @@ extern char **environ;
 
 /* Whether somebody has made the environment that a task waits for. */
 #define LOOK_AGAIN 0.2
+
+/* What a program needs is made for others, too, when its task was too late. */
+#define PREPARE_SECONDS 600
 
 #define AWAIT_SECONDS	   30
 #define ANSWER_SECONDS	   60
@@ -71,6 +72,7 @@ static void ask_server(void);
 static bool through(void);
 static void obey_interrupts(void);
 static void stop_programs(void);
+static void end_program(Job *job);
 static void release(Job *job);
 static void enforce_times(void);
 static void collect_programs(void);
@@ -80,9 +82,6 @@ static void end_job(Job *job, JobReport report);
 static void start_ready(void);
 static void start_job(Job *job);
 static void start_program(Job *job, Runner *runner, char *const *arguments);
-static char **make_environment(const Job *job, const Runner *runner);
-static bool is_ours(const char *variable, const Runner *runner,
-					bool preparing);
 static void prepared(Job *job, int status);
 static int count_jobs(JobState state);
 static int wanted(void);
@@ -265,13 +264,13 @@ job_say(const Job *job, const char *event, const char *message)
 	{
 		appendPQExpBuffer(&text,
 						  "{\"task_id\": %s, \"definition\": ", job->task);
-		text_append_quoted(&text, job->definition);
+		out_append_string(&text, job->definition);
 		appendPQExpBufferStr(&text, ", \"event\": ");
-		text_append_quoted(&text, event);
+		out_append_string(&text, event);
 		if (message)
 		{
 			appendPQExpBufferStr(&text, ", \"message\": ");
-			text_append_quoted(&text, message);
+			out_append_string(&text, message);
 		}
 		appendPQExpBufferChar(&text, '}');
 	}
@@ -304,11 +303,17 @@ job_unwanted(Job *job, const char *state)
 					  : "it is no longer claimed; its program is ended");
 	if (job->program == NULL)
 		end_job(job, REPORT_RELEASE);
+	else if (job->preparing)
+		job->kill_at = worker.now + PREPARE_SECONDS;
 	else if (!job->stopping)
-	{
-		program_signal(job->program, SIGTERM);
-		job->kill_at = worker.now + worker.grace;
-	}
+		end_program(job);
+}
+
+static void
+end_program(Job *job)
+{
+	program_signal(job->program, SIGTERM);
+	job->kill_at = worker.now + worker.grace;
 }
 
 void
@@ -416,6 +421,9 @@ start_job(Job *job)
 				runner_prepared(runner);
 			break;
 		case RUNNER_BUSY:
+			/* not until it is too late */
+			if (worker.now >= (job->claimed_at + job->timeout_at) / 2)
+				release(job);
 			look_again_at = worker.now + LOOK_AGAIN;
 			break;
 		case RUNNER_FAILED:
@@ -429,7 +437,8 @@ static void
 start_program(Job *job, Runner *runner, char *const *arguments)
 {
 	const char *reason;
-	char **environment = make_environment(job, runner);
+	char **environment = runner_environment(runner, job->preparing != NULL,
+											job->variables, job->nvariables);
 	ProgramStart start = {.arguments = arguments,
 						  .environment = environment,
 						  .folder = runner->folder,
@@ -450,52 +459,6 @@ start_program(Job *job, Runner *runner, char *const *arguments)
 			"could not run %s: %s", arguments[0], reason);
 	if (job->program && worker.verbose)
 		job_say(job, job->preparing ? "preparing" : "started", NULL);
-}
-
-/*
- * Ours without what another worker may have put there, of the task, and of
- * what its program needs.
- */
-static char **
-make_environment(const Job *job, const Runner *runner)
-{
-	char *at = job->variables;
-	char **all;
-	int count = 0;
-	int n = 0;
-
-	while (environ[count])
-		count++;
-	all = pg_malloc((count + job->nvariables + RUNNER_VARIABLES + 1) *
-					sizeof(char *));
-	for (int i = 0; i < RUNNER_VARIABLES && !job->preparing; i++)
-		if (runner->variables[i])
-			all[n++] = runner->variables[i];
-	for (int i = 0; i < job->nvariables; i++)
-	{
-		all[n++] = at;
-		at += strlen(at) + 1;
-	}
-	for (int i = 0; i < count; i++)
-		if (!is_ours(environ[i], runner, job->preparing != NULL))
-			all[n++] = environ[i];
-	all[n] = NULL;
-	return all;
-}
-
-static bool
-is_ours(const char *variable, const Runner *runner, bool preparing)
-{
-	if (strncmp(variable, "ORCHESTRATOR_", 13) == 0)
-		return true;
-	for (int i = 0; i < RUNNER_VARIABLES && !preparing; i++)
-	{
-		const char *own = runner->variables[i];
-
-		if (own && strncmp(own, variable, strchr(own, '=') + 1 - own) == 0)
-			return true;
-	}
-	return false;
 }
 
 static void
@@ -636,6 +599,8 @@ obey_interrupts(void)
 		next = job->next;
 		if (job->state == JOB_READY)
 			release(job);
+		else if (job->unwanted && job->preparing)
+			end_program(job);
 	}
 	if (stops > 1)
 		stop_programs();
@@ -652,8 +617,7 @@ stop_programs(void)
 		if (job->program == NULL || job->unwanted)
 			continue;
 		job->stopping = true;
-		job->kill_at = worker.now + worker.grace;
-		program_signal(job->program, SIGTERM);
+		end_program(job);
 	}
 }
 
@@ -699,6 +663,7 @@ claim(void)
 		" c.traceparent AS \"TRACEPARENT\", $2 AS \"WORKER\""
 		" FROM orchestrator.claim($1::pg_catalog.text[], $2::pg_catalog.text, $3::pg_catalog.int4, $4::pg_catalog.interval, $5::pg_catalog.text[]) c,"
 		" pg_catalog.clock_timestamp() v(now)";
+	static bool warned = false;
 	char number[16];
 	const char *values[] = {worker.queues, worker.name, number, worker.lease,
 							given_definitions};
@@ -712,6 +677,10 @@ claim(void)
 	snprintf(number, sizeof(number), "%d", n);
 	if (given_definitions == NULL && (values[4] = runner_names()) == NULL)
 	{
+		if (!warned)
+			out_warn(
+				"there are no tasks in the folder yet: nothing is claimed");
+		warned = true;
 		claim_at = worker.now + CLAIM_AGAIN;
 		found_nothing = worker.jobs == NULL;
 		asked = 0;

@@ -165,5 +165,11 @@ extern char *runner_names(void);
 extern RunnerState runner_prepare(Runner *runner, const char **reason);
 /* It was made, or that failed. */
 extern void runner_prepared(Runner *runner);
+/*
+ * Of a program, or of what makes its environment; variables of its task are
+ * NAME=value, each ends with \0.
+ */
+extern char **runner_environment(const Runner *runner, bool preparing,
+								 const char *variables, int nvariables);
 
 #endif

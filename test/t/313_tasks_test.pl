@@ -95,6 +95,13 @@ SH
 	like($out, qr/^\{"input": \{"a": 1\}, "folder": "prog"\}$/m, 'its output, from its folder');
 	like($err, qr/^stderr: on standard error$/m, 'what it says');
 	like($err, qr/^report: 0\.5 half of it$/m, 'and reports');
+	($out, $err) = try_task(1, 'prog', '--input', '{"a":');
+	like($err, qr/the input is no JSON, line 1: it ends in the middle/, 'an input that is none');
+	put('prog/prog.sh', qq(#!/bin/sh\nprintf '"%s %s %s"' "\$ORCHESTRATOR_DEFINITION" "\$ORCHESTRATOR_ATTEMPT" "\$ORCHESTRATOR_STRAY"\n));
+	{
+		local $ENV{ORCHESTRATOR_STRAY} = 'not of the task';
+		is($cli->json('tasks', 'test', 'prog', '--tasks', $folder)->{output}, 'prog 1 ', 'its environment is as work makes it');
+	}
 	put('prog/prog.sh', "#!/bin/sh\nexit 3\n");
 	($out, $err) = try_task(1, 'prog');
 	like($err, qr/prog failed with exit code 3/, 'one that fails');

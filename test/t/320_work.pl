@@ -20,7 +20,7 @@ my $node = new_node(name => 'work', 'orchestrator.max_executors' => 2);
 $node->start;
 $node->create_extension;
 $node->plain_role('app');
-$node->safe_psql('postgres', q{CREATE ROLE worker LOGIN; SELECT orchestrator.grant_usage('worker', 'worker')});
+$node->safe_psql('postgres', q{CREATE ROLE worker LOGIN; CREATE ROLE nobody LOGIN; SELECT orchestrator.grant_usage('worker', 'worker')});
 $node->psql_as('app', q{SELECT orchestrator.define_queue('q'), orchestrator.share_queue('q', 'worker', claim => true)});
 
 my $cli = client($node, 'worker');
@@ -272,12 +272,25 @@ sub no_program
 	my $id = enqueue('absent');
 	work();
 	is(state($id), 'pending', 'what has no folder is left to others');
+	mkdir "$tasks/absent";
+	my $worker = worker();
+	is(result(enqueue('echo', 1))->{output}, 1, 'a worker has looked for folders');
+	write_file("$tasks/absent/absent.sh", "#!/bin/sh\necho '\"late\"'\n");
+	chmod 0755, "$tasks/absent/absent.sh";
+	write_file("$tasks/absent/task.json", '{}');
+	is(result($id)->{output}, 'late', 'its files may come later');
+	stop($worker);
+	unlink map { "$tasks/absent/$_" } 'absent.sh', 'task.json';
+	rmdir "$tasks/absent";
+	$id = enqueue('absent');
 	work('-D', 'absent');
 	like(result($id)->{error}{message}, qr/^there is no task "absent" in /, 'unless it is asked for by name');
 
 	program('plain', "#!/bin/sh\n", 'max_attempts => 1');
 	chmod 0644, "$tasks/plain/plain.sh";
 	like(run_task('plain')->{error}{message}, qr/plain/, 'a program that is not executable');
+	write_file("$tasks/plain/task.json", qq({\n"timeout": 5}));
+	like(run_task('plain')->{error}{message}, qr{plain/task\.json:2: key "timeout": it is not an interval}, 'what is wrong with its files, with line and key');
 	program('lost_shell', "#!/nonexistent/shell\n", 'max_attempts => 1');
 	my $r = run_task('lost_shell');
 	like($r->{error}{message}, qr/^could not run .*lost_shell\.sh: No such file or directory$/, 'one without its interpreter');
@@ -529,6 +542,10 @@ sub many
 	($code, $out) = $cli->run('--json', 'work', '-q', 'q', '-t', $tasks, '--until-empty');
 	is_deeply(OrchestratorClient::decode_json_text((split /\n/, $out)[0]),
 		{ task_id => $id, definition => 'exits', event => 'failed', message => "first line\nlast line" }, 'events as JSON');
+	program('colours', "#!/bin/sh\nprintf '\\302\\23331m' >&2\nexit 65\n");
+	enqueue('colours');
+	($code, $out) = $cli->run('--json', 'work', '-q', 'q', '-t', $tasks, '--until-empty');
+	like($out, qr/"message": "\\u009b31m"/, 'without what would steer a terminal');
 	return;
 }
 
@@ -542,5 +559,14 @@ sub usage
 	($code, $out, $err) = $cli->run('work', '-q', 'q', '-t', '/nonexistent');
 	is($code, 1, 'so is a folder');
 	like($err, qr{"/nonexistent"}, 'that is not there');
+	is(IPC::Run::run([ 'sh', '-c', 'ulimit -n 64; exec "$0" "$@"', $cli->command('work', '-q', 'q', '-t', $tasks, '--until-empty', '-c', 50) ], '<', \undef, '>', \$out, '2>', \$err), '', 'too many at once');
+	like($err, qr/may need 264 open files, and 64 are allowed/, 'for what the worker may open');
+	my $empty = PostgreSQL::Test::Utils::tempdir();
+	($code, $out, $err) = $cli->run('work', '-q', 'q', '-t', $empty, '--until-empty');
+	like($err, qr/there are no tasks in the folder yet/, 'one without tasks is told');
+	($code, $out, $err) = $cli->run('work', '-q', 'q', '-t', $empty, '--until-empty', '--json');
+	like(OrchestratorClient::decode_json_text($err)->{warning}{message}, qr/no tasks in the folder/, 'as JSON');
+	($code, $out, $err) = client($node, 'nobody')->run('list');
+	like($err, qr/permission denied.*\nHint: An administrator gives rights with orchestrator\.grant_usage/, 'a role without rights is told who gives them');
 	return;
 }

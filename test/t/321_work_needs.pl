@@ -41,9 +41,9 @@ sub write_file
 
 sub define
 {
-	my ($name) = @_;
+	my ($name, $options) = @_;
 	write_file("$tasks/$name/task.json", qq({"name": "$name"}\n));
-	return $node->psql_as('app', "SELECT orchestrator.define('$name', NULL, 'remote', queue => 'q', max_attempts => 1)");
+	return $node->psql_as('app', sprintf q{SELECT orchestrator.define('%s', NULL, 'remote', queue => 'q', %s)}, $name, $options || 'max_attempts => 1');
 }
 
 sub enqueue { return $node->psql_as('app', "SELECT orchestrator.enqueue('$_[0]')") }
@@ -123,6 +123,35 @@ subtest 'node' => sub {
 	$id = enqueue('js');
 	work();
 	like(result($id)->{error}{detail}, qr/no-such-package-anywhere/, 'what cannot be installed fails the task');
+};
+
+# Installing takes as long as it takes: the task may be too late, but what was
+# begun is made to its end, and the next attempt finds it.
+subtest 'time-out of the task' => sub {
+	define('patient', q{timeout => '0.5 s', retry_delay => '0.1 s', max_attempts => 5});
+	write_file("$tasks/patient/patient.sh", "#!/bin/sh\nexec cat\n");
+	write_file("$tasks/patient/requirements.txt", "# nothing\n");
+	write_file("$tasks/fake/python3", <<"SH");
+#!/bin/sh
+echo made >>'$tasks/made'
+mkdir -p "\$3/bin"
+printf '#!/bin/sh\nwhile [ ! -e "$tasks/go" ]; do sleep 0.02; done\n' >"\$3/bin/python"
+chmod +x "\$3/bin/python"
+SH
+	local $ENV{PATH} = "$tasks/fake:$ENV{PATH}";
+	my $worker = $cli->start('work', '-q', 'q', '-t', $tasks, '--cache', $cache, '--heartbeat', '0.1');
+	my $id = enqueue('patient');
+	$node->wait_for("SELECT count(*) > 0 FROM orchestrator.trace WHERE task_id = $id AND event = 'retrying'", 't', 'the first attempt is too late');
+	write_file("$tasks/go", '');
+	is(result($id)->{state}, 'completed', 'a later one completes');
+	is(slurp_file("$tasks/made"), "made\n", 'with what the first one began');
+	$worker->signal('TERM');
+	is($worker->exit_code, 0, 'the worker ends');
+
+	$id = enqueue('patient');
+	IPC::Run::run([ 'sh', '-c', 'cd "$0" && exec "$@"', $cache, $cli->command('work', '-q', 'q', '-t', $tasks, '--cache', 'here', '--until-empty') ], IPC::Run::timeout(60));
+	is(result($id)->{state}, 'completed', 'a cache that is named from where the worker is');
+	ok(scalar(glob "$cache/here/patient-*/ready"), 'is there');
 };
 
 $node->stop('fast');
