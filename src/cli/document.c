@@ -352,6 +352,13 @@ doc_parse(const char *text, size_t length, char **error, int *line)
 		*error = pg_strdup("it is not UTF-8");
 		return NULL;
 	}
+	if (strncmp(text, "\xEF\xBB\xBF", 3) == 0)
+	{
+		*line = 1;
+		*error =
+			pg_strdup("it begins with a byte order mark: save it without");
+		return NULL;
+	}
 	root = add_node(&parser, NULL, NULL);
 	if (parse_value(&parser, root))
 	{

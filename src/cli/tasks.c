@@ -348,10 +348,11 @@ template_name(const CliCall *call, bool function, const char *quote)
 }
 
 /*
- * A file that was not there before.
+ * A file that was not there before; written tells it.
  */
 static void
-write_file(const char *path, int mode, const char *format, const char *name)
+write_file(PQExpBuffer written, const char *path, int mode, const char *format,
+		   const char *name)
 {
 	char *text = psprintf(format, name);
 	size_t length = strlen(text);
@@ -361,8 +362,15 @@ write_file(const char *path, int mode, const char *format, const char *name)
 		close(fd) != 0)
 		cli_fail(CLI_FAILED, "could not write \"%s\": %s", path,
 				 strerror(errno));
-	out_say("%s", path);
 	free(text);
+	if (cli_settings.json)
+	{
+		appendPQExpBufferStr(written, written->len > 0 ? ", " : "[");
+		out_append_string(written, path);
+		return;
+	}
+	text_append(written, path);
+	appendPQExpBufferChar(written, '\n');
 }
 
 static int
@@ -384,6 +392,7 @@ run_new(CliCall *call)
 	const char *name = call->arguments[0];
 	const char *schema = opt_value(call, "schema");
 	int template = find_template(call);
+	PQExpBufferData written;
 	bool script;
 	char *path;
 	char *file;
@@ -400,17 +409,23 @@ run_new(CliCall *call)
 				 strerror(errno));
 	script = templates[template].ending &&
 			 strcmp(templates[template].ending, ".sql") == 0;
+	initPQExpBuffer(&written);
 	file = psprintf("%s/task.json", path);
-	write_file(file, 0666, templates[template].document,
+	write_file(&written, file, 0666, templates[template].document,
 			   template_name(call, script, "\\\""));
 	free(file);
 	if (templates[template].ending)
 	{
 		file = psprintf("%s/%s%s", path, name, templates[template].ending);
-		write_file(file, script ? 0666 : 0777, templates[template].contents,
+		write_file(&written, file, script ? 0666 : 0777,
+				   templates[template].contents,
 				   template_name(call, script, "\""));
 		free(file);
 	}
+	if (cli_settings.json)
+		appendPQExpBufferStr(&written, "]\n");
+	out_print(&written);
+	termPQExpBuffer(&written);
 	free(path);
 	return CLI_OK;
 }

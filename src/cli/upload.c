@@ -153,6 +153,7 @@ static const CliOption upload_options[] = {
 	{"all", 'a', NULL, "all tasks of the folder"},
 	{"force", 'f', NULL, "also those that are the same"},
 	{"dry-run", 'n', NULL, "do it and undo it: shows what would become of it"},
+	{"verbose", 'v', NULL, "with checksums, and with what scripts say"},
 	{NULL},
 };
 
@@ -170,12 +171,11 @@ const CliCommand cmd_tasks_upload = {
 static const OutColumn upload_columns[] = {
 	{"TASK", OUT_TEXT, "v.task"},		{"KIND", OUT_TEXT, "v.kind"},
 	{"WAS", OUT_TEXT, "v.state"},		{"VERSION", OUT_NUMBER, "v.version"},
-	{"BEFORE", OUT_NUMBER, "v.before"},
+	{"BEFORE", OUT_NUMBER, "v.before"}, {"CHECKSUM", OUT_TEXT, "v.checksum"},
 };
 
-static const OutView upload_view = {
-	"pg_catalog.jsonb_to_recordset($1::pg_catalog.jsonb) AS v(task text, kind text, state text, version int, before int, uploaded boolean)",
-	NULL, upload_columns, lengthof(upload_columns), "no tasks"};
+#define UPLOADED                                                              \
+	"pg_catalog.jsonb_to_recordset($1::pg_catalog.jsonb) AS v(task text, kind text, state text, version int, before int, uploaded boolean, checksum text)"
 
 /*
  * One upload, or one purge, of a role at a time: the second sees what the
@@ -198,13 +198,49 @@ end(bool keep)
 }
 
 /*
+ * What of a document the server does not take, or NULL: it begins with the
+ * parameter, or with step "a", key "b": and then goes on with the reason.
+ */
+static const DocNode *
+find_place(const DocNode *document, const char **message)
+{
+	const DocNode *steps = doc_member(document, "steps");
+	char name[208];
+	char key[64];
+	int name_ends = 0;
+	int key_ends = 0;
+
+	if (sscanf(*message, "step \"%207[^\"]\"%n, key \"%63[^\"]\": %n", name,
+			   &name_ends, key, &key_ends) > 0)
+	{
+		for (const DocNode *step = steps ? steps->first : NULL; step;
+			 step = step->next)
+			if (strcmp(doc_text(step, "name"), name) == 0)
+			{
+				if (key_ends == 0 || !doc_member(step, key))
+					return step;
+				*message += key_ends;
+				return doc_member(step, key);
+			}
+		return NULL;
+	}
+	if (sscanf(*message, "%63[a-z_]", key) != 1)
+		return NULL;
+	if (strcmp(key, "function") == 0 || strcmp(key, "procedure") == 0)
+		return doc_member(document, "handler");
+	return doc_member(document, key);
+}
+
+/*
  * The server refused a file: with its hint, and in a script the line.
  */
 static void
-refuse(const PGresult *result, const char *file, const char *script)
+refuse(const PGresult *result, const TaskFile *task, const char *script)
 {
 	Problems problems = {0};
 	const char *message = PQresultErrorField(result, PG_DIAG_MESSAGE_PRIMARY);
+	const char *file = script ? task->script : task->path;
+	const DocNode *place = NULL;
 	const char *hint = PQresultErrorField(result, PG_DIAG_MESSAGE_HINT);
 	const char *query = PQresultErrorField(result, PG_DIAG_INTERNAL_QUERY);
 	const char *position =
@@ -226,7 +262,9 @@ refuse(const PGresult *result, const char *file, const char *script)
 			if (*at == '\n')
 				line++;
 	}
-	problem_add(&problems, file, line, NULL, "%s%s%s%s", message,
+	if (!script)
+		place = find_place(task->document, &message);
+	problem_add(&problems, file, line, place, "%s%s%s%s", message,
 				hint ? " (" : "", hint ? hint : "", hint ? ")" : "");
 	tasks_fail(&problems);
 }
@@ -255,11 +293,12 @@ run_script(const TaskFile *task)
 	PQfreemem(literal);
 	result = db_try(sql, 0, NULL);
 	if (PQresultStatus(result) != PGRES_COMMAND_OK)
-		refuse(result, task->script, script);
+		refuse(result, task, script);
 	PQclear(result);
 	free(sql);
 	free(script);
 	/* what it set is its own */
+	PQclear(db_query("RESET SESSION AUTHORIZATION", 0, NULL));
 	PQclear(db_query("RESET ROLE", 0, NULL));
 	PQclear(db_query("RESET ALL", 0, NULL));
 }
@@ -326,7 +365,7 @@ tasks_install(const TaskFile *task)
 		run_script(task);
 	result = db_try(sql, lengthof(values) - (workflow ? 1 : 0), values);
 	if (PQresultStatus(result) != PGRES_TUPLES_OK)
-		refuse(result, task->path, NULL);
+		refuse(result, task, NULL);
 	version = atoi(PQgetvalue(result, 0, 0));
 	PQclear(result);
 	free(sql);
@@ -340,6 +379,9 @@ run_upload(CliCall *call)
 	Problems problems = {0};
 	bool all = opt_given(call, "all");
 	bool dry = opt_given(call, "dry-run");
+	bool verbose = opt_given(call, "verbose");
+	OutView view = {UPLOADED, NULL, upload_columns,
+					lengthof(upload_columns) - (verbose ? 0 : 1), "no tasks"};
 	TaskFile **tasks;
 	int count;
 	char *document;
@@ -354,6 +396,8 @@ run_upload(CliCall *call)
 		tasks_fail(&problems);
 	document = local_json(tasks, count);
 	values[0] = document;
+	if (verbose)
+		tasks_show_notices();
 	begin();
 	states = db_query("SELECT v.state, v.version FROM " BOTH
 					  " WHERE v.number IS NOT NULL ORDER BY v.number",
@@ -367,9 +411,10 @@ run_upload(CliCall *call)
 
 		appendPQExpBuffer(
 			&rows,
-			"%s{\"task\": \"%s\", \"kind\": \"%s\", \"state\": \"%s\", \"uploaded\": %s",
+			"%s{\"task\": \"%s\", \"kind\": \"%s\", \"state\": \"%s\", \"uploaded\": %s, \"checksum\": \"%s\"",
 			i > 0 ? ", " : "[", tasks[i]->name, tasks[i]->kind,
-			PQgetvalue(states, i, 0), same ? "false" : "true");
+			PQgetvalue(states, i, 0), same ? "false" : "true",
+			tasks[i]->checksum);
 		if (before)
 			appendPQExpBuffer(&rows, ", \"before\": %s", before);
 		appendPQExpBuffer(&rows, ", \"version\": %d}",
@@ -378,7 +423,7 @@ run_upload(CliCall *call)
 	appendPQExpBufferStr(&rows, count > 0 ? "]" : "[]");
 	end(!dry);
 	values[0] = rows.data;
-	out_view(&upload_view, 1, values);
+	out_view(&view, 1, values);
 	if (dry)
 		out_say("nothing was changed");
 	termPQExpBuffer(&rows);
@@ -579,6 +624,8 @@ run_purge(CliCall *call)
 	if (names == NULL)
 	{
 		out_say("nothing is orphaned");
+		if (cli_settings.json)
+			puts("[]");
 		return CLI_OK;
 	}
 	targets = find_targets(names);

@@ -80,6 +80,8 @@ subtest 'new and check' => sub {
 		like($out, qr{^\Q$folder/My-$_/task.json\E$}m, 'and says what it made');
 	}
 	is((local_run('tasks', 'new', 'My-sql', '--tasks', $folder))[0], 1, 'not where one is');
+	is_deeply($json->decode((local_run('tasks', 'new', 'My-more', '--tasks', $folder, '--json'))[1]), [ "$folder/My-more/task.json", "$folder/My-more/My-more.sql" ], 'as JSON');
+	remove_tree("$folder/My-more");
 	is((local_run('tasks', 'new', $_, '--tasks', $folder))[0], 2, "not as $_") foreach '../x', '/x', '-k', '.x', 'a b', 'a/b', '', 'x' x 101;
 	is((local_run('tasks', 'new', 'x', '--kind', 'cobol', '--tasks', $folder))[0], 2, 'nor of another kind');
 	my ($code, $out) = local_run('tasks', 'check', '--tasks', $folder);
@@ -103,7 +105,7 @@ subtest 'completion' => sub {
 	my ($code, $out) = local_run('help', '--words', 'tasks');
 	is(join(' ', grep { /^[a-z]/ } split /\n/, $out), 'list upload purge test check new schema', 'the commands of tasks');
 	($code, $out) = local_run('help', '--words', 'tasks', 'upload');
-	like($out, qr/^--tasks=\n--all\n--force\n--dry-run\n/, 'and their options');
+	like($out, qr/^--tasks=\n--all\n--force\n--dry-run\n--verbose\n/, 'and their options');
 };
 
 subtest 'keys' => sub {
@@ -199,6 +201,7 @@ subtest 'hostile files' => sub {
 		[ '[' x 1_000_000, qr{:1: nested more than 64 levels deep}, 'a million brackets' ],
 		[ '{"metadata": ' x 65 . '1', qr{nested more than 64 levels deep}, 'too deep by one' ],
 		[ '[]', qr{:1: it is not an object}, 'an array' ],
+		[ "\xef\xbb\xbf{\"handler\": \"a.b\"}", qr{:1: it begins with a byte order mark}, 'a byte order mark' ],
 		[ '{"handler": "a.b", "description": "' . 'x' x 10_000_000 . '"}', qr{task\.json: it is too large}, '10 MB' ];
 	put_task('doc', 'task.json' => $json->encode({ handler => 'a.b', metadata => { map { ("k$_" => 1) } 1 .. 60_000 } }));
 	my $start = time;

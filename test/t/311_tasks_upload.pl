@@ -115,7 +115,7 @@ subtest 'all or none' => sub {
 	put('aaa/task.json', { handler => 'app.aaa' });
 	put('aaa/aaa.sql', echo('aaa', 1));
 	put('bad/task.json', { handler => 'app.nowhere' });
-	$refused->(qr{/bad/task\.json: function app\.nowhere\(jsonb\) does not exist \(A handler}, 'a function that is not there');
+	$refused->(qr{/bad/task\.json:1: key "handler": function app\.nowhere\(jsonb\) does not exist \(A handler}, 'a function that is not there');
 	put('bad/task.json', { handler => 'app.bad' });
 	put('bad/bad.sql', "-- ä ö ü\nSELECT 1;\nSELEKT 2;\n");
 	$refused->(qr{/bad/bad\.sql:3: syntax error at or near "SELEKT"}, 'a script that does not parse, with its line');
@@ -129,9 +129,13 @@ subtest 'all or none' => sub {
 		$refused->(qr{/bad/bad\.sql: .*transaction commands}, "one that says $command");
 	}
 	put('bad/task.json', { handler => 'app.aaa', queue => 'nowhere' });
-	$refused->(qr{/bad/task\.json: queue "nowhere" does not exist}, 'a queue that is not there');
-	put('bad/task.json', { steps => [ { name => 'a', definition => 'nowhere' } ] });
-	$refused->(qr{/bad/task\.json: step "a", key "definition": definition "nowhere" does not exist}, 'a step that is not there');
+	$refused->(qr{/bad/task\.json:1: key "queue": queue "nowhere" does not exist}, 'a queue that is not there');
+	put('bad/task.json', qq({"kind": "sql", "handler": "SELECT 1",\n"timeout": "0"}));
+	$refused->(qr{/bad/task\.json:2: key "timeout": timeout must be positive}, 'a value that only the server judges');
+	put('bad/task.json', qq({"steps": [{"name": "b", "sleep": "1 s"},\n{"name": "a", "definition": "nowhere"}]}));
+	$refused->(qr{/bad/task\.json:2: key "steps\[1\]\.definition": definition "nowhere" does not exist}, 'a step that is not there');
+	put('bad/task.json', qq({"steps": [{"name": "b", "sleep": "1 s"},\n{"name": "a", "sleep": "1 s", "max_parallel": 3}]}));
+	$refused->(qr{/bad/task\.json:2: key "steps\[1\]": step "a" has max_parallel without each}, 'a step that is wrong as a whole');
 	put('bad/task.json', '{"handler": 1}');
 	$refused->(qr{/bad/task\.json:1: key "handler": it is not a text}, 'a file that is wrong by itself');
 	put('bad/task.json', { handler => 'app.aaa' });
@@ -139,8 +143,15 @@ subtest 'all or none' => sub {
 	$refused->(qr{/bad/bad\.sql: .*(must be superuser|permission denied to create role)}, 'what the role may not');
 	put('bad/task.json', { handler => 'aaa.aaa' });
 	put('bad/bad.sql', "SET search_path = nowhere; SET statement_timeout = 1;");
-	$refused->(qr{/bad/task\.json: function aaa\.aaa\(jsonb\) does not exist}, 'what a script sets ends with it');
+	$refused->(qr{/bad/task\.json:1: key "handler": function aaa\.aaa\(jsonb\) does not exist}, 'what a script sets ends with it');
 	is(uploaded('--all'), 'aaa 1', 'without it all is well');
+	put('bad/task.json', { handler => 'app.aaa' });
+	put('bad/bad.sql', "SET SESSION AUTHORIZATION other; DO 'BEGIN RAISE NOTICE ''said''; END'");
+	my ($code, $out, $err) = client($node, 'postgres')->run('tasks', 'upload', 'bad', '--verbose', '--tasks', $folder);
+	like($out, qr/^TASK .*CHECKSUM\nbad +function +local only +1 +[0-9a-f]{64}$/m, 'what is uploaded, with its checksum') or diag($err);
+	is($err, "NOTICE: said\n", 'and what scripts say');
+	is($node->safe_psql('postgres', q{SELECT o.name FROM orchestrator.definition d JOIN orchestrator.owner o ON o.id = d.owner WHERE d.name = 'bad'}), 'postgres', 'it belongs to who uploads it, whoever its script became');
+	remove_tree("$folder/bad");
 };
 
 subtest 'purge' => sub {
@@ -166,6 +177,7 @@ subtest 'purge' => sub {
 	is($node->safe_psql('postgres', q{SELECT to_regprocedure('app.aaa(jsonb)') IS NOT NULL}), 't', 'the function stays');
 	($out) = tasks(0, 'purge', '--orphaned');
 	is($out, "nothing is orphaned\n", 'no more');
+	is_deeply($cli->json('tasks', 'purge', '--orphaned', '--tasks', $folder), [], 'as JSON');
 
 	$node->psql_as('app', q{SELECT orchestrator.define('caller', 'SELECT 1', kind => 'sql', success_callback => 'by_hand')});
 	($out, $err) = tasks(1, 'purge', 'by_hand', '-y');
