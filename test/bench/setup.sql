@@ -49,11 +49,11 @@ RESET ROLE;
 CREATE FUNCTION bench.last_finished() RETURNS bigint LANGUAGE sql SECURITY DEFINER AS
   'SELECT coalesce(max(id), 0) FROM orchestrator.task_finished';
 
--- Keep work waiting until the time is over, a commit to 500 tasks.  Neither
+-- Keep work waiting until the time is over, a commit to 2,000 tasks.  Neither
 -- the loop nor its naps leave a snapshot open for longer than a few ms.
 CREATE PROCEDURE bench.keep_busy(duration interval, depth int) LANGUAGE plpgsql AS $$
 DECLARE
-  v_inputs jsonb[] := ARRAY(SELECT jsonb_build_object('n', i) FROM generate_series(1, 500) i);
+  v_inputs jsonb[] := ARRAY(SELECT jsonb_build_object('n', i) FROM generate_series(1, 2000) i);
   v_end    timestamptz := clock_timestamp() + duration;
   v_ids    bigint[];
   v_last   bigint := 0;
@@ -67,7 +67,7 @@ BEGIN
     END IF;
     IF v_ahead < depth THEN
       v_ids := orchestrator.enqueue_many('noop', v_inputs, queue => 'bench');
-      v_last := v_ids[500];
+      v_last := v_ids[2000];
     ELSE
       PERFORM pg_sleep(0.005);
     END IF;
