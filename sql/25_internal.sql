@@ -163,13 +163,7 @@ $$;
 
 -- Whether tasks may run here: not in a copy of the database they belong to.
 CREATE FUNCTION orchestrator._may_fire() RETURNS boolean
-  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-  RETURN coalesce((SELECT bool_and(i.system_identifier = c.system_identifier AND i.database = d.oid)
-                   FROM orchestrator.database_identity i, pg_control_system() c, pg_database d
-                   WHERE d.datname = current_database()), false);
-END
-$$;
+  LANGUAGE C STABLE AS 'MODULE_PATHNAME', 'orchestrator_may_fire';
 
 -- owner.id of a role, made when missing. A role that was renamed, or dropped
 -- and made again, is another owner.

@@ -81,9 +81,20 @@ CREATE FUNCTION orchestrator._take_permits_again(ids bigint[]) RETURNS void
 CREATE FUNCTION orchestrator._count_attempt(t orchestrator.task) RETURNS void
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_count_attempt';
 
--- And by src/lease.c: what is plain, many at a time. Claims are those of one
--- lane; complete_plain() returns the tasks that it completed.
-CREATE FUNCTION orchestrator._claim_rows(claimer int, queue int, owner int, max_rows int, worker text, lease interval, definitions int[], here text)
+-- By src/remote_lane.c: the queues of a remote worker by name, all that it can enqueue
+-- into, though there its own tasks only, unless it was granted all; and lanes of
+-- queues in which it may have work, in the order in which it is to look.
+CREATE FUNCTION orchestrator._remote_queues(caller oid, queues text[]) RETURNS int[]
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_remote_queues';
+CREATE FUNCTION orchestrator._remote_lanes(caller oid, queues int[], OUT queue int, OUT owner int) RETURNS SETOF record
+  LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_remote_lanes';
+
+-- And by src/lease.c: what is plain, many at a time. Claims are those of all
+-- lanes of queues, or of one; complete_plain() returns the tasks that it completed.
+CREATE FUNCTION orchestrator._claim_work(caller oid, claimer int, queues int[], max_tasks int, worker text, lease interval, definitions int[])
+  RETURNS SETOF orchestrator.claimed_task
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_claim_work';
+CREATE FUNCTION orchestrator._claim_rows(claimer int, queue int, owner int, max_rows int, worker text, lease interval, definitions int[])
   RETURNS SETOF orchestrator.claimed_task
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_claim_rows';
 CREATE FUNCTION orchestrator._complete_plain(owners int[], tasks bigint[], tokens text[], outputs jsonb[]) RETURNS bigint[]
@@ -221,41 +232,15 @@ $$;
 
 -- Claim --------------------------------------------------------------------
 
--- Queues by name that a remote worker may claim from: all that it can enqueue
--- into, though there its own tasks only, unless it was granted all.
-CREATE FUNCTION orchestrator._work_queues(caller oid, queues text[]) RETURNS int[]
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan AS $$
-BEGIN
-  PERFORM orchestrator._require(coalesce(cardinality($2) > 0, false) AND array_position($2, NULL) IS NULL, 'queues must name at least one queue');
-  RETURN ARRAY(SELECT DISTINCT orchestrator._resolve_queue($1, n) FROM unnest($2) n);
-END
-$$;
-
--- Lanes of queues in which a remote worker may have work, in the order in which
--- it is to look: at random, by the weights of the queues, so that none starves.
-CREATE FUNCTION orchestrator._work_lanes(caller oid, queues int[], OUT queue int, OUT owner int) RETURNS SETOF record
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+-- Whether a remote worker may claim the tasks of everybody in a queue: it is its
+-- own, or was shared with it for that.
+CREATE FUNCTION orchestrator._claims_all(caller oid, queue int) RETURNS boolean
+  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_mine int[] := orchestrator._member_owners($1);
-  v_all  int[] := ARRAY(SELECT q.id FROM orchestrator.queue q
-                        WHERE q.id = ANY ($2)
-                          AND (q.owner = ANY (v_mine)
-                               OR EXISTS (SELECT FROM orchestrator.queue_share s
-                                          WHERE s.queue = q.id AND s.may_claim AND s.grantee = ANY (v_mine || 0))));
 BEGIN
-  RETURN QUERY
-    WITH RECURSIVE waiting (id) AS (
-      -- not min(): that may be made a scan of all that waits
-      (SELECT l.owner FROM orchestrator.task_live l WHERE l.state = 'pending' AND l.parked_on IS NOT NULL ORDER BY l.owner LIMIT 1)
-      UNION ALL
-      SELECT (SELECT l.owner FROM orchestrator.task_live l WHERE l.owner > h.id AND l.state = 'pending' AND l.parked_on IS NOT NULL ORDER BY l.owner LIMIT 1)
-      FROM waiting h WHERE h.id IS NOT NULL
-    )
-    SELECT q.id, h.id FROM waiting h
-    JOIN orchestrator.queue q ON q.id = ANY ($2) AND NOT q.paused AND (q.id = ANY (v_all) OR h.id = ANY (v_mine))
-    -- not EXISTS: that may be made a join with all that waits
-    CROSS JOIN LATERAL (SELECT FROM orchestrator.task_live l WHERE l.owner = h.id AND l.parked_on = -q.id::bigint AND l.state = 'pending' LIMIT 1) l
-    ORDER BY -ln(1 - random()) / q.weight;
+  RETURN EXISTS (SELECT FROM orchestrator.queue q WHERE q.id = $2 AND q.owner = ANY (v_mine))
+      OR EXISTS (SELECT FROM orchestrator.queue_share s WHERE s.queue = $2 AND s.may_claim AND s.grantee = ANY (v_mine || 0));
 END
 $$;
 
@@ -271,7 +256,7 @@ BEGIN
   IF NOT orchestrator._preloaded() THEN
     PERFORM orchestrator._tend();
   END IF;
-  FOR v_lane IN SELECT w.* FROM orchestrator._work_lanes($1, $2) w LOOP
+  FOR v_lane IN SELECT w.* FROM orchestrator._remote_lanes($1, $2) w LOOP
     FOR t IN SELECT l.* FROM orchestrator.task_live l
              WHERE l.owner = v_lane.owner AND l.parked_on = -v_lane.queue::bigint AND l.state = 'pending'
                AND (l.expire_at IS NULL OR l.expire_at > v_now)
@@ -311,20 +296,22 @@ BEGIN
                                 'the name of a worker must have 1 to 200 bytes, and no control characters');
   PERFORM orchestrator._require($4 IS NOT NULL AND $4 BETWEEN 1 AND 1000, 'max_tasks must be between 1 and 1000');
   PERFORM orchestrator._check_lease($5);
-  v_queues := orchestrator._work_queues($1, $2);
+  v_queues := orchestrator._remote_queues($1, $2);
   IF NOT orchestrator._may_fire() THEN
     RAISE EXCEPTION 'tasks do not run in this copy of the database'
       USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'An administrator lets them with orchestrator.activate().';
   END IF;
-  IF NOT orchestrator._preloaded() THEN
-    PERFORM orchestrator._tend();
-  END IF;
   IF $6 IS NOT NULL THEN
     v_ids := ARRAY(SELECT d.id FROM orchestrator.definition d WHERE d.kind = 'remote' AND (d.name = ANY ($6) OR d.handler = ANY ($6)));
   END IF;
-  -- each lane its share; then, who has more
+  IF orchestrator._preloaded() THEN
+    RETURN QUERY SELECT c.* FROM orchestrator._claim_work($1, orchestrator._owner($1), v_queues, $4, $3, $5, v_ids) c;
+    RETURN;
+  END IF;
+  PERFORM orchestrator._tend();
+  -- as there: each lane its share; then, who has more
   FOR v_round IN 1 .. 2 LOOP
-    FOR v_lanes IN SELECT w.*, row_number() OVER () AS place, count(*) OVER () AS n FROM orchestrator._work_lanes($1, v_queues) w LOOP
+    FOR v_lanes IN SELECT w.*, row_number() OVER () AS place, count(*) OVER () AS n FROM orchestrator._remote_lanes($1, v_queues) w LOOP
       EXIT WHEN v_left <= 0;
       v_n := CASE v_round WHEN 1 THEN greatest(v_left / (v_lanes.n - v_lanes.place + 1), 1) ELSE v_left END;
       RETURN QUERY SELECT c.* FROM orchestrator._claim_lane(orchestrator._owner($1), v_lanes.queue, v_lanes.owner, v_n, $3, $5, v_ids) c;
@@ -344,8 +331,8 @@ BEGIN
 END
 $$;
 
--- The oldest ready tasks of one lane. Under limits and without permits each is
--- asked for by itself, as far as the next 1,000.
+-- The oldest ready tasks of one lane, without preload. Under limits, of which
+-- there are no permits then, each is asked for by itself, as far as the next 1,000.
 CREATE FUNCTION orchestrator._claim_lane(claimer int, queue int, owner int, max_rows int, worker text, lease interval, definitions int[])
   RETURNS SETOF orchestrator.claimed_task
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
@@ -356,8 +343,8 @@ DECLARE
   q       orchestrator.queue;
   t       orchestrator.task;
 BEGIN
-  IF orchestrator._preloaded() OR NOT orchestrator._is_limited($2) THEN
-    RETURN QUERY SELECT c.* FROM orchestrator._claim_rows($1, $2, $3, $4, $5, $6, $7, v_here) c;
+  IF NOT orchestrator._is_limited($2) THEN
+    RETURN QUERY SELECT c.* FROM orchestrator._claim_rows($1, $2, $3, $4, $5, $6, $7) c;
     RETURN;
   END IF;
   SELECT x.* INTO q FROM orchestrator.queue x WHERE x.id = $2 FOR NO KEY UPDATE;

@@ -143,7 +143,7 @@ $$;
 
 -- Claim ----------------------------------------------------------------------
 
--- Lanes in which calls wait, as _work_lanes() of chapter 58 gives them. The
+-- Lanes in which calls wait, as _remote_lanes() of chapter 58 gives them. The
 -- courier shares its places out over them (src/dispatch.c).
 CREATE FUNCTION orchestrator._call_lanes(OUT queue int, OUT owner int) RETURNS SETOF record
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$

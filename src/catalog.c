@@ -116,7 +116,8 @@ static const struct
 	{"_drop_expired", 1, {INT8OID}},
 	{"_load", 0, {0}},
 	{"_decide", 5, {INT4OID, INT4OID, INT4OID, TEXTOID, JSONBOID}},
-	{"_work_queues", 2, {OIDOID, TEXTARRAYOID}},
+	{"_member_owners", 1, {OIDOID}},
+	{"_claims_all", 2, {OIDOID, INT4OID}},
 	{"_has_work", 2, {OIDOID, INT4ARRAYOID}},
 	{"_calls_wait", 0, {0}},
 	{"_recover_calls", 0, {0}},
@@ -149,6 +150,25 @@ typedef struct QueueEntry
 	int32 queue;
 } QueueEntry;
 
+typedef struct MembersEntry
+{
+	Oid role; /* hash key */
+	int n;
+	int32 *owners;
+} MembersEntry;
+
+typedef struct ClaimsKey
+{
+	Oid role;
+	int32 queue;
+} ClaimsKey;
+
+typedef struct ClaimsEntry
+{
+	ClaimsKey key;
+	bool all;
+} ClaimsEntry;
+
 typedef struct LeafEntry
 {
 	int64 range;
@@ -168,12 +188,15 @@ static FmgrInfo *function_info[ORCH_FN_COUNT];
 static HTAB *plans = NULL;
 static HTAB *definitions = NULL;
 static HTAB *queues = NULL;
+static HTAB *members = NULL;
+static HTAB *claims = NULL;
 static HTAB *queue_infos = NULL;
 static HTAB *queue_depths = NULL;
 static HTAB *quotas = NULL;
 static HTAB *leaves = NULL;
 
 static void invalidate(Datum arg, Oid relid);
+static void invalidate_roles(Datum arg, int cache, uint32 hash);
 static bool load_catalog(int elevel);
 static bool is_served(const char *version, int elevel);
 static int release_of(const char *version);
@@ -214,6 +237,8 @@ void
 orch_catalog_install(void)
 {
 	CacheRegisterRelcacheCallback(invalidate, (Datum) 0);
+	CacheRegisterSyscacheCallback(AUTHOID, invalidate_roles, (Datum) 0);
+	CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, invalidate_roles, (Datum) 0);
 }
 
 static void
@@ -225,6 +250,15 @@ invalidate(Datum arg, Oid relid)
 		definitions_valid = false;
 	if (!OidIsValid(relid) || relid == catalog.task_finished)
 		leaves_valid = false;
+}
+
+/*
+ * What a name means to a role depends on what it is a member of.
+ */
+static void
+invalidate_roles(Datum arg, int cache, uint32 hash)
+{
+	definitions_valid = false;
 }
 
 const OrchCatalog *
@@ -647,6 +681,10 @@ forget_definitions(void)
 					   sizeof(PlanEntry), HASH_BLOBS, definition_context);
 	queues = make_cache("orchestrator queue names", sizeof(NameKey),
 						sizeof(QueueEntry), HASH_BLOBS, definition_context);
+	members = make_cache("orchestrator members", sizeof(Oid),
+						 sizeof(MembersEntry), HASH_BLOBS, definition_context);
+	claims = make_cache("orchestrator claims", sizeof(ClaimsKey),
+						sizeof(ClaimsEntry), HASH_BLOBS, definition_context);
 	definitions =
 		make_cache("orchestrator definitions", sizeof(int32),
 				   sizeof(OrchDefinition), HASH_BLOBS, definition_context);
@@ -706,15 +744,15 @@ read_plan(HeapTupleHeader row, OrchPlan *plan)
 }
 
 /*
- * The key of a name for the current role.  False: no name is that long.
+ * The key of a name for a role.  False: no name is that long.
  */
 static bool
-fill_key(NameKey *key, const char *name)
+fill_key(NameKey *key, Oid roleoid, const char *name)
 {
 	HeapTuple role;
 
 	memset(key, 0, sizeof(*key));
-	key->roleoid = GetUserId();
+	key->roleoid = roleoid;
 	role = SearchSysCache1(AUTHOID, ObjectIdGetDatum(key->roleoid));
 	if (!HeapTupleIsValid(role))
 		ereport(ERROR,
@@ -726,14 +764,14 @@ fill_key(NameKey *key, const char *name)
 }
 
 /*
- * Ask SQL what a name stands for to the current role.
+ * Ask SQL what a name stands for to a role.
  */
 static Datum
-resolve(OrchFunction function, const char *name)
+resolve(OrchFunction function, Oid role, const char *name)
 {
 	NullableDatum args[2];
 
-	args[0].value = ObjectIdGetDatum(GetUserId());
+	args[0].value = ObjectIdGetDatum(role);
 	args[0].isnull = false;
 	args[1].value = CStringGetTextDatum(name);
 	args[1].isnull = false;
@@ -747,15 +785,15 @@ orch_catalog_plan(const char *definition)
 	const OrchDefinition *known;
 	NameKey key;
 	PlanEntry *entry = NULL;
-	bool fits = fill_key(&key, definition);
+	bool fits = fill_key(&key, GetUserId(), definition);
 
 	forget_definitions();
 	if (fits)
 		entry = hash_search(plans, &key, HASH_FIND, NULL);
 	if (entry != NULL)
 		return &entry->plan;
-	read_plan(DatumGetHeapTupleHeader(
-				  resolve(ORCH_FN_RESOLVE_DEFINITION, definition)),
+	read_plan(DatumGetHeapTupleHeader(resolve(ORCH_FN_RESOLVE_DEFINITION,
+											  GetUserId(), definition)),
 			  &plan);
 	known = orch_catalog_definition(plan.definition);
 	plan.is_workflow = known != NULL && known->kind == ORCH_KIND_WORKFLOW;
@@ -791,9 +829,15 @@ orch_catalog_run_plan(Datum kind, NullableDatum max_attempts,
 int32
 orch_catalog_queue(const char *queue)
 {
+	return orch_catalog_queue_of(GetUserId(), queue);
+}
+
+int32
+orch_catalog_queue_of(Oid role, const char *queue)
+{
 	NameKey key;
 	QueueEntry *entry = NULL;
-	bool fits = fill_key(&key, queue);
+	bool fits = fill_key(&key, role, queue);
 	int32 id;
 
 	forget_definitions();
@@ -801,13 +845,70 @@ orch_catalog_queue(const char *queue)
 		entry = hash_search(queues, &key, HASH_FIND, NULL);
 	if (entry != NULL)
 		return entry->queue;
-	id = DatumGetInt32(resolve(ORCH_FN_RESOLVE_QUEUE, queue));
+	id = DatumGetInt32(resolve(ORCH_FN_RESOLVE_QUEUE, role, queue));
 	if (definitions_valid && fits)
 	{
 		entry = hash_search(queues, &key, HASH_ENTER, NULL);
 		entry->queue = id;
 	}
 	return id;
+}
+
+int32 *
+orch_catalog_members(Oid role, int *n)
+{
+	MembersEntry *entry;
+	NullableDatum arg = {ObjectIdGetDatum(role), false};
+	ArrayType *array;
+	int32 *owners;
+
+	forget_definitions();
+	entry = hash_search(members, &role, HASH_FIND, NULL);
+	if (entry != NULL)
+	{
+		*n = entry->n;
+		owners = palloc(Max(*n, 1) * sizeof(int32));
+		memcpy(owners, entry->owners, *n * sizeof(int32));
+		return owners;
+	}
+	array = DatumGetArrayTypeP(
+		orch_catalog_call(ORCH_FN_MEMBER_OWNERS, 1, &arg, NULL));
+	*n = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
+	owners = palloc(Max(*n, 1) * sizeof(int32));
+	memcpy(owners, ARR_DATA_PTR(array), *n * sizeof(int32));
+	if (definitions_valid)
+	{
+		int32 *kept =
+			MemoryContextAlloc(definition_context, Max(*n, 1) * sizeof(int32));
+
+		memcpy(kept, owners, *n * sizeof(int32));
+		entry = hash_search(members, &role, HASH_ENTER, NULL);
+		entry->n = *n;
+		entry->owners = kept;
+	}
+	return owners;
+}
+
+bool
+orch_catalog_claims_all(Oid role, int32 queue)
+{
+	ClaimsKey key = {role, queue};
+	ClaimsEntry *entry;
+	NullableDatum args[2] = {{ObjectIdGetDatum(role), false},
+							 {Int32GetDatum(queue), false}};
+	bool all;
+
+	forget_definitions();
+	entry = hash_search(claims, &key, HASH_FIND, NULL);
+	if (entry != NULL)
+		return entry->all;
+	all = DatumGetBool(orch_catalog_call(ORCH_FN_CLAIMS_ALL, 2, args, NULL));
+	if (definitions_valid)
+	{
+		entry = hash_search(claims, &key, HASH_ENTER, NULL);
+		entry->all = all;
+	}
+	return all;
 }
 
 /*

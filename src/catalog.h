@@ -6,7 +6,7 @@
  * Everything remembered is dropped by relation cache invalidations: those of
  * task_live and task_finished by themselves, those of definitions, queues,
  * owners and grants because the SQL functions that change them invalidate the
- * relation "definition" (orchestrator._invalidate).
+ * relation "definition" (orchestrator._invalidate), and when a role changes.
  */
 #ifndef ORCHESTRATOR_CATALOG_H
 #define ORCHESTRATOR_CATALOG_H
@@ -93,7 +93,8 @@ typedef enum OrchFunction
 	ORCH_FN_DROP_EXPIRED,
 	ORCH_FN_LOAD,
 	ORCH_FN_DECIDE,
-	ORCH_FN_WORK_QUEUES,
+	ORCH_FN_MEMBER_OWNERS,
+	ORCH_FN_CLAIMS_ALL,
 	ORCH_FN_HAS_WORK,
 	ORCH_FN_CALLS_WAIT,
 	ORCH_FN_RECOVER_CALLS,
@@ -271,8 +272,15 @@ extern const OrchPlan *orch_catalog_plan(const char *definition);
 extern void orch_catalog_run_plan(Datum kind, NullableDatum max_attempts,
 								  NullableDatum timeout, OrchPlan *plan);
 
-/* A queue by the name the current user knows it by; raises. */
+/* A queue by the name the current user, or another role, knows it by; raises. */
 extern int32 orch_catalog_queue(const char *queue);
+extern int32 orch_catalog_queue_of(Oid role, const char *queue);
+
+/* Owners that a role is, itself or through membership; in the caller's memory. */
+extern int32 *orch_catalog_members(Oid role, int *n);
+
+/* Whether a role, as a remote worker, may claim everybody's tasks in a queue. */
+extern bool orch_catalog_claims_all(Oid role, int32 queue);
 
 /* A definition by id, for executors; NULL when it is gone. */
 extern const OrchDefinition *orch_catalog_definition(int32 id);

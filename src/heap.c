@@ -691,16 +691,22 @@ int32
 orch_heap_next_parked_owner(OrchLeaf *live, int32 after)
 {
 	int32 owner = after;
-	ScanKeyData key;
 
 	do
-	{
-		ScanKeyInit(&key, 1, BTGreaterStrategyNumber, F_INT4GT,
-					Int32GetDatum(owner));
-		owner = DatumGetInt32(first_row(live, orch_catalog(false)->live_parked,
-										&key, 1, ORCH_TASK_OWNER));
-	} while (owner != 0 && orch_heap_next_parked(live, owner, 0) == 0);
+		owner = orch_heap_next_waiting_owner(live, owner);
+	while (owner != 0 && orch_heap_next_parked(live, owner, 0) == 0);
 	return owner;
+}
+
+int32
+orch_heap_next_waiting_owner(OrchLeaf *live, int32 after)
+{
+	ScanKeyData key;
+
+	ScanKeyInit(&key, 1, BTGreaterStrategyNumber, F_INT4GT,
+				Int32GetDatum(after));
+	return DatumGetInt32(first_row(live, orch_catalog(false)->live_parked,
+								   &key, 1, ORCH_TASK_OWNER));
 }
 
 int32

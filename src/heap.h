@@ -150,8 +150,10 @@ extern int32 orch_heap_next_queue(OrchLeaf *live, int32 owner, int32 after,
  * parked, or 0. */
 extern int64 orch_heap_next_parked(OrchLeaf *live, int32 owner, int64 after);
 
-/* The first owner after one that has parked rows, or 0. */
+/* The first owner after one that has rows parked on limits, or 0; and that has
+ * any that no executor looks for: those of remote workers and calls, too. */
 extern int32 orch_heap_next_parked_owner(OrchLeaf *live, int32 after);
+extern int32 orch_heap_next_waiting_owner(OrchLeaf *live, int32 after);
 
 /* The first owner between two (not included) that has ready rows, or 0. */
 extern int32 orch_heap_next_owner(OrchLeaf *live, int32 after, int32 before);

@@ -14,6 +14,7 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_type.h"
 #include "executor/tuptable.h"
@@ -32,6 +33,7 @@
 #include "event.h"
 #include "fair.h"
 #include "remote.h"
+#include "remote_lane.h"
 #include "settle.h"
 
 /* Columns of orchestrator.lease, in the order of sql/20_tables.sql. */
@@ -107,17 +109,16 @@ typedef struct Known
 
 typedef struct Claim
 {
-	int32 owner;
-	int32 queue;
 	int32 claimer;
-	int wanted;
 	Datum worker;
 	const Interval *length; /* NULL: the definition's */
 	ArrayType *definitions; /* NULL: all */
-	char *here;				/* first part of idempotency keys */
+
+	/* of the lane */
+	int32 owner;
+	int32 queue;
 	Datum queue_name;
 	Datum owner_name;
-
 	OrchLeaf *live;
 	OrchReadyScan *rows;
 	ReturnSetInfo *result;
@@ -163,11 +164,14 @@ typedef struct Report
 } Report;
 
 PG_FUNCTION_INFO_V1(orchestrator_claim_rows);
+PG_FUNCTION_INFO_V1(orchestrator_claim_work);
 PG_FUNCTION_INFO_V1(orchestrator_complete_plain);
 
 static Relation open_leases(void);
-static void begin_claim(Claim *claim, FunctionCallInfo fcinfo);
-static void end_claim(Claim *claim);
+static void begin_claim(Claim *claim, FunctionCallInfo fcinfo, int first);
+static int claim_lane(Claim *claim, int32 queue, int32 owner, int wanted);
+static void begin_lane(Claim *claim, int32 queue, int32 owner);
+static void end_lane(Claim *claim);
 static bool claim_row(Claim *claim, OrchRow *row, ItemPointer tid);
 static bool is_wanted(const Claim *claim, int32 definition);
 static const Known *know(Claim *claim, int32 definition);
@@ -178,7 +182,7 @@ static void add_lease(Claim *claim, const OrchRow *row, const Known *known,
 static void set_times(Claim *claim, const OrchRow *row, const Known *known,
 					  Datum *values);
 static const char *next_secret(Claim *claim);
-static Datum make_key(const Claim *claim, const OrchRow *row);
+static Datum make_key(const OrchRow *row);
 static void write_leases(Claim *claim);
 static void give_out(Claim *claim, const OrchRow *row, const Known *known,
 					 const char *secret, TimestampTz ends_at);
@@ -205,22 +209,84 @@ open_leases(void)
 }
 
 /*
- * _claim_rows(claimer, queue, owner, max_rows, worker, lease, definitions,
- * here): the oldest ready tasks of one lane that nobody has locked and that
- * limits have room for, each with its lease.
+ * _claim_work(caller, claimer, queues, max_tasks, worker, lease, definitions):
+ * ready tasks of these queues that the caller may claim.  First each lane its
+ * share; then, who has more.
+ */
+Datum
+orchestrator_claim_work(PG_FUNCTION_ARGS)
+{
+	Claim *claim = palloc0(sizeof(Claim));
+	ArrayType *queues = PG_GETARG_ARRAYTYPE_P(2);
+	int left = PG_GETARG_INT32(3);
+	OrchRemoteLane *lanes;
+	int n;
+
+	begin_claim(claim, fcinfo, 4);
+	claim->claimer = PG_GETARG_INT32(1);
+	lanes = orch_remote_lanes(
+		PG_GETARG_OID(0), (const int32 *) ARR_DATA_PTR(queues),
+		ArrayGetNItems(ARR_NDIM(queues), ARR_DIMS(queues)), &n);
+	for (int i = 0; i < n && left > 0; i++)
+		left -= claim_lane(claim, lanes[i].queue, lanes[i].owner,
+						   Max(left / (n - i), 1));
+	if (left == PG_GETARG_INT32(3))
+		PG_RETURN_NULL();
+	for (int i = 0; i < n && left > 0; i++)
+		left -= claim_lane(claim, lanes[i].queue, lanes[i].owner, left);
+	PG_RETURN_NULL();
+}
+
+/*
+ * _claim_rows(claimer, queue, owner, max_rows, worker, lease, definitions):
+ * the same of one lane.
  */
 Datum
 orchestrator_claim_rows(PG_FUNCTION_ARGS)
 {
 	Claim *claim = palloc0(sizeof(Claim));
+
+	begin_claim(claim, fcinfo, 4);
+	claim->claimer = PG_GETARG_INT32(0);
+	claim_lane(claim, PG_GETARG_INT32(1), PG_GETARG_INT32(2),
+			   PG_GETARG_INT32(3));
+	PG_RETURN_NULL();
+}
+
+/*
+ * The worker, the lease and the definitions are arguments from first on.
+ */
+static void
+begin_claim(Claim *claim, FunctionCallInfo fcinfo, int first)
+{
+	orch_catalog_require_writes("claim");
+	InitMaterializedSRF(fcinfo, 0);
+	claim->result = (ReturnSetInfo *) fcinfo->resultinfo;
+	if (claim->result->setDesc->natts != CLAIMED_COLUMNS)
+		elog(ERROR, "a claimed task has %d columns, not %d", CLAIMED_COLUMNS,
+			 claim->result->setDesc->natts);
+	claim->worker = PG_GETARG_DATUM(first);
+	claim->length =
+		PG_ARGISNULL(first + 1) ? NULL : PG_GETARG_INTERVAL_P(first + 1);
+	claim->definitions =
+		PG_ARGISNULL(first + 2) ? NULL : PG_GETARG_ARRAYTYPE_P(first + 2);
+	claim->context = CurrentMemoryContext;
+}
+
+/*
+ * The oldest ready tasks of one lane that nobody has locked and that limits
+ * have room for, each with its lease.  Returns how many.
+ */
+static int
+claim_lane(Claim *claim, int32 queue, int32 owner, int wanted)
+{
 	OrchRow row;
 	ItemPointerData tid;
 
-	orch_catalog_require_writes("claim");
-	begin_claim(claim, fcinfo);
-	claim->rows = orch_heap_parked_begin(claim->live, claim->owner,
-										 -(int64) claim->queue, PG_INT64_MIN);
-	while (claim->taken < claim->wanted && claim->passed < MAX_PASSED &&
+	begin_lane(claim, queue, owner);
+	claim->rows = orch_heap_parked_begin(claim->live, owner, -(int64) queue,
+										 PG_INT64_MIN);
+	while (claim->taken < wanted && claim->passed < MAX_PASSED &&
 		   orch_heap_ready_next(claim->rows, &row, &tid))
 	{
 		MemoryContext old = MemoryContextSwitchTo(claim->row_context);
@@ -232,42 +298,31 @@ orchestrator_claim_rows(PG_FUNCTION_ARGS)
 			break;
 	}
 	orch_heap_ready_end(claim->rows);
-	end_claim(claim);
-	PG_RETURN_NULL();
+	end_lane(claim);
+	return claim->taken;
 }
 
 static void
-begin_claim(Claim *claim, FunctionCallInfo fcinfo)
+begin_lane(Claim *claim, int32 queue, int32 owner)
 {
-	InitMaterializedSRF(fcinfo, 0);
-	claim->result = (ReturnSetInfo *) fcinfo->resultinfo;
-	if (claim->result->setDesc->natts != CLAIMED_COLUMNS)
-		elog(ERROR, "a claimed task has %d columns, not %d", CLAIMED_COLUMNS,
-			 claim->result->setDesc->natts);
-	claim->claimer = PG_GETARG_INT32(0);
-	claim->queue = PG_GETARG_INT32(1);
-	claim->owner = PG_GETARG_INT32(2);
-	claim->wanted = PG_GETARG_INT32(3);
-	claim->worker = PG_GETARG_DATUM(4);
-	claim->length = PG_ARGISNULL(5) ? NULL : PG_GETARG_INTERVAL_P(5);
-	claim->definitions = PG_ARGISNULL(6) ? NULL : PG_GETARG_ARRAYTYPE_P(6);
-	claim->here = text_to_cstring(PG_GETARG_TEXT_PP(7));
-	claim->queue_name =
-		make_text(orch_catalog_queue_depth(claim->queue)->name);
-	claim->owner_name = make_text(orch_catalog_owner_name(claim->owner));
-	claim->context = CurrentMemoryContext;
+	claim->queue = queue;
+	claim->owner = owner;
+	claim->queue_name = make_text(orch_catalog_queue_depth(queue)->name);
+	claim->owner_name = make_text(orch_catalog_owner_name(owner));
 	claim->row_context = AllocSetContextCreate(
 		CurrentMemoryContext, "orchestrator claim", ALLOCSET_DEFAULT_SIZES);
 	claim->now = orch_clock();
 	claim->look_at = DT_NOEND;
 	claim->turn = PG_INT64_MIN;
+	claim->taken = claim->passed = 0;
+	memset(&claim->memo, 0, sizeof(claim->memo));
 	claim->live = orch_heap_open_live();
 	claim->rel = open_leases();
 	claim->indexes = CatalogOpenIndexes(claim->rel);
 }
 
 static void
-end_claim(Claim *claim)
+end_lane(Claim *claim)
 {
 	const OrchQueue *queue = orch_catalog_queue_info(claim->queue);
 
@@ -278,6 +333,7 @@ end_claim(Claim *claim)
 		orch_fair_claimed(claim->owner, claim->queue, claim->turn);
 	for (int i = 0; i < claim->nslots; i++)
 		ExecDropSingleTupleTableSlot(claim->slots[i]);
+	claim->nslots = 0;
 	CatalogCloseIndexes(claim->indexes);
 	table_close(claim->rel, NoLock);
 	orch_heap_close(claim->live);
@@ -538,7 +594,7 @@ give_out(Claim *claim, const OrchRow *row, const Known *known,
 	values[CLAIMED_TOKEN] = make_text(token);
 	values[CLAIMED_DEFINITION] = known->name;
 	values[CLAIMED_HANDLER] = known->handler;
-	values[CLAIMED_IDEMPOTENCY_KEY] = make_key(claim, row);
+	values[CLAIMED_IDEMPOTENCY_KEY] = make_key(row);
 	values[CLAIMED_QUEUE] = claim->queue_name;
 	values[CLAIMED_OWNER] = claim->owner_name;
 	if (nulls[CLAIMED_ROOT_ID])
@@ -556,12 +612,13 @@ give_out(Claim *claim, const OrchRow *row, const Known *known,
  * Each round of a step that repeats has a key of its own.
  */
 static Datum
-make_key(const Claim *claim, const OrchRow *row)
+make_key(const OrchRow *row)
 {
 	StringInfoData key;
 
 	initStringInfo(&key);
-	appendStringInfo(&key, "%s-" INT64_FORMAT, claim->here,
+	appendStringInfo(&key, INT64_FORMAT "-%u-" INT64_FORMAT,
+					 (int64) GetSystemIdentifier(), MyDatabaseId,
 					 ORCH_INT64(row, ORCH_TASK_ID));
 	if (!row->nulls[ORCH_TASK_ITERATION] &&
 		ORCH_INT32(row, ORCH_TASK_ITERATION) > 1)

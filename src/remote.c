@@ -32,6 +32,7 @@
 #include "permit.h"
 #include "progress.h"
 #include "remote.h"
+#include "remote_lane.h"
 #include "waiter.h"
 
 #define SECRET_SIZE 16
@@ -197,17 +198,12 @@ await_work(const NullableDatum *queues, TimestampTz until)
 static int32 *
 find_queues(const NullableDatum *queues, int *n)
 {
-	NullableDatum args[2] = {{ObjectIdGetDatum(GetUserId()), false}, *queues};
-	ArrayType *array = DatumGetArrayTypeP(
-		orch_catalog_call(ORCH_FN_WORK_QUEUES, 2, args, NULL));
-	int32 *ids;
-	Datum *elements;
+	int32 *found = orch_remote_queues(
+		GetUserId(), queues->isnull ? NULL : DatumGetArrayTypeP(queues->value),
+		n);
+	int32 *ids = MemoryContextAlloc(PortalContext, *n * sizeof(int32));
 
-	deconstruct_array(array, INT4OID, 4, true, TYPALIGN_INT, &elements, NULL,
-					  n);
-	ids = MemoryContextAlloc(PortalContext, Max(*n, 1) * sizeof(int32));
-	for (int i = 0; i < *n; i++)
-		ids[i] = DatumGetInt32(elements[i]);
+	memcpy(ids, found, *n * sizeof(int32));
 	return ids;
 }
 

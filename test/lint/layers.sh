@@ -37,6 +37,7 @@ position
 enqueue
 notice
 limit
+remote_lane
 remote
 gather
 collect

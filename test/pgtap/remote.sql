@@ -2,7 +2,7 @@
 -- becomes of leases that are not kept. Sleeping in await_work(), real clients and
 -- the limits in shared memory are in test/t.
 \ir lib/setup.psql
-SELECT plan(126);
+SELECT plan(131);
 
 CREATE ROLE remote_app LOGIN;
 CREATE ROLE remote_worker LOGIN;
@@ -50,6 +50,21 @@ SELECT app($$orchestrator.enqueue('far', queue => 'default')$$) AS away \gset
 SELECT is(claimed(9, 'default'), '[]', 'nor does a worker see others'' tasks there');
 SELECT is(error_of($$SELECT orchestrator.share_queue('default', 'remote_worker', claim => true)$$, 'remote_app'),
           '42501: queue "default" is everybody''s: only an administrator may change it [Make a queue of your own with orchestrator.define_queue().]', 'which only an administrator can grant');
+
+-- Through membership, as long as it lasts
+CREATE ROLE remote_team;
+GRANT remote_team TO remote_other;
+SELECT value_of($$SELECT orchestrator.define_queue('team')$$, 'remote_app');
+SELECT value_of($$SELECT orchestrator.share_queue('team', 'remote_team', claim => true), orchestrator.share_definition('far', 'remote_team')$$, 'remote_app');
+SELECT app($$orchestrator.enqueue('far', queue => 'team')$$) AS shared \gset
+SELECT is(ids(claimed(9, 'team', 'remote_other')), ARRAY[:shared]::bigint[], 'a member of a role that a queue was shared with claims there');
+SELECT is(error_of($$SELECT orchestrator.enqueue('far', queue => 'team')$$, 'remote_other'), 'no error', 'and enqueues');
+REVOKE remote_team FROM remote_other;
+SELECT is(error_of($$SELECT orchestrator.claim('{team}', 'w')$$, 'remote_other'),
+          '42704: queue "team" does not exist [Make it with orchestrator.define_queue(), or have its owner share it with orchestrator.share_queue().]', 'a member no longer, it finds no such queue');
+SELECT matches(error_of($$SELECT orchestrator.enqueue('far', queue => 'team')$$, 'remote_other'), '^42704: ', 'nor to enqueue into');
+SELECT is(error_of($$SELECT orchestrator.claim('{default,NULL}', 'w')$$, 'remote_other'), '22023: queues must name at least one queue', 'a queue has a name');
+SELECT value_of(format('SELECT orchestrator.cancel(%s)', :shared), 'remote_app');
 
 -- No executor sees it
 SELECT app($$orchestrator.enqueue('near')$$) AS near \gset
