@@ -107,7 +107,7 @@ BEGIN
   IF q.tenant IS NOT NULL THEN
     PERFORM orchestrator._check_path('queue', 'tenant', q.tenant);
     -- the supervisor follows it, too: it must neither fail nor take long
-    PERFORM orchestrator._require(orchestrator._member_path(q.tenant) IS NOT NULL AND q.tenant !~ '\]\s*$', format('tenant %s is not a plain path', q.tenant),
+    PERFORM orchestrator._require(orchestrator._member_path(q.tenant) IS NOT NULL AND q.tenant !~ E'\\]\\s*$', format('tenant %s is not a plain path', q.tenant),
                                   'Write members only, like $.tenant or $.customer.id.');
   END IF;
   PERFORM orchestrator._require(q.tenant_weights IS NULL OR q.tenant IS NOT NULL, 'tenant_weights needs tenant');

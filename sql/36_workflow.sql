@@ -181,7 +181,7 @@ BEGIN
                         ELSE 'Write an SQL/JSON path like $.steps.a.count > 0.' END;
   END;
   -- in this form a variable is $"name"
-  IF strpos(v_path, '$"') > 0 AND regexp_replace(v_path, '"(\\.|[^"\\])*"', '"', 'g') LIKE '%$"%' THEN
+  IF strpos(v_path, '$"') > 0 AND regexp_replace(v_path, E'"(\\\\.|[^"\\\\])*"', '"', 'g') LIKE '%$"%' THEN
     RAISE EXCEPTION '%, key "%": path % names a variable', $1, $2, left($3, 200)
       USING ERRCODE = 'invalid_parameter_value',
             HINT = 'There are none: $.input, $.steps, $.item and so on are what a path can take'
@@ -347,7 +347,7 @@ $$;
 CREATE FUNCTION orchestrator._hidden_name(what text, workflow text, step text) RETURNS text
   LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  v_name text := format('orchestrator.%s.%s.%s', $1, regexp_replace($2, '^orchestrator\.', ''), $3);
+  v_name text := format('orchestrator.%s.%s.%s', $1, regexp_replace($2, E'^orchestrator\\.', ''), $3);
 BEGIN
   RETURN CASE WHEN octet_length(v_name) <= 200 THEN v_name
               ELSE left(v_name, CASE WHEN octet_length(v_name) = length(v_name) THEN 167 ELSE 40 END) || '.' || md5(v_name) END;
@@ -429,7 +429,7 @@ BEGIN
     v_at := v_back[v_at];
   END LOOP;
   IF cardinality(v_path) > 20 THEN
-    v_path := v_path[1:10] || '…'::text || v_path[cardinality(v_path) - 9:];
+    v_path := v_path[1:10] || '...'::text || v_path[cardinality(v_path) - 9:];
   END IF;
   RETURN array_to_string(v_path, ' -> ');
 END

@@ -633,10 +633,10 @@ $$;
 CREATE FUNCTION orchestrator._member_path(path text) RETURNS text[]
   LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  IF $1 !~ '^\s*(lax\s+)?\$(\s*\.\s*("[^"\\]*"|[A-Za-z_][A-Za-z0-9_]*))+\s*(\[\s*\*\s*\])?\s*$' THEN
+  IF $1 !~ E'^\\s*(lax\\s+)?\\$(\\s*\\.\\s*("[^"\\\\]*"|[A-Za-z_][A-Za-z0-9_]*))+\\s*(\\[\\s*\\*\\s*\\])?\\s*$' THEN
     RETURN NULL;
   END IF;
-  RETURN ARRAY(SELECT coalesce(m[1], m[2]) FROM regexp_matches($1, '\.\s*(?:"([^"\\]*)"|([A-Za-z_][A-Za-z0-9_]*))', 'g') m);
+  RETURN ARRAY(SELECT coalesce(m[1], m[2]) FROM regexp_matches($1, E'\\.\\s*(?:"([^"\\\\]*)"|([A-Za-z_][A-Za-z0-9_]*))', 'g') m);
 END
 $$;
 

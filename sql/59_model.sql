@@ -350,7 +350,7 @@ DECLARE
   v_rest   jsonb := jsonb_build_object('model', v_body -> 'model');
   v_name   text := CASE $1 WHEN 'openai' THEN 'data' ELSE 'embeddings' END;
   v_used   text := coalesce(v_body #>> '{usage,prompt_tokens}', v_body ->> 'prompt_eval_count');
-  v_tokens numeric := CASE WHEN v_used ~ '^\d{1,12}$' THEN v_used ELSE '0' END;
+  v_tokens numeric := CASE WHEN v_used ~ E'^\\d{1,12}$' THEN v_used ELSE '0' END;
   v_all    jsonb[];
 BEGIN
   v_all := ARRAY(SELECT e FROM jsonb_array_elements(v_body -> v_name) WITH ORDINALITY x(e, n) ORDER BY CASE $1 WHEN 'openai' THEN (e ->> 'index')::int END, n);
@@ -442,8 +442,8 @@ CREATE FUNCTION orchestrator._count_usage(t orchestrator.task, d orchestrator.de
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_model text := left(coalesce($3 ->> 'model', d.request ->> 'model', ''), 200);
-  v_in    bigint := CASE WHEN $3 ->> 'tokens_in' ~ '^\d{1,12}$' THEN ($3 ->> 'tokens_in')::bigint ELSE 0 END;
-  v_out   bigint := CASE WHEN $3 ->> 'tokens_out' ~ '^\d{1,12}$' THEN ($3 ->> 'tokens_out')::bigint ELSE 0 END;
+  v_in    bigint := CASE WHEN $3 ->> 'tokens_in' ~ E'^\\d{1,12}$' THEN ($3 ->> 'tokens_in')::bigint ELSE 0 END;
+  v_out   bigint := CASE WHEN $3 ->> 'tokens_out' ~ E'^\\d{1,12}$' THEN ($3 ->> 'tokens_out')::bigint ELSE 0 END;
   v_cost  numeric := orchestrator._model_cost(v_model, v_in, v_out);
   v_hour  timestamptz := date_trunc('hour', orchestrator._now());
   v_calls bigint;

@@ -470,7 +470,7 @@ $$;
 CREATE FUNCTION orchestrator._is_round(t orchestrator.task) RETURNS boolean
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  RETURN coalesce(t.step > 0 AND t.name ~ '^round \d+$' AND orchestrator._kind(t.definition) = 'llm' AND (orchestrator._task(t.parent_id)).definition = t.definition, false);
+  RETURN coalesce(t.step > 0 AND t.name ~ E'^round \\d+$' AND orchestrator._kind(t.definition) = 'llm' AND (orchestrator._task(t.parent_id)).definition = t.definition, false);
 END
 $$;
 

@@ -64,7 +64,7 @@ CREATE FUNCTION orchestrator._uses_context(d orchestrator.definition, t orchestr
   LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   RETURN d.kind = 'llm' AND (d.request ?| '{agent,conversation}'
-    OR NOT t.input ? 'context' AND d.request @? 'strict $.** ? (@.type() == "string" && @ like_regex "^[$][.]\"?context([^A-Za-z0-9_]|$)")');
+    OR NOT t.input ? 'context' AND d.request @? E'strict $.** ? (@.type() == "string" && @ like_regex "^[$][.]\\"?context([^A-Za-z0-9_]|$)")');
 END
 $$;
 
@@ -114,7 +114,7 @@ CREATE FUNCTION orchestrator._learn_ratio(d orchestrator.definition, t orchestra
 DECLARE
   v_length int;
 BEGIN
-  IF $3 ->> 'tokens_in' !~ '^[1-9]\d{0,11}$' OR NOT orchestrator._uses_context(d, t) THEN
+  IF $3 ->> 'tokens_in' !~ E'^[1-9]\\d{0,11}$' OR NOT orchestrator._uses_context(d, t) THEN
     RETURN;
   END IF;
   v_length := length(orchestrator._model_document(d, t)::text);
@@ -355,7 +355,7 @@ DECLARE
   p      orchestrator.task := orchestrator._task(coalesce(t.root_id, t.id));
   c      orchestrator.run_context := orchestrator._run_context(t);
   v_path text[] := ARRAY(SELECT jsonb_array_elements_text($2 -> 'path'));
-  v_name text := 'before summary ' || 1 + (SELECT count(*) FROM orchestrator.checkpoint k WHERE k.task_id = p.id AND k.name ~ '^before summary \d+$');
+  v_name text := 'before summary ' || 1 + (SELECT count(*) FROM orchestrator.checkpoint k WHERE k.task_id = p.id AND k.name ~ E'^before summary \\d+$');
   v_fits boolean := coalesce(md5(orchestrator._subject_text(c.value, v_path, ($2 ->> 'skipped')::int, ($2 ->> 'n')::int)) = $2 ->> 'base', false);
 BEGIN
   t.remaining := NULL;

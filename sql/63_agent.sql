@@ -65,11 +65,11 @@ DECLARE
   v_score numeric;
 BEGIN
   WITH sign(name, weight, pattern) AS (VALUES
-    ('many things', 0.3, '\m(all|every|each|entire|whole|multiple|many|hundreds|thousands)\M'),
-    ('a sequence', 0.3, '\m(then|after that|afterwards|finally|step by step|first|next)\M'),
-    ('large work', 0.3, '\m(migrate|refactor|analy[sz]e|research|compare|audit|crawl|index|report|summari[sz]e|generate|translate)\M'),
-    ('several acts', 0.2, '\mand (create|write|send|update|make|open|file|store|compare|summari[sz]e|report)\M'),
-    ('a list', 0.2, '(^|\n)\s*([-*]|\d+[.)])\s'))
+    ('many things', 0.3, E'\\m(all|every|each|entire|whole|multiple|many|hundreds|thousands)\\M'),
+    ('a sequence', 0.3, E'\\m(then|after that|afterwards|finally|step by step|first|next)\\M'),
+    ('large work', 0.3, E'\\m(migrate|refactor|analy[sz]e|research|compare|audit|crawl|index|report|summari[sz]e|generate|translate)\\M'),
+    ('several acts', 0.2, E'\\mand (create|write|send|update|make|open|file|store|compare|summari[sz]e|report)\\M'),
+    ('a list', 0.2, E'(^|\\n)\\s*([-*]|\\d+[.)])\\s'))
   SELECT jsonb_agg(s.name ORDER BY s.name), sum(s.weight) INTO v_signs, v_score FROM sign s WHERE lower($1) ~ s.pattern;
   v_score := least(1, coalesce(v_score, 0) + CASE WHEN length($1) > 500 THEN 0.2 ELSE 0 END);
   RETURN jsonb_build_object('orchestrate', v_score >= 0.5, 'score', v_score, 'signs', coalesce(v_signs, '[]'));
@@ -161,7 +161,7 @@ BEGIN
   END IF;
   SELECT 'What the steps gave:' || string_agg(E'\n- ' || r.key || CASE WHEN t.input -> 'errors' ? r.key THEN ' failed: ' || left(t.input -> 'errors' -> r.key ->> 'message', v_room)
                                                  ELSE ': ' || left(orchestrator._as_text(coalesce(r.value -> 'content', r.value)), v_room) END, '' ORDER BY r.key)
-    INTO message FROM jsonb_each(t.input -> 'results') r WHERE r.key !~ '^(plan|evaluate \d+)$';
+    INTO message FROM jsonb_each(t.input -> 'results') r WHERE r.key !~ E'^(plan|evaluate \\d+)$';
   message := message || E'\nDecide how to go on.';
 END
 $$;

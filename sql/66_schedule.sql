@@ -281,7 +281,7 @@ DECLARE
 BEGIN
   SELECT p.oid INTO v_schedule FROM pg_proc p
     JOIN pg_depend m ON m.classid = 'pg_catalog.pg_proc'::regclass AND m.objid = p.oid AND m.deptype = 'e' AND m.refobjid = v_extension
-    WHERE p.proname = 'schedule' AND pg_get_function_identity_arguments(p.oid) ~ '^\w+ text, \w+ text, \w+ text$';
+    WHERE p.proname = 'schedule' AND pg_get_function_identity_arguments(p.oid) ~ E'^\\w+ text, \\w+ text, \\w+ text$';
   SELECT c.oid INTO v_jobs FROM pg_class c
     JOIN pg_depend m ON m.classid = 'pg_catalog.pg_class'::regclass AND m.objid = c.oid AND m.deptype = 'e' AND m.refobjid = v_extension
     WHERE c.relname = 'job';

@@ -129,7 +129,7 @@ CREATE FUNCTION orchestrator._partitions(kind text, OUT range bigint, OUT name n
   LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   RETURN QUERY
-    SELECT substring(c.relname FROM '\d+$')::bigint, c.relname, i.inhrelid IS NOT NULL, coalesce(i.inhdetachpending, false)
+    SELECT substring(c.relname FROM E'\\d+$')::bigint, c.relname, i.inhrelid IS NOT NULL, coalesce(i.inhdetachpending, false)
     FROM pg_class c
     LEFT JOIN pg_inherits i ON i.inhrelid = c.oid
     WHERE c.relnamespace = 'orchestrator'::regnamespace AND c.relkind = 'r'
@@ -715,11 +715,11 @@ CREATE VIEW orchestrator.retention_status WITH (security_invoker = true) AS
          sum(x.reltuples) FILTER (WHERE x.tasks AND x.reltuples >= 0)::bigint AS tasks,
          sum(pg_total_relation_size(x.oid))::bigint AS bytes,
          CASE WHEN NOT x.expired THEN min(s.look_at) END AS look_at
-  FROM (SELECT c.oid, c.reltuples, substring(c.relname FROM '\d+$')::bigint AS range, c.relname ~ 'task_finished' AS tasks,
+  FROM (SELECT c.oid, c.reltuples, substring(c.relname FROM E'\\d+$')::bigint AS range, c.relname ~ 'task_finished' AS tasks,
                c.relname ~ '^expired' AS expired, coalesce(i.inhdetachpending, false) AS inhdetachpending
         FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid
         WHERE c.relnamespace = (SELECT n.oid FROM pg_namespace n WHERE n.nspname = 'orchestrator') AND c.relkind = 'r'
-          AND c.relname ~ '^(expired_)?(task_finished|trace_log)_\d{1,13}$') x
+          AND c.relname ~ E'^(expired_)?(task_finished|trace_log)_\\d{1,13}$') x
   LEFT JOIN orchestrator.partition_state s ON s.range = x.range
   GROUP BY x.range, x.expired, x.inhdetachpending, s.range;
 COMMENT ON VIEW orchestrator.retention_status IS 'Ranges of finished tasks: their size, and when retention looks at them again';

@@ -210,7 +210,7 @@ DECLARE
   v_text    text := E'digraph {\n  label="' || orchestrator._dot_text($1) || E'";\n  node [shape=box, style="rounded,filled", fillcolor=white];\n';
 BEGIN
   SELECT v_text || coalesce(string_agg(format(E'  %s [label="%s"%s];\n', e.n ->> 'id',
-           orchestrator._dot_text(e.n ->> 'name') || coalesce('\n' || nullif(orchestrator._dot_text(concat_ws(', ', e.n ->> 'state', nullif(e.n ->> 'info', ''))), ''), ''),
+           orchestrator._dot_text(e.n ->> 'name') || coalesce(E'\\n' || nullif(orchestrator._dot_text(concat_ws(', ', e.n ->> 'state', nullif(e.n ->> 'info', ''))), ''), ''),
            coalesce(', fillcolor="' || (v_colours ->> (e.n ->> 'state')) || '"', '')), '' ORDER BY e.place), '')
     INTO v_text FROM jsonb_array_elements($2) WITH ORDINALITY e(n, place);
   SELECT v_text || coalesce(string_agg(format(E'  subgraph cluster_%s { label="%s"; style=dashed; %s }\n', g.inside, orchestrator._dot_text(g.name), g.ids), '' ORDER BY g.inside), '')
@@ -257,7 +257,7 @@ $$;
 CREATE FUNCTION orchestrator._dot_text(value text) RETURNS text
   LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $_$
 BEGIN
-  RETURN replace(replace(regexp_replace($1, '[[:cntrl:]]', ' ', 'g'), '\', '\\'), '"', '\"');
+  RETURN replace(replace(regexp_replace($1, '[[:cntrl:]]', ' ', 'g'), E'\\', E'\\\\'), '"', E'\\"');
 END
 $_$;
 

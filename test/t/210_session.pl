@@ -216,7 +216,7 @@ my $basics = <<'SQL';
 \set ON_ERROR_STOP 1
 SELECT pg_catalog.set_config('default_transaction_read_only', 'off', false), pg_catalog.set_config('default_transaction_deferrable', 'off', false) \g /dev/null
 SELECT orchestrator.define('works', 'SELECT $1 AS got', 'sql'), orchestrator.define('writes', 'INSERT INTO public.effect VALUES (current_user, $1 ->> ''what'')', 'sql'),
-       orchestrator.define('fails', 'SELECT 1/0', 'sql', max_attempts => 2, retry_delay => '0'), orchestrator.define_queue('own') \g /dev/null
+       orchestrator.define('fails', 'SELECT 1/0', 'sql', max_attempts => 2, retry_delay => '0'), orchestrator.define_queue('own', tenant => '$.tenant') \g /dev/null
 SELECT orchestrator.enqueue('works', '{"a": ["b", null, "c\u00e9"]}', name => 'n', priority => 3, key => 'k1', metadata => '{"m": 1}') AS a \gset
 SELECT orchestrator.enqueue('works', key => 'k1') AS again \gset
 SELECT :again - :a;
