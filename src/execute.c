@@ -371,6 +371,8 @@ begin_user_code(const Call *call)
 	if (step_silence > 0)
 		enable_timeout_every(silence_timer,
 							 TimestampTzPlusMilliseconds(now, step_silence),
+	/* that the engine waited for a lock is not why a step is cancelled */
+	(void) get_timeout_indicator(LOCK_TIMEOUT, true);
 							 Max(step_silence / 4, 10));
 }
 

@@ -190,17 +190,7 @@ start_executor(void)
 	before_shmem_exit(leave_slot, (Datum) 0);
 
 	BackgroundWorkerUnblockSignals();
-	BackgroundWorkerInitializeConnectionByOid(args.dboid, args.roleoid, 0);
-
-	/* whatever the role's own are, also after a procedure's COMMIT; a step may
-	 * set them for itself */
-	SetConfigOption("default_transaction_isolation", "read committed",
-					PGC_USERSET, PGC_S_OVERRIDE);
-	SetConfigOption("default_transaction_read_only", "off", PGC_USERSET,
-					PGC_S_OVERRIDE);
-	SetConfigOption("default_transaction_deferrable", "off", PGC_USERSET,
-					PGC_S_OVERRIDE);
-
+	orch_shmem_connect(args.dboid, args.roleoid);
 	orch_execute_install();
 	pqsignal(SIGINT, StatementCancelHandler);
 	CacheRegisterSyscacheCallback(AUTHOID, note_role_change, (Datum) 0);

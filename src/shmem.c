@@ -14,6 +14,7 @@
 #include "storage/proc.h"
 #include "storage/shmem.h"
 #include "tcop/tcopprot.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -189,6 +190,24 @@ initialize_memory(void)
 }
 
 OrchDatabase *
+/*
+ * Begin the session of a process of ours: as the role itself (InvalidOid: the
+ * superuser of the cluster), whatever the settings of role, database and
+ * server say of roles and transactions.  A step may set them for itself.
+ */
+void
+orch_shmem_connect(Oid dboid, Oid roleoid)
+{
+	BackgroundWorkerInitializeConnectionByOid(dboid, roleoid, 0);
+	SetConfigOption("role", "none", PGC_USERSET, PGC_S_OVERRIDE);
+	SetConfigOption("default_transaction_isolation", "read committed",
+					PGC_USERSET, PGC_S_OVERRIDE);
+	SetConfigOption("default_transaction_read_only", "off", PGC_USERSET,
+					PGC_S_OVERRIDE);
+	SetConfigOption("default_transaction_deferrable", "off", PGC_USERSET,
+					PGC_S_OVERRIDE);
+}
+
 orch_shmem_database(Oid dboid, bool create)
 {
 	OrchDatabase *unused = NULL;

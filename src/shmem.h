@@ -429,6 +429,7 @@ extern BackgroundWorkerHandle *orch_shmem_start_worker(const char *kind);
  * sleep for a minute on one that it could not fork, unless it is woken.
  */
 #define ORCH_START_PAUSE USECS_PER_SEC
+extern void orch_shmem_connect(Oid dboid, Oid roleoid);
 extern BgwHandleStatus orch_shmem_worker_status(BackgroundWorkerHandle *handle,
 												TimestampTz registered,
 												pid_t *pid);

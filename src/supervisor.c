@@ -172,7 +172,7 @@ start_supervisor(Oid dboid)
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, orch_shmem_terminate);
 	BackgroundWorkerUnblockSignals();
-	BackgroundWorkerInitializeConnectionByOid(dboid, InvalidOid, 0);
+	orch_shmem_connect(dboid, InvalidOid);
 
 	/* short statements, whose costs say nothing (chapter 40) */
 	SetConfigOption("jit", "off", PGC_SUSET, PGC_S_OVERRIDE);

@@ -277,6 +277,47 @@ $node->psql_as('role_strings', q{SELECT orchestrator.grant_usage('granted')});
 is($node->psql_as('granted', q{SELECT orchestrator.define('x', 'SELECT 1', 'sql')}), 1, 'grants do not depend on how strings are written');
 is($node->psql_as('role_strings', q{SELECT orchestrator.define('y', 'evil.f(jsonb)')}), 1, 'nor do the names of handlers');
 
+# A role that is another one from its login on: what it enqueued as itself runs
+# as itself.
+$node->plain_role('doubled');
+$node->safe_psql('postgres', 'GRANT team TO doubled; ALTER ROLE doubled SET role = team');
+my $own = $node->safe_psql('postgres', q{SET ROLE doubled; SELECT orchestrator.run('SELECT current_user AS who')});
+is(outcome_of($node, 'postgres', $own)->{output}[0]{who}, 'doubled', 'a role whose sessions begin as another one');
+
+# Locks are waited for in a step as long as its role says, in its settle always.
+$node->plain_role('impatient');
+$node->safe_psql('postgres', q{ALTER ROLE impatient SET lock_timeout = '10ms'});
+my $gate = session($node, 'postgres');
+$gate->query('SELECT pg_advisory_lock(1)');
+my $held = $node->psql_as('impatient', q{SELECT orchestrator.run('DO $$BEGIN PERFORM set_config(''lock_timeout'', ''0'', true), pg_advisory_xact_lock_shared(1); END$$')});
+$node->wait_for("SELECT state = 'running' FROM orchestrator.task_status WHERE task_id = $held");
+my $holder = session($node, 'impatient');
+$holder->query("BEGIN; SELECT orchestrator.pause($held)");
+$gate->query('SELECT pg_advisory_unlock(1)');
+$node->wait_for(q{SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'orchestrator executor' AND wait_event_type = 'Lock' AND wait_event <> 'advisory'}, 't', 'the settle waits for whoever has the row');
+$node->wait_for(q{SELECT bool_or(clock_timestamp() > waitstart + interval '50 ms') FROM pg_locks WHERE NOT granted}, 't', 'for a while');
+$holder->query('ROLLBACK');
+is(outcome_of($node, 'impatient', $held)->{state}, 'completed', 'longer than lock_timeout, if need be');
+is(sqlstate_of(outcome($node, 'impatient', q{orchestrator.run('SELECT pg_sleep(60)', timeout => '100 ms')})), 'OR004', 'and the next step is cancelled for its own reasons');
+$gate->query('SELECT pg_advisory_lock(1)');
+is(sqlstate_of(outcome($node, 'impatient', q{orchestrator.run('SELECT pg_advisory_lock(1)')})), '55P03', 'its steps do not wait longer');
+$_->quit foreach $gate, $holder;
+
+# What the database says of transactions is about clients.
+$node->safe_psql('postgres', q{ALTER DATABASE postgres SET default_transaction_read_only = on; ALTER DATABASE postgres SET default_transaction_isolation = 'serializable'});
+$node->restart;
+{
+	local $ENV{PGOPTIONS} = '-c default_transaction_read_only=off';
+	is(outcome($node, 'postgres', q{orchestrator.run('SELECT 1', delay => '100 ms')})->{state}, 'completed', 'a supervisor may write where clients may not');
+	$node->safe_psql('postgres', 'ALTER DATABASE postgres RESET ALL');
+}
+$node->restart;
+
+# The script has no character that an encoding lacks.
+$node->safe_psql('postgres', q{CREATE DATABASE japanese ENCODING 'EUC_JP' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0});
+$node->create_extension('japanese');
+is(outcome($node, 'postgres', q{orchestrator.run('SELECT 1')}, database => 'japanese')->{state}, 'completed', 'a database that is not UTF-8');
+
 # What a role may well set: its time limit, also for steps.
 $node->plain_role('hasty');
 $node->safe_psql('postgres', q{ALTER ROLE hasty SET statement_timeout = '200ms'});
