@@ -64,7 +64,7 @@ $$;
 -- stored: dump and restore change them. many: it takes an array of inputs.
 CREATE FUNCTION orchestrator._find_handler(role oid, kind text, handler text, many boolean DEFAULT false, OUT signature text,
     OUT handler_owner name)
-  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off AS $$
 DECLARE
   v_type  text := CASE WHEN $4 THEN 'jsonb[]' ELSE 'jsonb' END;
   v_parts text[];
@@ -302,7 +302,7 @@ $$;
 -- must wait for nobody: its version is its id, and two may equal each other.
 CREATE FUNCTION orchestrator._put_definition(d orchestrator.definition, is_current boolean, OUT id int, OUT version int,
     OUT changed boolean)
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET extra_float_digits = 1 AS $$
 DECLARE
   v_aside constant text[] := '{id,version,is_current,created_at}';
   v_mine  jsonb := to_jsonb(d) - v_aside;
@@ -396,19 +396,21 @@ BEGIN
 END
 $$;
 
--- Event trigger: functions that handlers name. Reads the engine's tables for
+-- Event trigger: functions that handlers name, whatever takes them with it (the
+-- table that a SQL function's body reads, say). Reads the engine's tables for
 -- whoever drops something, hence SECURITY DEFINER; it cannot be called.
 CREATE FUNCTION orchestrator._guard_handlers() RETURNS event_trigger
-  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off AS $$
 DECLARE
   v_handler text;
   v_ids     int[];
   v_name    text;
 BEGIN
   FOR v_handler IN
-    SELECT format('%I.%I(%s)', o.address_names[1], o.address_names[2], replace(o.address_args[1], 'pg_catalog.', ''))
+    SELECT format('%I.%I(%s)', o.address_names[1], o.address_names[2], a.type)
     FROM pg_event_trigger_dropped_objects() o
-    WHERE o.object_type IN ('function', 'procedure') AND o.address_args IN ('{pg_catalog.jsonb}', '{jsonb}', '{pg_catalog.jsonb[]}', '{jsonb[]}')
+    CROSS JOIN LATERAL (SELECT replace(replace(o.address_args[1], '"', ''), 'pg_catalog.', '') AS type) a   -- quoted or not, as the session says
+    WHERE o.object_type IN ('function', 'procedure') AND cardinality(o.address_args) = 1 AND a.type IN ('jsonb', 'jsonb[]')
   LOOP
     -- a stranger who may only call the function does not keep its owner from dropping it
     v_ids := ARRAY(SELECT d.id FROM orchestrator.definition d
@@ -436,7 +438,5 @@ BEGIN
   END LOOP;
 END
 $$;
-CREATE EVENT TRIGGER orchestrator_guard_handlers ON sql_drop
-  WHEN TAG IN ('DROP FUNCTION', 'DROP PROCEDURE', 'DROP ROUTINE', 'DROP SCHEMA', 'DROP EXTENSION', 'DROP OWNED', 'DROP LANGUAGE')
-  EXECUTE FUNCTION orchestrator._guard_handlers();
+CREATE EVENT TRIGGER orchestrator_guard_handlers ON sql_drop EXECUTE FUNCTION orchestrator._guard_handlers();
 COMMENT ON EVENT TRIGGER orchestrator_guard_handlers IS 'Refuses to drop a function that unfinished tasks need';

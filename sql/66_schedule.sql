@@ -272,7 +272,7 @@ $$;
 -- unique. What is called and read is found by its membership in the extension,
 -- not by its name: anybody may have made a schema "cron" before.
 CREATE FUNCTION orchestrator._make_cron_job() RETURNS boolean
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off AS $$
 DECLARE
   v_extension oid := (SELECT e.oid FROM pg_extension e WHERE e.extname = 'pg_cron');
   v_schedule  oid;

@@ -1,6 +1,6 @@
 -- define() and drop_definition(): versions, defaults, what is refused, the guard of the handlers.
 \ir lib/setup.psql
-SELECT plan(106);
+SELECT plan(112);
 
 CREATE ROLE define_app LOGIN;
 CREATE ROLE define_other LOGIN;
@@ -40,6 +40,12 @@ SELECT is(orchestrator.define('a', 'lib.echo', description => 'x'), 3, 'versions
 SELECT is(orchestrator.define('a', 'lib.nothing'), 4, 'another handler is another version');
 SELECT is(orchestrator.define('a', 'lib.nothing', metadata => '{"b": 1, "a": 2}'), 5, 'metadata is part of it');
 SELECT is(orchestrator.define('a', 'lib.nothing', metadata => '{"a": 2, "b": 1}'), 5, 'in any order of its keys');
+SET LOCAL quote_all_identifiers = on;
+SELECT is(orchestrator.define('a', 'lib.nothing', metadata => '{"a": 2, "b": 1}'), 5, 'nor does it matter how the session has names quoted');
+SET LOCAL quote_all_identifiers = off;
+SET LOCAL extra_float_digits = -15;
+SELECT isnt(orchestrator.define('jitter', 'lib.echo', retry_jitter => 0.12), orchestrator.define('jitter', 'lib.echo', retry_jitter => 0.14), 'or how many digits it shows');
+SET LOCAL extra_float_digits = 1;
 SELECT orchestrator.enqueue('a');
 SELECT is((SELECT d.version FROM orchestrator.definition d JOIN orchestrator.task t ON t.definition = d.id), 5,
           'enqueue takes the current version');
@@ -205,6 +211,16 @@ SELECT is(error_of('DROP FUNCTION lib.echo(jsonb)'),
           'a handler that unfinished tasks need is not dropped');
 SELECT matches(error_of('DROP SCHEMA lib CASCADE'), '^2BP01: cannot drop lib\.echo\(jsonb\)', 'nor its schema');
 SELECT is(error_of('DROP FUNCTION closed.echo(jsonb)'), 'no error', 'one that is no handler is');
+SET LOCAL quote_all_identifiers = on;
+SELECT matches(error_of('DROP FUNCTION lib.echo(jsonb)'), '^2BP01: cannot drop lib\.echo\(jsonb\)', 'however the session has names quoted');
+SET LOCAL quote_all_identifiers = off;
+CREATE TABLE lib.source (a int, b int);
+CREATE FUNCTION lib.atomic(jsonb) RETURNS jsonb LANGUAGE sql BEGIN ATOMIC SELECT to_jsonb(count(b)) FROM lib.source; END;
+SELECT orchestrator.define('atomic', 'lib.atomic');
+SELECT orchestrator.enqueue('atomic');
+SELECT matches(error_of(command), '^2BP01: cannot drop lib\.atomic\(jsonb\)', 'nor is one dropped with what its body reads: ' || command)
+FROM unnest(array['DROP TABLE lib.source CASCADE', 'ALTER TABLE lib.source DROP COLUMN b CASCADE']) command;
+SELECT is(error_of('CREATE TEMP TABLE passing (i int); DROP TABLE passing'), 'no error', 'anything else is dropped as ever');
 SELECT orchestrator.define('proc2', 'lib.work', 'procedure');
 SELECT orchestrator.enqueue('proc2');
 SELECT matches(error_of('DROP PROCEDURE lib.work(jsonb)'), '^2BP01: cannot drop lib\.work\(jsonb\)', 'a procedure is guarded, too');
