@@ -270,11 +270,12 @@ BEGIN
 END
 $$;
 
--- owner.id of who something is shared with; 0 for everybody.
+-- owner.id of who something is shared with; 0 for everybody, in any spelling
+-- that is not a role's.
 CREATE FUNCTION orchestrator._grantee(role text) RETURNS int
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  IF lower($1) = 'public' THEN
+  IF lower($1) = 'public' AND NOT EXISTS (SELECT FROM pg_authid a WHERE a.rolname = $1) THEN
     RETURN 0;
   END IF;
   RETURN orchestrator._owner(orchestrator._role($1));

@@ -44,7 +44,7 @@ BEGIN
   PERFORM orchestrator._initialize();
   PERFORM orchestrator._require($3 IS NOT NULL AND $3 IN ('producer', 'worker', 'viewer', 'admin'),
                                 format('unknown level "%s"', $3), 'Levels are producer, worker, viewer and admin.');
-  PERFORM orchestrator._require(lower($2) <> 'public', 'usage is not granted to everybody', 'Grant it to a role that its users are members of.');
+  PERFORM orchestrator._require(lower($2) <> 'public' OR EXISTS (SELECT FROM pg_authid a WHERE a.rolname = $2), 'usage is not granted to everybody', 'Grant it to a role that its users are members of.');
   v_role := orchestrator._role($2);
   INSERT INTO orchestrator.usage_grant (grantee, level) VALUES (orchestrator._owner(v_role), $3)
     ON CONFLICT ON CONSTRAINT usage_grant_pkey DO UPDATE SET level = excluded.level;

@@ -1,6 +1,6 @@
 -- share_definition(), share_queue() and what takes them back; how names are resolved.
 \ir lib/setup.psql
-SELECT plan(46);
+SELECT plan(49);
 
 CREATE ROLE sharing_lib LOGIN;
 CREATE ROLE sharing_lib2 LOGIN;
@@ -54,7 +54,11 @@ SELECT matches(job(), '^42704: definition "job" does not exist', 'it cannot be e
 SELECT is(share('definition', 'sharing_app', 'sharing_lib', 'unshare'), 'no error', 'taking back twice is no error');
 SELECT is(share('definition', 'sharing_group', 'sharing_lib'), 'no error', 'shared with a group');
 SELECT is(job(), 'sharing_app runs SELECT 1', 'its members have it');
-SELECT is(share('definition', 'sharing_group', 'sharing_lib', 'unshare') || share('definition', 'PUBLIC', 'sharing_lib'), 'no errorno error', 'shared with public');
+SELECT is(share('definition', 'sharing_group', 'sharing_lib', 'unshare'), 'no error', 'not any more');
+CREATE ROLE "Public";
+SELECT is(share('definition', 'Public', 'sharing_lib') || error_of($$SELECT orchestrator.grant_usage('Public')$$), 'no errorno error', 'shared with a role that is called Public');
+SELECT matches(job(), '^42704: definition "job" does not exist', 'which is not everybody');
+SELECT is(share('definition', 'Public', 'sharing_lib', 'unshare') || share('definition', 'PUBLIC', 'sharing_lib'), 'no errorno error', 'shared with public');
 SELECT is(job(), 'sharing_app runs SELECT 1', 'everybody has it');
 SELECT is(share('definition', 'sharing_app', 'sharing_lib2'), 'no error', 'two roles share a name');
 SELECT is(job(), '42P09: definition "job" was shared by more than one role [Make a definition of your own with orchestrator.define().]',
