@@ -64,6 +64,7 @@ typedef struct OrchTask
 	const char *reason; /* of failure: error or timeout */
 	bool has_output;
 	bool has_resources;
+	bool was_silent; /* for its response_timeout, which is only told (alert) */
 	Datum output;
 	Datum error;
 	Datum resources;

@@ -91,6 +91,8 @@ static volatile sig_atomic_t step_timed_out = false;
 static volatile sig_atomic_t step_was_silent = false;
 static int64 step_limit;   /* of the step under way, in milliseconds */
 static int64 step_silence; /* that it may keep, likewise; 0: for ever */
+static bool step_alerts;   /* silence is only told ... */
+static volatile sig_atomic_t silence_alerted = false; /* ... and was seen */
 static MemoryContext step_context = NULL;
 static bool constraints_set = false;
 
@@ -153,6 +155,11 @@ handle_silence(void)
 {
 	if (GetCurrentTimestamp() - orch_last_report < step_silence * 1000)
 		return;
+	if (step_alerts)
+	{
+		silence_alerted = true;
+		return;
+	}
 	step_was_silent = true;
 	cancel_step();
 }
@@ -302,10 +309,12 @@ leave_call(Call *call, bool wrote)
 	orch_progress_leave();
 	first->finished_at = orch_clock();
 	first->notices = orch_notice_take();
+	first->was_silent = silence_alerted;
 	for (int i = 1; i < call->n; i++)
 	{
 		call->tasks[i]->finished_at = first->finished_at;
 		call->tasks[i]->notices = NIL;
+		call->tasks[i]->was_silent = silence_alerted;
 	}
 	if (first->definition != NULL)
 		orch_claim_measured(first->definition->id,
@@ -357,10 +366,9 @@ begin_user_code(const Call *call)
 	TimestampTz now = GetCurrentTimestamp();
 
 	step_limit = time_limit(call);
-	step_silence = definition == NULL || definition->timeout_alerts
-					   ? 0
-					   : definition->response_timeout;
-	step_timed_out = step_was_silent = false;
+	step_silence = definition == NULL ? 0 : definition->response_timeout;
+	step_alerts = definition != NULL && definition->timeout_alerts;
+	step_timed_out = step_was_silent = silence_alerted = false;
 	QueryCancelPending = false;
 	QueryCancelHoldoffCount = 0;
 	orch_notice_begin();

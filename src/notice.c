@@ -4,7 +4,7 @@
  *
  * A background worker has no client, so a message reaches emit_log_hook only
  * when it would be logged.  While a step runs and asks for it, messages down
- * to NOTICE are let through; those that the log did not ask for end here.
+ * to INFO are let through; those that the log did not ask for end here.
  */
 #include "postgres.h"
 
@@ -43,7 +43,9 @@ orch_notice_begin(void)
 		return;
 	collecting = true;
 	log_level = log_min_messages;
-	log_min_messages = Min(log_min_messages, NOTICE);
+
+	/* a log that asks for LOG asks for none of these */
+	log_min_messages = log_level == LOG ? INFO : Min(log_level, INFO);
 }
 
 void
@@ -64,7 +66,7 @@ collect(ErrorData *error)
 		return;
 	if (list_length(collected) < ORCH_MAX_NOTICES)
 		keep(error);
-	if (error->elevel < log_level || error->elevel == INFO)
+	if (error->elevel < log_level || log_level == LOG)
 		error->output_to_server = false;
 }
 

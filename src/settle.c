@@ -28,6 +28,8 @@
 static void write_notes(const OrchTask *task);
 static void write_note(const OrchTask *task, TimestampTz at, const char *event,
 					   Datum detail);
+static void write_alert(const OrchTask *task, const char *limit,
+						int64 milliseconds);
 static void settle_plain(OrchLeaf *live, OrchBatch *batch, OrchRuns *runs,
 						 const int *numbers, int n);
 static void finish(OrchTask *task);
@@ -159,8 +161,8 @@ settle_by_sql(OrchLeaf *live, OrchBatch *batch, const int *numbers, int n)
 }
 
 /*
- * What the step said, and that it took longer than its definition would have
- * it where that is only told (timeout_policy alert).
+ * What the step said, and that it took longer, or said nothing for longer, than
+ * its definition would have it where that is only told (timeout_policy alert).
  */
 static void
 write_notes(const OrchTask *task)
@@ -174,18 +176,25 @@ write_notes(const OrchTask *task)
 
 		write_note(task, notice->at, "notice", notice->detail);
 	}
-	if (definition != NULL && definition->timeout_alerts &&
-		definition->timeout > 0 &&
+	if (definition == NULL || !definition->timeout_alerts)
+		return;
+	if (definition->timeout > 0 &&
 		(task->finished_at - task->started_at) / 1000 >= definition->timeout)
-	{
-		JsonbParseState *state;
+		write_alert(task, "timeout_ms", definition->timeout);
+	if (task->was_silent)
+		write_alert(task, "response_timeout_ms", definition->response_timeout);
+}
 
-		orch_json_begin(&state);
-		orch_json_number(&state, "timeout_ms", (double) definition->timeout);
-		orch_json_number(&state, "duration_ms",
-						 (task->finished_at - task->started_at) / 1000.0);
-		write_note(task, task->finished_at, "timeout", orch_json_end(&state));
-	}
+static void
+write_alert(const OrchTask *task, const char *limit, int64 milliseconds)
+{
+	JsonbParseState *state;
+
+	orch_json_begin(&state);
+	orch_json_number(&state, limit, (double) milliseconds);
+	orch_json_number(&state, "duration_ms",
+					 (task->finished_at - task->started_at) / 1000.0);
+	write_note(task, task->finished_at, "timeout", orch_json_end(&state));
 }
 
 static void
