@@ -239,7 +239,7 @@ static void
 enter_call(Call *call)
 {
 	const OrchStep *step = call->steps;
-	char activity[128];
+	char activity[256]; /* a name has 200 bytes at most */
 
 	for (int i = 0; i < call->n; i++)
 		fill_step(&call->steps[i], call->tasks[i]);
@@ -371,6 +371,8 @@ begin_user_code(const Call *call)
 	step_timed_out = step_was_silent = silence_alerted = false;
 	QueryCancelPending = false;
 	QueryCancelHoldoffCount = 0;
+	/* that the engine waited for a lock is not why a step is cancelled */
+	(void) get_timeout_indicator(LOCK_TIMEOUT, true);
 	orch_notice_begin();
 	if (step_limit > 0)
 		enable_timeout_every(step_timer,
@@ -379,8 +381,6 @@ begin_user_code(const Call *call)
 	if (step_silence > 0)
 		enable_timeout_every(silence_timer,
 							 TimestampTzPlusMilliseconds(now, step_silence),
-	/* that the engine waited for a lock is not why a step is cancelled */
-	(void) get_timeout_indicator(LOCK_TIMEOUT, true);
 							 Max(step_silence / 4, 10));
 }
 

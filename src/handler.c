@@ -222,9 +222,10 @@ check_executable(const OrchTask *task, Oid function)
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 						errmsg("permission denied for handler %s",
 							   task->definition->handler),
-						errhint("GRANT EXECUTE ON FUNCTION %s TO %s.",
+						errhint("GRANT EXECUTE ON ROUTINE %s TO %s.",
 								task->definition->handler,
-								GetUserNameFromId(GetUserId(), false))));
+								quote_identifier(
+									GetUserNameFromId(GetUserId(), false)))));
 }
 
 static void

@@ -284,6 +284,9 @@ subtest 'progress and events' => sub {
 		foreach my $try (1 .. 200)
 		{
 			$got .= $session->query('SELECT pg_sleep(0.02)') . "\n";
+	my $long = app(q{SELECT orchestrator.enqueue(name, '{"seconds": 60}') FROM (SELECT 'a' || repeat('ü', 99)) d (name), orchestrator.define(name, 'app.slow')});
+	$node->wait_for("SELECT query = 'task $long a' || repeat('ü', 99) FROM pg_stat_activity WHERE backend_type = 'orchestrator executor' AND query LIKE 'task $long %'", 't', 'with all of a long name');
+	app("SELECT orchestrator.cancel($long)");
 			last if $got =~ /"task"\s*:\s*$id\b[^\n]*"completed"/;
 		}
 		foreach my $payload ($got =~ /payload "(\{.*?\})"/g)
