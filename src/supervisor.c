@@ -102,6 +102,12 @@ static bool catalog_again = false;
 static bool locked =
 	false; /* somebody kept rows that were to be handed back */
 
+typedef struct Running
+{
+	int64 task;
+	int32 epoch;
+} Running;
+
 static Oid live_now = InvalidOid; /* task_live */
 
 static void start_supervisor(Oid dboid);
@@ -116,6 +122,7 @@ static void look_at_owner(OrchLeaf *live, int32 owner);
 static bool has_ready(OrchLeaf *live, const OrchKnown *lane);
 static void look_for_parked(OrchLeaf *live);
 static void look_again(void);
+static void stop_strays(void);
 static void turn(uint32 wake);
 static void recover_rest(TimestampTz now);
 static void put_recovery_off(void);
@@ -499,6 +506,45 @@ look_again(void)
 	if (orch_lane_reset_quiet(MyDatabaseId, seen))
 		next_look = Min(next_look, orch_clock() + LOOK_INTERVAL);
 	find_work();
+	stop_strays();
+}
+
+/*
+ * Steps of tasks that are theirs no longer: whoever cancelled them with PREPARE
+ * TRANSACTION could tell nobody.  First what runs, then the rows: outside of
+ * the fast lane a claim is committed before its step begins.
+ */
+static void
+stop_strays(void)
+{
+	Running *running = palloc(orch_shared->nexecutors * sizeof(Running));
+	OrchLeaf *live;
+	int n = 0;
+
+	for (int i = 0; i < orch_shared->nexecutors; i++)
+	{
+		OrchExecutor *executor = &orch_shared->executors[i];
+
+		if (executor->dboid != MyDatabaseId ||
+			executor->state != ORCH_EXECUTOR_BUSY)
+			continue;
+		SpinLockAcquire(&executor->mutex);
+		running[n].task = executor->fast ? 0 : executor->task;
+		running[n].epoch = executor->epoch;
+		SpinLockRelease(&executor->mutex);
+		n += running[n].task != 0;
+	}
+	if (n == 0)
+		return;
+	PushActiveSnapshot(GetLatestSnapshot());
+	live = orch_heap_open_live();
+	for (int i = 0; i < n; i++)
+	{
+		if (orch_heap_epoch(live, running[i].task) != running[i].epoch)
+			orch_event_interrupt(running[i].task, running[i].epoch);
+	}
+	orch_heap_close(live);
+	PopActiveSnapshot();
 }
 
 /*

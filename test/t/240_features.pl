@@ -188,6 +188,15 @@ subtest 'cancel and pause of what runs' => sub {
 	}
 	is(app(q{SELECT count(*) FROM app.effect WHERE what IS NULL AND task IN (SELECT id FROM orchestrator.task WHERE state = 'cancelled')}), 0, 'no effect stays');
 
+	# One that is prepared says nothing to anybody.
+	my $prepared = app(q{SELECT orchestrator.enqueue('slow', '{"seconds": 600}')});
+	running_ok($prepared);
+	app("BEGIN; SELECT orchestrator.cancel($prepared); PREPARE TRANSACTION 'cancel'");
+	is(state_of($prepared), 'running', 'a cancel that is prepared is none yet');
+	app("COMMIT PREPARED 'cancel'");
+	measure_ok(5, 'COMMIT PREPARED of a cancel stops the step', sub { $node->wait_for("SELECT count(*) = 0 FROM orchestrator.worker_status WHERE task_id = $prepared") });
+	is(state_of($prepared), 'cancelled', 'and it is cancelled');
+
 	# A definition in the fast lane that for once is slow.
 	outcome($node, 'app', q{orchestrator.enqueue('slow', '{"seconds": 0}')}) foreach 1 .. 20;
 	my $fast = app(q{SELECT orchestrator.enqueue('slow', '{"what": "fast"}')});
@@ -275,6 +284,9 @@ subtest 'progress and events' => sub {
 	is(app("SELECT kind || ' ' || role || ' ' || progress FROM orchestrator.worker_status WHERE task_id = $id"), 'executor app 0.25', 'also in worker_status');
 	is($node->safe_psql('postgres', "SELECT query FROM pg_stat_activity WHERE backend_type = 'orchestrator executor' AND state = 'active'"), "task $id slow", 'pg_stat_activity names the task');
 	outcome_of($node, 'app', $id);
+	my $long = app(q{SELECT orchestrator.enqueue(name, '{"seconds": 60}') FROM (SELECT 'a' || repeat('ü', 99)) d (name), orchestrator.define(name, 'app.slow')});
+	$node->wait_for("SELECT query = 'task $long a' || repeat('ü', 99) FROM pg_stat_activity WHERE backend_type = 'orchestrator executor' AND query LIKE 'task $long %'", 't', 'with all of a long name');
+	app("SELECT orchestrator.cancel($long)");
 
 	my (%events, %keys);
 	foreach my $s ([ any => $any ], [ own => $own ])
@@ -284,9 +296,6 @@ subtest 'progress and events' => sub {
 		foreach my $try (1 .. 200)
 		{
 			$got .= $session->query('SELECT pg_sleep(0.02)') . "\n";
-	my $long = app(q{SELECT orchestrator.enqueue(name, '{"seconds": 60}') FROM (SELECT 'a' || repeat('ü', 99)) d (name), orchestrator.define(name, 'app.slow')});
-	$node->wait_for("SELECT query = 'task $long a' || repeat('ü', 99) FROM pg_stat_activity WHERE backend_type = 'orchestrator executor' AND query LIKE 'task $long %'", 't', 'with all of a long name');
-	app("SELECT orchestrator.cancel($long)");
 			last if $got =~ /"task"\s*:\s*$id\b[^\n]*"completed"/;
 		}
 		foreach my $payload ($got =~ /payload "(\{.*?\})"/g)
