@@ -72,7 +72,7 @@ orch_courier_at(void)
 /*
  * Errors are the caller's.
  */
-void
+bool
 orch_courier_manage(OrchDatabase *of, bool may_fire)
 {
 	TimestampTz now = GetCurrentTimestamp();
@@ -95,10 +95,12 @@ orch_courier_manage(OrchDatabase *of, bool may_fire)
 		recover_calls();
 	if (!may_fire || !orch_enabled || handle != NULL || of->courier_pid != 0 ||
 		manage_at != DT_NOEND || pg_atomic_read_u32(&of->courier_told) == 0)
-		return;
+		return true;
 	handle = orch_shmem_start_worker("courier");
-	if (handle == NULL)
-		manage_at = now + ORCH_COURIER_PAUSE;
+	if (handle != NULL)
+		return true;
+	manage_at = now + ORCH_COURIER_PAUSE;
+	return false;
 }
 
 /*

@@ -43,6 +43,7 @@
 #include "database.h"
 #include "lane.h"
 #include "launcher.h"
+#include "pool.h"
 #include "shmem.h"
 #include "tune.h"
 
@@ -585,12 +586,14 @@ start_supervisors(void)
 		{
 			held = true;
 			warn_of_starvation(NameStr(watch->name));
+			orch_pool_make_room(ORCH_HEIR_OTHER);
 			wake_at(turn_at + RETRY_INTERVAL);
 		}
 	}
 	if (starved && !held)
 	{
 		starved = false;
+		orch_pool_thank(ORCH_HEIR_OTHER);
 		ereport(LOG,
 				(errmsg("all orchestrator supervisors can be started again")));
 	}

@@ -7,6 +7,8 @@
  * databases.  An owner with work and no executor comes before one that wants
  * another; when no slot is free, an executor that idles longest leaves, or
  * one of an owner that has several, or the one that is in its slot longest.
+ * What it leaves is promised: else whoever has most work, and is told first
+ * that it left, would have it again.
  */
 #include "postgres.h"
 
@@ -28,6 +30,12 @@
 /* Try again after a worker could not be registered. */
 #define STARVED_PAUSE USECS_PER_SEC
 
+/* A promise is kept for this long after it was asked for the last time. */
+#define PROMISE_LIMIT (3 * STARVED_PAUSE)
+
+/* A busy executor is not asked to leave before. */
+#define TENURE USECS_PER_SEC
+
 /* Longest pause after executors of an owner could not start. */
 #define MAX_PAUSE (60 * USECS_PER_SEC)
 
@@ -40,11 +48,17 @@ static BackgroundWorkerHandle **handles = NULL;
 static void try_again_at(TimestampTz at);
 static void reap_failed_starts(void);
 static void count_executors(int owner, int *total, int *idle);
-static bool serve_owner(int owner, bool may_fire);
+static void serve_owner(int owner);
+static bool is_promised_to_others(int heir);
+static void lack_worker(int owner, int total);
+static void release_slot(OrchExecutor *executor);
 static void fail_tasks(OrchOwner *owner, const char *reason);
 static OrchExecutor *reserve_slot(int owner);
 static bool start_executor(OrchExecutor *executor);
-static void make_room(void);
+static int count_present(void);
+static bool is_present(const OrchExecutor *executor);
+static OrchExecutor *choose_leaver(TimestampTz now);
+static int rank_leaver(const OrchExecutor *executor, TimestampTz now);
 static void warn_starved(void);
 static void delay_owner(OrchOwner *owner);
 
@@ -74,8 +88,8 @@ orch_pool_manage(bool may_fire)
 			continue;
 		if (owner->retry_at > now)
 			try_again_at(owner->retry_at);
-		else if (!serve_owner(i, may_fire))
-			break;
+		else
+			serve_owner(i);
 	}
 }
 
@@ -145,6 +159,21 @@ orch_pool_free(OrchExecutor *executor)
 			owner->failures = 0;
 	}
 	orch_permit_release(executor, 0);
+	release_slot(executor);
+
+	/* another database may wait for the slot */
+	starved = pg_atomic_exchange_u32(&orch_shared->starved, 0) != 0;
+	for (int i = 0; starved && i < ORCH_MAX_DATABASES; i++)
+	{
+		if (OidIsValid(orch_shared->databases[i].dboid))
+			orch_shmem_signal_supervisor(orch_shared->databases[i].dboid,
+										 ORCH_WAKE_WORK);
+	}
+}
+
+static void
+release_slot(OrchExecutor *executor)
+{
 	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
 	executor->dboid = InvalidOid;
 	executor->task = 0;
@@ -153,16 +182,7 @@ orch_pool_free(OrchExecutor *executor)
 	executor->pid = 0;
 	executor->procno = -1;
 	executor->state = ORCH_EXECUTOR_FREE;
-	starved = pg_atomic_exchange_u32(&orch_shared->starved, 0) != 0;
 	LWLockRelease(orch_shared->lock);
-
-	/* another database may wait for the slot */
-	for (int i = 0; starved && i < ORCH_MAX_DATABASES; i++)
-	{
-		if (OidIsValid(orch_shared->databases[i].dboid))
-			orch_shmem_signal_supervisor(orch_shared->databases[i].dboid,
-										 ORCH_WAKE_WORK);
-	}
 }
 
 static void
@@ -173,9 +193,8 @@ count_executors(int owner, int *total, int *idle)
 	{
 		OrchExecutor *executor = &orch_shared->executors[i];
 
-		if (executor->state == ORCH_EXECUTOR_FREE ||
-			executor->state == ORCH_EXECUTOR_DEAD ||
-			executor->dboid != MyDatabaseId || executor->owner_index != owner)
+		if (!is_present(executor) || executor->dboid != MyDatabaseId ||
+			executor->owner_index != owner)
 			continue;
 		(*total)++;
 		if (executor->state == ORCH_EXECUTOR_IDLE)
@@ -187,11 +206,10 @@ count_executors(int owner, int *total, int *idle)
 }
 
 /*
- * See to an owner with work: wake its idle executors or start one.  False: no
- * worker can be registered now.
+ * See to an owner with work: wake its idle executors or start one.
  */
-static bool
-serve_owner(int index, bool may_fire)
+static void
+serve_owner(int index)
 {
 	OrchOwner *owner = &orch_shared->owners[index];
 	OrchExecutor *executor;
@@ -205,7 +223,7 @@ serve_owner(int index, bool may_fire)
 		owner->asked = false;
 	if (idle > 0 || total >= orch_executors_per_role ||
 		(total > 0 && !owner->asked))
-		return true;
+		return;
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -215,23 +233,36 @@ serve_owner(int index, bool may_fire)
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	if (reason != NULL)
-		return true;
+		return;
 
 	owner->roleoid = roleoid;
 	executor = reserve_slot(index);
 	if (executor == NULL)
 	{
-		if (total == 0)
-			make_room();
-		return true;
+		lack_worker(index, total);
+		return;
 	}
 	owner->asked = false;
 	if (start_executor(executor))
-		return true;
-	executor->failed_start = false;
-	orch_pool_free(executor);
+	{
+		orch_pool_thank(index);
+		return;
+	}
+	release_slot(executor);
 	warn_starved();
-	return false;
+	lack_worker(index, total);
+}
+
+/*
+ * Who has an executor already can do without another: those of others that
+ * idle are to be warm when they are needed.
+ */
+static void
+lack_worker(int owner, int total)
+{
+	try_again_at(GetCurrentTimestamp() + STARVED_PAUSE);
+	if (total == 0)
+		orch_pool_make_room(owner);
 }
 
 /*
@@ -257,7 +288,9 @@ reserve_slot(int owner)
 	OrchExecutor *free_slot = NULL;
 
 	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < orch_shared->nexecutors && free_slot == NULL; i++)
+	for (int i = 0; i < orch_shared->nexecutors && free_slot == NULL &&
+					!is_promised_to_others(owner);
+		 i++)
 	{
 		if (orch_shared->executors[i].state == ORCH_EXECUTOR_FREE)
 			free_slot = &orch_shared->executors[i];
@@ -271,8 +304,9 @@ reserve_slot(int owner)
 		free_slot->owner_index = owner;
 		free_slot->pid = 0;
 		free_slot->procno = -1;
-		free_slot->since = GetCurrentTimestamp();
+		free_slot->since = free_slot->came = GetCurrentTimestamp();
 		free_slot->leave = false;
+		free_slot->leave_since = 0;
 		free_slot->failed_start = false;
 		free_slot->live = InvalidOid;
 		free_slot->lane = -1;
@@ -317,44 +351,137 @@ start_executor(OrchExecutor *executor)
 	return RegisterDynamicBackgroundWorker(&worker, &handles[slot]);
 }
 
+void
+orch_pool_make_room(int heir)
+{
+	OrchExecutor *leaver = NULL;
+	TimestampTz now = GetCurrentTimestamp();
+
+	pg_atomic_write_u32(&orch_shared->starved, 1);
+	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
+	if (!is_promised_to_others(heir) && (heir >= 0 || count_present() > 1))
+	{
+		orch_shared->heir = heir;
+		orch_shared->heir_since = now;
+		leaver = choose_leaver(now);
+	}
+	if (leaver != NULL)
+	{
+		leaver->leave = true;
+		leaver->leave_since = now;
+		orch_shmem_set_latch(leaver->procno);
+	}
+	LWLockRelease(orch_shared->lock);
+}
+
+void
+orch_pool_thank(int heir)
+{
+	LWLockAcquire(orch_shared->lock, LW_EXCLUSIVE);
+	if (orch_shared->heir == heir)
+		orch_shared->heir = ORCH_HEIR_NONE;
+	LWLockRelease(orch_shared->lock);
+}
+
 /*
- * Ask one executor to leave its slot to somebody who has none.
+ * Whether the next worker is for somebody else, who still wants it.  Caller
+ * holds the lock.
  */
-static void
-make_room(void)
+static bool
+is_promised_to_others(int heir)
+{
+	int promised = orch_shared->heir;
+	TimestampTz age = GetCurrentTimestamp() - orch_shared->heir_since;
+
+	return promised != ORCH_HEIR_NONE && promised != heir && age >= 0 &&
+		   age < PROMISE_LIMIT &&
+		   (promised < 0 || orch_shared->owners[promised].ready);
+}
+
+/*
+ * The last executor makes room for another one only: without it no task would
+ * run.
+ */
+static int
+count_present(void)
+{
+	int present = 0;
+
+	for (int i = 0; i < orch_shared->nexecutors; i++)
+	{
+		if (is_present(&orch_shared->executors[i]))
+			present++;
+	}
+	return present;
+}
+
+static bool
+is_present(const OrchExecutor *executor)
+{
+	return executor->state != ORCH_EXECUTOR_FREE &&
+		   executor->state != ORCH_EXECUTOR_DEAD;
+}
+
+/*
+ * NULL: nobody can be asked, or somebody was a moment ago.  One that takes its
+ * time to leave does not keep the next from being asked.
+ */
+static OrchExecutor *
+choose_leaver(TimestampTz now)
 {
 	OrchExecutor *chosen = NULL;
 	int chosen_rank = 0;
 
-	pg_atomic_write_u32(&orch_shared->starved, 1);
-	try_again_at(GetCurrentTimestamp() + STARVED_PAUSE);
-	LWLockAcquire(orch_shared->lock, LW_SHARED);
 	for (int i = 0; i < orch_shared->nexecutors; i++)
 	{
 		OrchExecutor *executor = &orch_shared->executors[i];
-		int rank = executor->state == ORCH_EXECUTOR_IDLE   ? 2
-				   : executor->state == ORCH_EXECUTOR_BUSY ? 1
-														   : 0;
+		int rank = rank_leaver(executor, now);
 
-		/* one that was asked already is about to make room */
-		if (executor->leave && executor->state != ORCH_EXECUTOR_FREE)
-		{
-			chosen = NULL;
-			break;
-		}
-		if (rank > chosen_rank || (rank == chosen_rank && rank > 0 &&
-								   executor->since < chosen->since))
+		if (executor->leave && executor->state != ORCH_EXECUTOR_FREE &&
+			now - executor->leave_since < STARVED_PAUSE)
+			return NULL;
+		if (rank > chosen_rank ||
+			(rank == chosen_rank && rank > 0 &&
+			 (rank == 3 ? executor->since < chosen->since
+						: executor->came < chosen->came)))
 		{
 			chosen = executor;
 			chosen_rank = rank;
 		}
 	}
-	if (chosen != NULL)
+	return chosen;
+}
+
+/*
+ * The higher, the rather: it is idle; its owner has others; it has been here
+ * for a while.  0: not this one.
+ */
+static int
+rank_leaver(const OrchExecutor *executor, TimestampTz now)
+{
+	if (executor->leave)
+		return 0;
+	if (executor->state == ORCH_EXECUTOR_IDLE)
+		return 3;
+	if (executor->state != ORCH_EXECUTOR_BUSY || now - executor->came < TENURE)
+		return 0;
+	for (int i = 0; i < orch_shared->nexecutors; i++)
 	{
-		chosen->leave = true;
-		orch_shmem_set_latch(chosen->procno);
+		OrchExecutor *other = &orch_shared->executors[i];
+
+		if (other != executor && is_present(other) && !other->leave &&
+			other->dboid == executor->dboid &&
+			other->owner_index == executor->owner_index)
+			return 2;
 	}
-	LWLockRelease(orch_shared->lock);
+	return 1;
+}
+
+void
+orch_pool_lack_other(void)
+{
+	warn_starved();
+	orch_pool_make_room(ORCH_HEIR_OTHER);
 }
 
 /*
@@ -367,8 +494,6 @@ warn_starved(void)
 	static TimestampTz warned_at = 0;
 	TimestampTz now = GetCurrentTimestamp();
 
-	pg_atomic_write_u32(&orch_shared->starved, 1);
-	try_again_at(now + STARVED_PAUSE);
 	if (now - warned_at > 60 * USECS_PER_SEC)
 		ereport(
 			WARNING,

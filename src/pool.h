@@ -20,4 +20,16 @@ extern TimestampTz orch_pool_retry_at(void);
 /* The slot of a dead executor was recovered: it is free again. */
 extern void orch_pool_free(OrchExecutor *executor);
 
+/*
+ * There is no worker for an owner (by its index) that has none, or for a
+ * process of ours that is no executor (ORCH_HEIR_OTHER): the next one is
+ * promised to it, and an executor asked to leave.  To be called once a second
+ * until there is, or the promise is void; if it is somebody else's turn, too.
+ */
+extern void orch_pool_make_room(int heir);
+extern void orch_pool_lack_other(void); /* the same, and says so in the log */
+
+/* There is one now. */
+extern void orch_pool_thank(int heir);
+
 #endif

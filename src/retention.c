@@ -235,7 +235,7 @@ orch_retention_at(OrchDatabase *database, bool may_fire)
 	return (TimestampTz) pg_atomic_read_u64(&database->retention_at);
 }
 
-void
+bool
 orch_retention_manage(OrchDatabase *database, bool may_fire)
 {
 	TimestampTz now = orch_clock();
@@ -244,19 +244,21 @@ orch_retention_manage(OrchDatabase *database, bool may_fire)
 	if (handle != NULL)
 	{
 		if (GetBackgroundWorkerPid(handle, &pid) != BGWH_STOPPED)
-			return;
+			return true;
 		pfree(handle);
 		handle = NULL;
 		if (!database->retention_done)
 			look_at(MyDatabaseId, now + ERROR_PAUSE);
 	}
 	if (now < orch_retention_at(database, may_fire))
-		return;
+		return true;
 	database->retention_done = false;
 	pg_atomic_write_u64(&database->retention_at, PG_INT64_MAX);
 	handle = orch_shmem_start_worker("retention");
-	if (handle == NULL)
-		look_at(MyDatabaseId, now + ERROR_PAUSE);
+	if (handle != NULL)
+		return true;
+	look_at(MyDatabaseId, now + USECS_PER_SEC);
+	return false;
 }
 
 /* ---------------------------------------------------------- the worker */

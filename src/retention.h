@@ -16,10 +16,10 @@ extern void orch_retention_install(void);
 /*
  * The supervisor's part.  find: a duty, asks the tables when to look next,
  * also after a change of settings.  manage: starts the worker when it is
- * time.  at: when to call that again even if nobody asks; DT_NOEND: never.
+ * time; false: the server has none for it.  at: when to call that again even if nobody asks; DT_NOEND: never.
  */
 extern void orch_retention_find(void);
-extern void orch_retention_manage(OrchDatabase *database, bool may_fire);
+extern bool orch_retention_manage(OrchDatabase *database, bool may_fire);
 extern TimestampTz orch_retention_at(OrchDatabase *database, bool may_fire);
 
 /* The worker. */

@@ -142,6 +142,7 @@ initialize_memory(void)
 	orch_shared->permit_lock = &GetNamedLWLockTranche(TRANCHE_NAME)[1].lock;
 	orch_shared->turn_lock = &GetNamedLWLockTranche(TRANCHE_NAME)[2].lock;
 	orch_shared->launcher_procno = -1;
+	orch_shared->heir = ORCH_HEIR_NONE;
 	orch_shared->started_at = orch_monotonic();
 	orch_shared->nexecutors = orch_max_executors;
 	orch_shared->nwaiters = MaxBackends;
@@ -189,7 +190,6 @@ initialize_memory(void)
 	}
 }
 
-OrchDatabase *
 /*
  * Begin the session of a process of ours: as the role itself (InvalidOid: the
  * superuser of the cluster), whatever the settings of role, database and
@@ -208,6 +208,7 @@ orch_shmem_connect(Oid dboid, Oid roleoid)
 					PGC_S_OVERRIDE);
 }
 
+OrchDatabase *
 orch_shmem_database(Oid dboid, bool create)
 {
 	OrchDatabase *unused = NULL;

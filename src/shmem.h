@@ -265,11 +265,13 @@ typedef struct OrchExecutor
 	int owner_index; /* into owners */
 	pid_t pid;
 	int procno;
-	TimestampTz since; /* of state */
-	Oid live;		   /* task_live, when it came */
-	bool leave;		   /* asked to go when its batch is done */
-	bool failed_start; /* ended before it did anything */
-	uint32 generation; /* rises with every use of the slot */
+	TimestampTz since;		 /* of state */
+	TimestampTz came;		 /* when it got the slot */
+	Oid live;				 /* task_live, when it came */
+	bool leave;				 /* asked to go when its batch is done */
+	TimestampTz leave_since; /* asked to make room; 0: for another reason */
+	bool failed_start;		 /* ended before it did anything */
+	uint32 generation;		 /* rises with every use of the slot */
 
 	slock_t mutex; /* guards all that follows but claims */
 
@@ -342,13 +344,18 @@ typedef struct OrchGuilty
 	int32 attempt;
 } OrchGuilty;
 
+#define ORCH_HEIR_NONE	(-1)
+#define ORCH_HEIR_OTHER (-2) /* a process of ours that is no executor */
+
 typedef struct OrchShared
 {
 	LWLock *lock; /* who exists */
 	pid_t launcher_pid;
 	int launcher_procno;
-	bool launcher_look;		   /* look at pg_database again */
-	pg_atomic_uint32 starved;  /* a worker could not be registered */
+	bool launcher_look;		  /* look at pg_database again */
+	pg_atomic_uint32 starved; /* a worker could not be registered */
+	int heir; /* whom the next free slot is for: index into owners, or ... */
+	TimestampTz heir_since;	   /* under lock, as heir */
 	TimestampTz breaker_until; /* no executors before: crashes came too fast */
 	TimestampTz straight_on_from; /* no step is gone straight on to before: one
 								   * may have crashed the server (workflow.c) */
@@ -419,6 +426,7 @@ extern void orch_shmem_terminate(SIGNAL_ARGS);
 extern bool orch_shmem_terminated(void);
 extern void orch_shmem_describe_worker(BackgroundWorker *worker,
 									   const char *kind);
+extern void orch_shmem_connect(Oid dboid, Oid roleoid);
 
 /* Start one of a kind for our database.  NULL: it cannot be now. */
 extern BackgroundWorkerHandle *orch_shmem_start_worker(const char *kind);
@@ -429,7 +437,6 @@ extern BackgroundWorkerHandle *orch_shmem_start_worker(const char *kind);
  * sleep for a minute on one that it could not fork, unless it is woken.
  */
 #define ORCH_START_PAUSE USECS_PER_SEC
-extern void orch_shmem_connect(Oid dboid, Oid roleoid);
 extern BgwHandleStatus orch_shmem_worker_status(BackgroundWorkerHandle *handle,
 												TimestampTz registered,
 												pid_t *pid);

@@ -603,7 +603,8 @@ turn(uint32 wake)
 	if (now >= next_tune)
 		tune_queues(next_tune == 0);
 	manage_pool();
-	orch_retention_manage(database, may_fire);
+	if (!orch_retention_manage(database, may_fire))
+		orch_pool_lack_other();
 
 	/* after it, which would wake all executors for what one takes at once */
 	look_in = orch_gather_look(MyDatabaseId);
@@ -620,7 +621,8 @@ manage_pool(void)
 	PG_TRY();
 	{
 		orch_pool_manage(may_fire);
-		orch_courier_manage(database, may_fire);
+		if (!orch_courier_manage(database, may_fire))
+			orch_pool_lack_other();
 	}
 	PG_CATCH();
 	{

@@ -308,6 +308,19 @@ subtest 'too few workers' => sub {
 	measure_ok(5, 'recovery by itself', sub {
 			is(outcome_of($small, 'app', $_)->{state}, 'completed', 'a task that waited runs') foreach @waiting;
 		});
+
+	# Every slot is an idle executor's now.
+	$small->plain_role('late');
+	is(outcome($small, 'postgres', q{orchestrator.run('SELECT 1')})->{state}, 'completed', 'another role has an executor, too');
+	measure_ok(5, 'an idle executor makes room for a role that has none', sub {
+			is(outcome($small, 'late', q{orchestrator.run('SELECT 1')})->{state}, 'completed', 'its task runs');
+		});
+	$small->safe_psql('postgres', 'CREATE DATABASE fourth');
+	$small->safe_psql('fourth', 'CREATE EXTENSION orchestrator');
+	measure_ok(10, 'and for a supervisor, and an executor in its database', sub {
+			is(outcome($small, 'postgres', q{orchestrator.run('SELECT 1')}, database => 'fourth')->{state}, 'completed', 'a task runs there');
+		});
+	$small->safe_psql('postgres', 'DROP DATABASE fourth');
 	$small->stop;
 
 	# More databases than there are workers for supervisors.

@@ -118,6 +118,28 @@ SQL
 	cancel_all();
 };
 
+# Two roles have all executors, but for one that may idle, and work for half a
+# minute.
+subtest 'roles' => sub {
+	admin(q{SELECT pg_terminate_backend(pid, 10000) FROM orchestrator.worker_status WHERE kind = 'executor'});
+	foreach my $role (qw(flood flood2))
+	{
+		$node->plain_role($role);
+		$node->psql_as($role, <<'SQL');
+SELECT orchestrator.define('slow', 'SELECT pg_sleep(0.02)', 'sql');
+SELECT cardinality(orchestrator.enqueue_many('slow', array_fill('{}'::jsonb, '{5000}')));
+SQL
+	}
+	$node->wait_for(q{SELECT count(*) = 6 AND count(*) FILTER (WHERE role LIKE 'flood%') >= 5 FROM orchestrator.worker_status WHERE kind = 'executor'}, 't', 'they have them');
+	foreach my $role (qw(late later))
+	{
+		$node->plain_role($role);
+		measure_ok(8, 'a role without an executor', sub { is(outcome($node, $role, q{orchestrator.run('SELECT 1')})->{state}, 'completed', 'has its turn') });
+	}
+	is(admin(q{SELECT count(DISTINCT owner) FROM orchestrator.task WHERE live}), 2, 'while the others are at it');
+	admin(q{SELECT orchestrator.cancel_many(all_tasks => true)});
+};
+
 subtest 'not preloaded' => sub {
 	my $bare = new_node(name => 'bare', shared_preload_libraries => '');
 	$bare->start;
