@@ -108,6 +108,7 @@ static OrchLeaf *open_leaf(Oid relid, bool live);
 static IndexRule rule_of(Oid index, bool live);
 static bool index_applies(LeafIndex *index, const OrchRow *row);
 static bool waits_later(const OrchRow *row);
+static bool was_changed_by_us(TupleTableSlot *slot);
 static void open_index(OrchLeaf *leaf, LeafIndex *index);
 static void prepare_index(OrchLeaf *leaf, LeafIndex *index);
 static void insert_indexes(OrchLeaf *leaf, const OrchRow *row, ItemPointer tid,
@@ -1030,9 +1031,24 @@ orch_heap_is_running(OrchLeaf *live, ItemPointer tid, int64 id, int32 epoch)
 										  &isnull)) == epoch &&
 			   DatumGetObjectId(
 				   slot_getattr(slot, ORCH_TASK_STATE + 1, &isnull)) ==
-				   orch_catalog(false)->states[ORCH_STATE_RUNNING];
+				   orch_catalog(false)->states[ORCH_STATE_RUNNING] &&
+			   !was_changed_by_us(slot);
 	ExecDropSingleTupleTableSlot(slot);
 	return same;
+}
+
+/*
+ * By pause() in a step of this transaction, say: there is a newer version.
+ */
+static bool
+was_changed_by_us(TupleTableSlot *slot)
+{
+	HeapTupleHeader row = ExecFetchSlotHeapTuple(slot, false, NULL)->t_data;
+
+	return (row->t_infomask & HEAP_XMAX_INVALID) == 0 &&
+		   !HEAP_XMAX_IS_LOCKED_ONLY(row->t_infomask) &&
+		   TransactionIdIsCurrentTransactionId(
+			   HeapTupleHeaderGetUpdateXid(row));
 }
 
 /*
