@@ -25,7 +25,7 @@ use Time::HiRes qw(time usleep);
 use Time::Local qw(timegm);
 
 our @EXPORT = qw(within postmaster workers children title alive gone kill_hard log_end log_since
-  await_ready start_again stop_timed forget_crashes value handlers);
+  await_ready start_again stop_timed forget_crashes disk value handlers);
 
 # Poll until the code answers something true: the seconds that took, or undef
 # when it never did.
@@ -183,6 +183,15 @@ sub forget_crashes
 	}
 	close $file;
 	return;
+}
+
+# The folder that rules a disk (disk.c), and the library to be preloaded into a
+# server that has it.
+sub disk
+{
+	my $control = PostgreSQL::Test::Utils::tempdir();
+	system_or_bail($ENV{CC} || 'cc', '-shared', '-fPIC', '-Wall', '-Werror', "-DCONTROL=\"$control\"", '-o', "$control/disk.so", 'test/lib/disk.c', '-ldl');
+	return ($control, "$control/disk.so");
 }
 
 # ---------------------------------------------------------------- SQL

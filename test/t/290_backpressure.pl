@@ -250,4 +250,53 @@ subtest 'without preload' => sub {
 	$_->quit foreach $open, $second;
 	$node->stop('fast');
 };
+
+# A count reads the index, then the rows: one that is given back in between goes
+# to another place, and none of the two would be seen.  The disk holds the count
+# up at a row before it.
+subtest 'a task is given back while it is counted' => sub {
+	my ($control, $disk) = disk();
+	local $ENV{LD_PRELOAD} = $disk;
+	my $counted = new_node(name => 'counted', autovacuum => 'off', 'orchestrator.executors_per_role' => 1);
+	$counted->start;
+	$counted->create_extension;
+	$counted->plain_role('app');
+	$counted->safe_psql('postgres', 'CREATE SCHEMA app AUTHORIZATION app');
+	my $ask = sub { return $counted->psql_as('app', $_[0]) };
+	# a step that leaves no other to run in its transaction, nor after it
+	$ask->(<<'SQL');
+CREATE FUNCTION app.last(input jsonb) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  IF input ? 'last' THEN
+    PERFORM orchestrator.pause_queue('open');
+    SET CONSTRAINTS ALL IMMEDIATE;
+  END IF;
+END $$;
+SELECT orchestrator.define('last', 'app.last'), orchestrator.define('busy', 'SELECT pg_advisory_lock_shared(1), pg_advisory_unlock_shared(1)', 'sql');
+SELECT orchestrator.define_queue('held'), orchestrator.define_queue('open'), orchestrator.pause_queue('held');
+SELECT orchestrator.enqueue('last', to_jsonb(repeat('x', 1800)), queue => 'held') FROM generate_series(1, 20);
+SQL
+	$counted->restart;
+	is(outcome($counted, 'app', q{orchestrator.enqueue('last')})->{state}, 'completed', 'an executor knows that they are short') foreach 1 .. 3;
+	my $gate = session($counted, 'app');
+	$gate->query('SELECT pg_advisory_lock(1)');
+	$ask->(q{SELECT orchestrator.enqueue('busy')});
+	$counted->wait_for(q{SELECT count(*) = 1 FROM orchestrator.worker_status WHERE task_id IS NOT NULL}, 't', 'it is busy');
+	my ($first, $second) = split /\n/, $ask->(q{SELECT orchestrator.enqueue('last', '{"last": true}', queue => 'open') FROM generate_series(1, 2)});
+	$counted->safe_psql('postgres', q{SELECT orchestrator.set_quota('app', max_queued => 21)});
+
+	append_to_file("$control/still", $counted->data_dir . '/' . $counted->safe_psql('postgres', q{SELECT pg_relation_filepath('orchestrator.task_live')}));
+	my $client = session($counted, 'app');
+	$client->send(q{SELECT orchestrator.enqueue('last', queue => 'held')});
+	$counted->wait_for(q{SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = 'IO' AND usename = 'app'}, 't', 'a count is held up');
+	$gate->query('SELECT pg_advisory_unlock(1)');
+	is(outcome_of($counted, 'app', $first)->{state}, 'completed', 'meanwhile one of two tasks runs');
+	unlink "$control/still";
+	$client->answer;
+	like($client->errors, qr/role "app" may not have so many/, 'the other one is counted');
+	is($ask->("SELECT state || ' ' || epoch FROM orchestrator.task WHERE id = $second"), 'pending 1', 'it was given back');
+	is($ask->('SELECT count(*) FROM orchestrator.task WHERE live'), 21, 'no more wait than may');
+	$_->quit foreach $client, $gate;
+	$counted->stop;
+};
 done_testing();
