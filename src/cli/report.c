@@ -462,6 +462,14 @@ failed_came(const PGresult *result)
 												   : PQgetvalue(result, 0, 0));
 	else if (report_may_pass(result))
 		pause_until = worker.now + PAUSE_SECONDS;
+	else if (!is_stale(result) && job->report == REPORT_FAIL && !job->alone)
+	{
+		/* text that the database has no characters for, say */
+		job->alone = true;
+		job_fail(job, job->retryable, NULL, NULL,
+				 "the program failed; what it said was refused: %s",
+				 error_text(result));
+	}
 	else
 	{
 		if (!is_stale(result))

@@ -62,7 +62,7 @@ typedef struct Job
 	char *output; /* JSON, or NULL */
 	char *error;  /* JSON */
 	bool retryable;
-	bool alone;		/* a report with others was refused */
+	bool alone;		/* a report, with others or with more, was refused */
 	bool in_flight; /* in the statement under way */
 	bool sent;		/* once, and the answer was lost */
 

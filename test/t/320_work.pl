@@ -113,6 +113,7 @@ subtest 'killed' => \&killed;
 subtest 'lost connections' => \&connections;
 subtest 'many small ones' => \&many;
 subtest 'usage' => \&usage;
+subtest 'another encoding' => \&encoding;
 $node->stop('fast');
 done_testing();
 
@@ -546,6 +547,22 @@ sub many
 	enqueue('colours');
 	($code, $out) = $cli->run('--json', 'work', '-q', 'q', '-t', $tasks, '--until-empty');
 	like($out, qr/"message": "\\u009b31m"/, 'without what would steer a terminal');
+	return;
+}
+
+# A database that has no characters for what a program says.
+sub encoding
+{
+	$node->safe_psql('postgres', q{CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1'});
+	$node->safe_psql('latin', q{CREATE EXTENSION orchestrator; SELECT orchestrator.define_queue('q'),
+		orchestrator.define('speaks', NULL, 'remote', queue => 'q', max_attempts => 1), orchestrator.enqueue('speaks')});
+	mkdir "$tasks/speaks";
+	write_file("$tasks/speaks/task.json", '{}');
+	write_file("$tasks/speaks/speaks.sh", "#!/bin/sh\necho 'well \xe2\x98\x83' >&2\nexit 1\n");
+	chmod 0755, "$tasks/speaks/speaks.sh";
+	my ($code) = client($node, 'postgres', 'latin')->run('work', '-q', 'q', '-t', $tasks, '--until-empty');
+	like($node->safe_psql('latin', q{SELECT state || ' ' || (error ->> 'message') FROM orchestrator.task}),
+		qr/^failed the program failed; what it said was refused: .* no equivalent in encoding "LATIN1"/, 'a failure is reported all the same');
 	return;
 }
 
