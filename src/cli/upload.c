@@ -460,7 +460,7 @@ const CliCommand cmd_tasks_purge = {
 	" pg_catalog.array_agg(d.version ORDER BY d.version) AS versions,"                                                                                                                                              \
 	" pg_catalog.min(CASE WHEN d.kind IN ('function', 'procedure') THEN d.handler END) FILTER (WHERE d.is_current) AS handler,"                                                                                     \
 	" ARRAY(SELECT 'workflow ' || w.name FROM orchestrator.definition w WHERE w.kind = 'workflow' AND w.is_current AND NOT (w.owner = o.id AND w.name = ANY ($1))"                                                  \
-	" AND EXISTS (SELECT FROM pg_catalog.jsonb_array_elements(w.document -> 'steps') s(value) WHERE n.name IN (s.value ->> 'definition', s.value ->> 'undo')) ORDER BY 1)"                                          \
+	" AND EXISTS (SELECT FROM pg_catalog.jsonb_array_elements(w.document -> 'steps') s(value) WHERE n.name IN (s.value ->> 'definition', s.value ->> 'undo') OR s.value #> '{request,tools}' ? n.name) ORDER BY 1)" \
 	" || ARRAY(SELECT 'callback of ' || w.name FROM orchestrator.definition w WHERE w.owner = o.id AND w.is_current AND w.name <> ALL ($1)"                                                                         \
 	" AND n.name IN (w.success_callback, w.failure_callback) ORDER BY 1)"                                                                                                                                           \
 	" || ARRAY(SELECT 'tool of ' || w.name FROM orchestrator.definition w WHERE w.owner = o.id AND w.is_current AND w.name <> ALL ($1)"                                                                             \

@@ -219,7 +219,7 @@ subtest 'outside calls' => sub {
 	is(uploaded('--all'), 'act 1, acts 1, ask 1, call 1, vector 1', 'models and tools');
 	is(states()->{$_}, 'same', "$_ is as its file says") foreach sort keys %file;
 	(undef, my $used) = tasks(1, 'purge', 'look', '-y');
-	like($used, qr/^look: it is used: tool of act, tool of ask$/m, 'a list of tools uses one');
+	like($used, qr/^look: it is used: workflow acts, tool of act, tool of ask$/m, 'a list of tools uses one');
 	put('act/task.json', { kind => 'tool' });
 	my (undef, $err) = tasks(1, 'upload', 'act');
 	like($err, qr/there is no handler, program or steps/, 'a list of tools is said by its request');
