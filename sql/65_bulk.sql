@@ -125,23 +125,36 @@ BEGIN
 END
 $$;
 
+-- Do what the verb says to tasks that match, a thousand at a time.
+CREATE FUNCTION orchestrator._change_many(verb text, caller oid, definition text, queue text, states orchestrator.task_state[], older_than interval,
+    max_rows int, detail jsonb, force boolean DEFAULT NULL, attempts int DEFAULT NULL) RETURNS bigint
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_count bigint := 0;
+  v_ids   bigint[];
+  v_last  bigint := 0;
+BEGIN
+  LOOP
+    SELECT n.ids, n.last INTO v_ids, v_last
+      FROM orchestrator._next_many($2, $3, $4, $5, $6, v_last, least(1000, $7 - v_count)::int) n;
+    EXIT WHEN v_last IS NULL;
+    v_count := v_count + CASE $1 WHEN 'cancel' THEN orchestrator._cancel_rows(v_ids, $8)
+                                 WHEN 'pause' THEN orchestrator._pause_rows(v_ids, $9, $8)
+                                 WHEN 'resume' THEN orchestrator._resume_rows(v_ids, $8)
+                                 WHEN 'retry' THEN orchestrator._retry_rows(v_ids, $10, $8) END;
+  END LOOP;
+  RETURN v_count;
+END
+$$;
+
 CREATE FUNCTION orchestrator._cancel_many(caller oid, definition text, queue text, states text[], older_than interval,
     max_rows int, all_tasks boolean, reason text) RETURNS bigint
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_states orchestrator.task_state[] := orchestrator._many_states('cancel_many', $4, '{scheduled,pending,running,waiting,paused}');
-  v_count  bigint := 0;
-  v_ids    bigint[];
-  v_last   bigint := 0;
 BEGIN
   PERFORM orchestrator._require_filter('cancel_many', num_nonnulls($2, $3, $4, $5), $7, $6);
-  LOOP
-    SELECT n.ids, n.last INTO v_ids, v_last
-      FROM orchestrator._next_many($1, $2, $3, v_states, $5, v_last, least(1000, $6 - v_count)::int) n;
-    EXIT WHEN v_last IS NULL;
-    v_count := v_count + orchestrator._cancel_rows(v_ids, orchestrator._by($1, $8));
-  END LOOP;
-  RETURN v_count;
+  RETURN orchestrator._change_many('cancel', $1, $2, $3, v_states, $5, $6, orchestrator._by($1, $8));
 END
 $$;
 
@@ -150,18 +163,9 @@ CREATE FUNCTION orchestrator._pause_many(caller oid, definition text, queue text
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_states orchestrator.task_state[] := orchestrator._many_states('pause_many', $4, '{scheduled,pending,running,waiting}');
-  v_count  bigint := 0;
-  v_ids    bigint[];
-  v_last   bigint := 0;
 BEGIN
   PERFORM orchestrator._require_filter('pause_many', num_nonnulls($2, $3, $4, $5), $7, $6);
-  LOOP
-    SELECT n.ids, n.last INTO v_ids, v_last
-      FROM orchestrator._next_many($1, $2, $3, v_states, $5, v_last, least(1000, $6 - v_count)::int) n;
-    EXIT WHEN v_last IS NULL;
-    v_count := v_count + orchestrator._pause_rows(v_ids, coalesce($8, false), orchestrator._by($1));
-  END LOOP;
-  RETURN v_count;
+  RETURN orchestrator._change_many('pause', $1, $2, $3, v_states, $5, $6, orchestrator._by($1), force => coalesce($8, false));
 END
 $$;
 
@@ -170,18 +174,9 @@ CREATE FUNCTION orchestrator._resume_many(caller oid, definition text, queue tex
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_states orchestrator.task_state[] := orchestrator._many_states('resume_many', $4, '{paused}');
-  v_count  bigint := 0;
-  v_ids    bigint[];
-  v_last   bigint := 0;
 BEGIN
   PERFORM orchestrator._require_filter('resume_many', num_nonnulls($2, $3, $4, $5), $7, $6);
-  LOOP
-    SELECT n.ids, n.last INTO v_ids, v_last
-      FROM orchestrator._next_many($1, $2, $3, v_states, $5, v_last, least(1000, $6 - v_count)::int) n;
-    EXIT WHEN v_last IS NULL;
-    v_count := v_count + orchestrator._resume_rows(v_ids, orchestrator._by($1));
-  END LOOP;
-  RETURN v_count;
+  RETURN orchestrator._change_many('resume', $1, $2, $3, v_states, $5, $6, orchestrator._by($1));
 END
 $$;
 
@@ -190,18 +185,9 @@ CREATE FUNCTION orchestrator._retry_many(caller oid, definition text, queue text
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_states orchestrator.task_state[] := orchestrator._many_states('retry_many', coalesce($4, '{failed}'), '{failed,cancelled}');
-  v_count  bigint := 0;
-  v_ids    bigint[];
-  v_last   bigint := 0;
 BEGIN
   PERFORM orchestrator._require_filter('retry_many', num_nonnulls($2, $3, $4, $5), $7, $6);
   PERFORM orchestrator._require($8 IS NOT NULL AND $8 BETWEEN 1 AND 10000, 'attempts must be between 1 and 10000');
-  LOOP
-    SELECT n.ids, n.last INTO v_ids, v_last
-      FROM orchestrator._next_many($1, $2, $3, v_states, $5, v_last, least(1000, $6 - v_count)::int) n;
-    EXIT WHEN v_last IS NULL;
-    v_count := v_count + orchestrator._retry_rows(v_ids, $8, orchestrator._by($1));
-  END LOOP;
-  RETURN v_count;
+  RETURN orchestrator._change_many('retry', $1, $2, $3, v_states, $5, $6, orchestrator._by($1), attempts => $8);
 END
 $$;
