@@ -15,6 +15,9 @@
 #include "tasks.h"
 #include "work.h"
 
+/* Bytes that a server takes which was not told otherwise. */
+#define USUAL_OUTPUT (1024 * 1024)
+
 static CliExit run_test(CliCall *call);
 static CliExit test_in_database(TaskFile *const *tasks, int count,
 								const char *input);
@@ -425,6 +428,10 @@ judge(const TaskFile *task, const Program *program, double began)
 					  line, error);
 		else
 			say_output(output->data, term_now() - began);
+		if (document && output->len > USUAL_OUTPUT)
+			out_warn(
+				"the output has %zu bytes: work takes %d, unless orchestrator.max_input_size was raised",
+				output->len, USUAL_OUTPUT);
 	}
 	doc_free(document);
 	return document ? CLI_OK : CLI_FAILED;

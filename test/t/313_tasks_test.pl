@@ -108,6 +108,9 @@ SH
 	put('prog/prog.sh', "#!/bin/sh\necho '{\"a\": 1'\n");
 	($out, $err) = try_task(1, 'prog');
 	like($err, qr/the output of prog is no JSON/, 'output that is none');
+	put('prog/prog.sh', qq(#!/bin/sh\nhead -c 1100000 /dev/zero | tr '\\0' 1\n));
+	($out, $err) = try_task(0, 'prog');
+	like($err, qr/the output has 1100000 bytes: work takes 1048576/, 'more output than work would take');
 	put('prog/prog.sh', "#!/bin/sh\nexit 0\n");
 	is($cli->json('tasks', 'test', 'prog', '--tasks', $folder)->{output}, undef, 'no output is null');
 	put('prog/task.json', { timeout => '300 ms' });
