@@ -434,7 +434,7 @@ sub stopping
 	ok(defined within(20, sub { $worker->{run}->pump_nb; $worker->{err} =~ /programs may end/ }), 'TERM');
 	$worker->signal('TERM');
 	is($worker->exit_code, 0, 'a second TERM does not wait for programs');
-	ok(gone(@pids), 'they are ended');
+	ok(defined within(10, sub { gone(@pids) }), 'they are ended');
 	is(app("SELECT state || ' ' || attempt FROM orchestrator.task WHERE id = $id"), 'pending 0', 'the task is given back, and its attempt not counted');
 
 	$worker = worker('--grace', 100);
