@@ -48,13 +48,13 @@ outer() {
 	trap 'exit 143' TERM HUP
 
 	copy_tree "$work" || exit 1
-	mkdir -p "$work/tmp"
+	mkdir -p "$work/tmp" "$work/tmp_home"
 	give_to_unprivileged "$work"
 
 	# A session of its own, so that all of it can be ended together.
 	export -f unprivileged
 	(
-		cd "$work" && HOME_DIR=$work INNER=1 exec setsid bash -c 'unprivileged bash test/run.sh "$1"' - "$what"
+		cd "$work" && HOME_DIR=$work/tmp_home INNER=1 exec setsid bash -c 'unprivileged bash test/run.sh "$1"' - "$what"
 	) &
 	inner=$!
 	wait "$inner"

@@ -100,7 +100,7 @@ sub npm_packages
 	{
 		system_or_bail('cp', "$sources/package.json", "$sources/package-lock.json", $folder);
 		return if system_log('npm', 'ci', '--silent', '--no-audit', '--no-fund', '--fetch-retries=1', '--fetch-retry-mintimeout=1000',
-			'--prefix', $folder, '--cache', "$folder/cache") != 0;
+			'--prefix', $folder) != 0;
 	}
 	system_or_bail('cp', '-pu', map({ "$sources/$_" } @programs), $folder) if @programs;
 	return $folder;
