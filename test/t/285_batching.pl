@@ -169,7 +169,7 @@ sub backlog
 	is(app('SELECT max(n) FROM app.call'), 100, 'most were full');
 	is(effects(), '1000 1000', 'every effect once');
 	is(app(q{SELECT count(*) FROM orchestrator.task WHERE id IN (} . join(',', @ids) . q{) AND output -> 'done' = input -> 'v'}), 1000, 'and each has its own output');
-	is(app('SELECT count(*) FROM app.call, unnest(items) WITH ORDINALITY i(id, place) WHERE id - items[1] <> place - 1'), 0, 'in the order of the queue')
+	is(app('SELECT count(*) FROM app.call, unnest(items) WITH ORDINALITY i(id, place) WHERE id <= items[place - 1]'), 0, 'in the order of the queue')
 	  if $lane eq 'on';
 
 	$node->safe_psql('postgres', 'ALTER SYSTEM SET orchestrator.batch_size = 30; SELECT pg_reload_conf()');
