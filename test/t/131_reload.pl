@@ -45,6 +45,8 @@ BEGIN
 END $$;
 SELECT orchestrator.define('tell', 'app.tell', max_attempts => 1), orchestrator.define('pass', 'chaos.pass', max_attempts => 1);
 SQL
+# Executors leave once more when an extension is a second old.
+$node->restart;
 my $accepted = 0;
 
 sub add
@@ -59,7 +61,7 @@ sub told { return outcome($node, 'app', q{orchestrator.enqueue('tell')})->{outpu
 
 add(1000);
 $node->wait_for('SELECT count(*) = 0 FROM orchestrator.task WHERE live');
-my @workers = sort { $a <=> $b } workers($node);
+my @workers = workers($node);
 my $offset = log_end($node);
 my $reloads = sub { return scalar(() = log_since($node, $offset) =~ /received SIGHUP/g) };
 my $postmaster = postmaster($node);
@@ -81,7 +83,8 @@ while ($reloads->() < 300)
 	$accepted += 30 * @clients;
 }
 $node->wait_for('SELECT count(*) = 0 FROM orchestrator.task WHERE live', 't', 'all tasks are finished');
-is(join(' ', sort { $a <=> $b } workers($node)), "@workers", 'no worker was replaced');
+my %still = map { $_ => 1 } workers($node);
+is(scalar(grep { !$still{$_} } @workers), 0, 'no worker was replaced');
 
 # What is set is known by the next reload, of which there is one each 10 ms.
 foreach my $value (7, 11)
