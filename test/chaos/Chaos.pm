@@ -674,6 +674,7 @@ sub check_log
 		  && !/FATAL:  postmaster exited during a parallel transaction/
 		  && !/client backend .*ERROR:  division by zero/
 		  && !/client backend .*FATAL:  connection to client lost/
+		  && !/client backend .*FATAL:  canceling authentication due to timeout/    # one that is terminated says so while it connects
 		  && !/client backend .*ERROR:  task \d+ is no longer claimed with this token/
 		  && !/client backend .*ERROR:  cannot (?:pause|resume) task \d+/
 	} split /\n/, slurp_file($node->logfile);
