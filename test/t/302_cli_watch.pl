@@ -68,7 +68,7 @@ sub ends
 
 subtest 'bars' => sub {
 	my $t = $cli->terminal(100, 24, 'enqueue', 'order', '--name', 'zwölf', '--watch');
-	$t->until(qr/pack .*running.* 40 %.*page 4 of 10/);
+	$t->until(qr/pack .*running.* 40 %.*page 4 of 10.*ship .* 0 %/s);
 	my $screen = join "\n", $t->screen;
 	$screen =~ s/\e\[\d*m//g;
 	like($screen, qr/^ *\d+ zwölf +running +█+\S* +46 %.*\n *\d+   reserve +completed +█+ 100 %.*\n *\d+   pack +running +█.* 40 %.*\n +ship +waiting +░+ +0 %$/m,
