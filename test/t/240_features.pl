@@ -319,7 +319,7 @@ subtest 'progress and events' => sub {
 
 	# All of it on the common channel, the other events, and silence, where asked for.
 	app(q{SELECT orchestrator.define('loud', 'app.slow', notify => 'all')});
-	my $loud = outcome($node, 'app', q{orchestrator.enqueue('loud', '{"seconds": 0.7}')})->{id};
+	my $loud = outcome($node, 'app', q{orchestrator.enqueue('loud', '{"seconds": 2}')})->{id};
 	app(q{SELECT orchestrator.define('silent', 'app.note', notify => 'off')});
 	my $silent = outcome($node, 'app', q{orchestrator.enqueue('silent')})->{id};
 	my $changed = app(q{SELECT orchestrator.enqueue('note', delay => '1 day')});
