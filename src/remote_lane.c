@@ -112,7 +112,10 @@ orch_remote_lanes(Oid caller, const int32 *queues, int nqueues, int *n)
 		int32 owner = 0;
 
 		while ((owner = orch_heap_next_waiting_owner(search.live, owner)) != 0)
+		{
+			CHECK_FOR_INTERRUPTS();
 			search_owner(&search, owner);
+		}
 	}
 	else
 	{
