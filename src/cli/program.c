@@ -14,6 +14,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -68,6 +69,7 @@ struct Program
 	size_t input_left;
 	size_t most_output;
 	bool too_much;
+	double kill_at; /* INFINITY: never */
 	PQExpBufferData output;
 	PQExpBufferData lines[2]; /* what has no end yet */
 	int status;
@@ -95,6 +97,7 @@ static bool read_lines(Program *program, ProgramStream stream);
 static void take_lines(Program *program, ProgramStream stream,
 					   const char *bytes, size_t length);
 static void read_rest(Program *program);
+static void signal_group(const Program *program, int number);
 
 void
 program_init(int most)
@@ -287,6 +290,7 @@ program_start(const ProgramStart *start, const char **reason)
 	program->input = start->input;
 	program->input_left = start->input_length;
 	program->most_output = start->most_output;
+	program->kill_at = INFINITY;
 	program->input_fd = program->output_fd = -1;
 	program->line_fds[0] = program->line_fds[1] = -1;
 	initPQExpBuffer(&program->output);
@@ -401,7 +405,7 @@ read_output(Program *program)
 		program->too_much = true;
 		termPQExpBuffer(&program->output);
 		initPQExpBuffer(&program->output);
-		program_signal(program, SIGKILL);
+		signal_group(program, SIGKILL);
 	}
 	if (!program->too_much)
 		appendBinaryPQExpBuffer(&program->output, piece, count);
@@ -449,10 +453,39 @@ take_lines(Program *program, ProgramStream stream, const char *bytes,
 	}
 }
 
-void
-program_signal(const Program *program, int number)
+static void
+signal_group(const Program *program, int number)
 {
 	kill(-program->pid, number);
+}
+
+void
+program_end(Program *program, double grace)
+{
+	signal_group(program, SIGTERM);
+	program->kill_at = term_now() + grace;
+}
+
+void
+program_kill_at(Program *program, double at)
+{
+	program->kill_at = at;
+}
+
+double
+program_due(const Program *program)
+{
+	return program->kill_at;
+}
+
+bool
+program_enforce(Program *program, double now)
+{
+	if (now < program->kill_at)
+		return false;
+	signal_group(program, SIGKILL);
+	program->kill_at = INFINITY;
+	return true;
 }
 
 /*
@@ -478,7 +511,7 @@ program_ended(void)
 		/* the keeper: nobody needs it as much as it needs us */
 		waitpid(info.si_pid, NULL, 0);
 	}
-	program_signal(program, SIGKILL);
+	signal_group(program, SIGKILL);
 	read_rest(program);
 	program->place->group = 0;
 	waitpid(program->pid, &program->status, 0);

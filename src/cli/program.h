@@ -12,6 +12,12 @@
 /* Pipes that one program may have open. */
 #define PROGRAM_PIPES 4
 
+/* From TERM to KILL, unless --grace says otherwise. */
+#define PROGRAM_GRACE 10
+/* clang-format off */
+#define PROGRAM_GRACE_OPTION {"grace", 0, "SECONDS", "from TERM to KILL of a program (" CppAsString2(PROGRAM_GRACE) ")"}
+/* clang-format on */
+
 typedef enum ProgramStream
 {
 	PROGRAM_ERRORS, /* standard error */
@@ -44,8 +50,17 @@ extern int program_descriptors(const Program *program,
 /* Read and write what those say. */
 extern void program_serve(Program *program, const struct pollfd *descriptors,
 						  int count);
-/* To it and all that it started, as far as they stayed in its group. */
-extern void program_signal(const Program *program, int number);
+/*
+ * TERM to it and all that it started, as far as they stayed in its group; to
+ * those that are left after so many seconds, KILL.
+ */
+extern void program_end(Program *program, double grace);
+/* KILL at this time (of term_now()), if it has not ended by then. */
+extern void program_kill_at(Program *program, double at);
+/* When that is; INFINITY: never. */
+extern double program_due(const Program *program);
+/* Do it, if it is time; whether it was. */
+extern bool program_enforce(Program *program, double now);
 /*
  * One that has ended, with everything it wrote, or NULL.  Those of its group
  * that it left behind are killed.

@@ -9,7 +9,6 @@
 #include "postgres_fe.h"
 
 #include <math.h>
-#include <signal.h>
 #include <sys/wait.h>
 
 #include "tasks.h"
@@ -18,20 +17,29 @@
 /* Bytes that a server takes which was not told otherwise. */
 #define USUAL_OUTPUT (1024 * 1024)
 
+/* A program that is tried. */
+typedef struct Trial
+{
+	const TaskFile *task;
+	const char *input;
+	double grace; /* between TERM and KILL */
+	bool late;	  /* its time-out passed */
+} Trial;
+
 static CliExit run_test(CliCall *call);
 static CliExit test_in_database(TaskFile *const *tasks, int count,
 								const char *input);
 static char *run_in_database(const TaskFile *task, const char *input);
 static void check_input(const char *input);
-static CliExit test_program(const TaskFile *task, const char *input);
-static CliExit judge(const TaskFile *task, const Program *program,
-					 double began);
+static CliExit test_program(Trial *trial);
+static CliExit judge(const Trial *trial, const Program *program, double began);
 
 static const CliOption test_options[] = {
 	TASKS_FOLDER_OPTION,
 	{"input", 'i', "JSON", "its input: JSON, @FILE, or - ({})"},
 	{"cache", 0, "FOLDER",
 	 "where environments of programs are made (~/.cache/orchestrator)"},
+	PROGRAM_GRACE_OPTION,
 	{NULL},
 };
 
@@ -52,6 +60,7 @@ run_test(CliCall *call)
 {
 	Problems problems = {0};
 	char *input = opt_json(call, opt_value(call, "input"));
+	Trial trial = {.grace = opt_seconds(call, "grace", PROGRAM_GRACE)};
 	int count;
 	TaskFile **tasks = tasks_read(call, &count, &problems);
 	const TaskFile *task;
@@ -67,7 +76,9 @@ run_test(CliCall *call)
 		cli_fail(CLI_FAILED, "\"%s\" has no program here", task->name);
 	check_input(input);
 	runner_init(tasks_folder(call), opt_value(call, "cache"));
-	return test_program(task, input);
+	trial.task = task;
+	trial.input = input;
+	return test_program(&trial);
 }
 
 /*
@@ -281,39 +292,42 @@ show_line(void *owner, ProgramStream stream, const char *line, size_t length)
 }
 
 /*
- * Serve it until it has ended; after its time-out, or Ctrl-C, it is killed.
+ * Serve it until it has ended; after its time-out, or Ctrl-C, it gets TERM,
+ * and KILL if it stays.
  */
-static Program *
-await_end(Program *program, double timeout)
+static void
+await_end(Trial *trial, Program *program, double timeout)
 {
 	struct pollfd descriptors[PROGRAM_PIPES];
 	double until = timeout > 0 ? term_now() + timeout : INFINITY;
-	bool killed = false;
-	Program *ended;
+	bool ending = false;
+	double due;
 	int count;
 
-	while ((ended = program_ended()) == NULL)
+	while (program_ended() == NULL)
 	{
 		count = program_descriptors(program, descriptors);
+		due = Min(until, program_due(program));
 		term_poll(descriptors, count,
-				  isinf(until) ? -1 : Max(until - term_now(), 0));
+				  isinf(due) ? -1 : Max(due - term_now(), 0));
 		program_serve(program, descriptors, count);
-		if (!killed && (term_interrupted() || term_now() >= until))
-		{
-			if (!term_interrupted())
-				say_line("timeout", "it is killed");
-			program_signal(program, SIGKILL);
-			killed = true;
-			until = INFINITY;
-		}
+		if (program_enforce(program, term_now()))
+			say_line("grace", "it is killed");
+		if (ending || (!term_interrupted() && term_now() < until))
+			continue;
+		trial->late = !term_interrupted();
+		if (trial->late)
+			say_line("timeout", "it gets TERM");
+		program_end(program, trial->grace);
+		ending = true;
+		until = INFINITY;
 	}
-	return ended;
 }
 
 static Program *
-run_program(const TaskFile *task, const Runner *runner, bool preparing,
-			const char *input, double timeout)
+run_program(Trial *trial, const Runner *runner, bool preparing)
 {
+	const char *input = preparing ? "" : trial->input;
 	char *prepare[] = {"/bin/sh",
 					   "-c",
 					   (char *) runner->script,
@@ -331,7 +345,7 @@ run_program(const TaskFile *task, const Runner *runner, bool preparing,
 	const char *reason;
 	char *variables =
 		psprintf("ORCHESTRATOR_ATTEMPT=1%cORCHESTRATOR_DEFINITION=%s", '\0',
-				 task->name);
+				 trial->task->name);
 	char **environment = runner_environment(runner, preparing, variables, 2);
 	Program *program;
 
@@ -340,7 +354,7 @@ run_program(const TaskFile *task, const Runner *runner, bool preparing,
 	if (program == NULL)
 		cli_fail(CLI_FAILED, "could not run %s: %s", start.arguments[0],
 				 reason);
-	program = await_end(program, timeout);
+	await_end(trial, program, preparing ? 0 : trial->task->timeout);
 	free(environment);
 	free(variables);
 	return program;
@@ -362,7 +376,7 @@ check_input(const char *input)
 }
 
 static CliExit
-test_program(const TaskFile *task, const char *input)
+test_program(Trial *trial)
 {
 	const char *reason = NULL;
 	Runner *runner;
@@ -373,13 +387,13 @@ test_program(const TaskFile *task, const char *input)
 
 	term_watch_children();
 	program_init(1);
-	runner = runner_find(task->name, &reason);
+	runner = runner_find(trial->task->name, &reason);
 	if (runner == NULL)
 		cli_fail(CLI_FAILED, "%s", reason);
 	state = runner_prepare(runner, &reason);
 	if (state == RUNNER_MISSING)
 	{
-		program_free(run_program(task, runner, true, "", 0));
+		program_free(run_program(trial, runner, true));
 		runner_prepared(runner);
 		state = runner_prepare(runner, &reason);
 	}
@@ -388,8 +402,8 @@ test_program(const TaskFile *task, const char *input)
 				 runner->environment, reason ? ": " : "",
 				 reason ? reason : "");
 	began = term_now();
-	program = run_program(task, runner, false, input, task->timeout);
-	code = judge(task, program, began);
+	program = run_program(trial, runner, false);
+	code = judge(trial, program, began);
 	program_free(program);
 	return code;
 }
@@ -398,8 +412,9 @@ test_program(const TaskFile *task, const char *input)
  * As work does: code 0 and JSON, or nothing, are fine.
  */
 static CliExit
-judge(const TaskFile *task, const Program *program, double began)
+judge(const Trial *trial, const Program *program, double began)
 {
+	const char *name = trial->task->name;
 	int status = program_status(program);
 	const PQExpBufferData *output = program_output(program);
 	DocNode *document = NULL;
@@ -408,13 +423,14 @@ judge(const TaskFile *task, const Program *program, double began)
 
 	if (term_interrupted())
 		return CLI_INTERRUPTED;
-	if (output == NULL)
-		out_error("%s wrote too much", task->name);
+	if (trial->late)
+		out_error("%s took longer than its time-out", name);
+	else if (output == NULL)
+		out_error("%s wrote too much", name);
 	else if (WIFSIGNALED(status))
-		out_error("%s was ended by signal %d", task->name, WTERMSIG(status));
+		out_error("%s was ended by signal %d", name, WTERMSIG(status));
 	else if (WEXITSTATUS(status) != 0)
-		out_error("%s failed with exit code %d", task->name,
-				  WEXITSTATUS(status));
+		out_error("%s failed with exit code %d", name, WEXITSTATUS(status));
 	else if (strspn(output->data, " \t\r\n") == output->len)
 	{
 		say_output("null", term_now() - began);
@@ -424,8 +440,8 @@ judge(const TaskFile *task, const Program *program, double began)
 	{
 		document = doc_parse(output->data, output->len, &error, &line);
 		if (document == NULL)
-			out_error("the output of %s is no JSON, line %d: %s", task->name,
-					  line, error);
+			out_error("the output of %s is no JSON, line %d: %s", name, line,
+					  error);
 		else
 			say_output(output->data, term_now() - began);
 		if (document && output->len > USUAL_OUTPUT)

@@ -13,7 +13,6 @@
 #include "postgres_fe.h"
 
 #include <math.h>
-#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -72,7 +71,6 @@ static void ask_server(void);
 static bool through(void);
 static void obey_interrupts(void);
 static void stop_programs(void);
-static void end_program(Job *job);
 static void release(Job *job);
 static void enforce_times(void);
 static void collect_programs(void);
@@ -106,7 +104,7 @@ static const CliOption work_options[] = {
 	 "how long a claim lasts without a heartbeat (as defined, or 60)"},
 	{"heartbeat", 0, "SECONDS",
 	 "at most so long between heartbeats (5, or a third of the lease)"},
-	{"grace", 0, "SECONDS", "from TERM to KILL of a program (10)"},
+	PROGRAM_GRACE_OPTION,
 	{"cache", 0, "FOLDER",
 	 "where environments of programs are made (~/.cache/orchestrator)"},
 	{"until-empty", 0, NULL, "leave when there is nothing to claim"},
@@ -178,7 +176,7 @@ read_options(const CliCall *call)
 		worker.lease = psprintf("%.3f s", lease);
 	concurrency = (int) opt_number(call, "concurrency", 1, MOST_CLAIMED, 1);
 	worker.most_beat = opt_seconds(call, "heartbeat", 5);
-	worker.grace = opt_seconds(call, "grace", 10);
+	worker.grace = opt_seconds(call, "grace", PROGRAM_GRACE);
 	worker.verbose = opt_given(call, "verbose");
 	until_empty = opt_given(call, "until-empty");
 	given_definitions = opt_array(call, "definition");
@@ -209,7 +207,6 @@ job_new(void)
 	*end = job;
 	worker.njobs++;
 	job->fraction = NAN;
-	job->kill_at = INFINITY;
 	initPQExpBuffer(&job->tail);
 	return job;
 }
@@ -304,16 +301,9 @@ job_unwanted(Job *job, const char *state)
 	if (job->program == NULL)
 		end_job(job, REPORT_RELEASE);
 	else if (job->preparing)
-		job->kill_at = worker.now + PREPARE_SECONDS;
+		program_kill_at(job->program, worker.now + PREPARE_SECONDS);
 	else if (!job->stopping)
-		end_program(job);
-}
-
-static void
-end_program(Job *job)
-{
-	program_signal(job->program, SIGTERM);
-	job->kill_at = worker.now + worker.grace;
+		program_end(job->program, worker.grace);
 }
 
 void
@@ -474,7 +464,6 @@ collect_programs(void)
 			0.95 * worker.pace + 0.05 * Min(worker.now - last_end, 1);
 		last_end = worker.now;
 		job->program = NULL;
-		job->kill_at = INFINITY;
 		if (job->preparing)
 			prepared(job, program_status(program));
 		else
@@ -571,11 +560,8 @@ enforce_times(void)
 	for (Job *job = worker.jobs; job; job = next)
 	{
 		next = job->next;
-		if (job->program && worker.now >= job->kill_at)
-		{
-			program_signal(job->program, SIGKILL);
-			job->kill_at = INFINITY;
-		}
+		if (job->program)
+			program_enforce(job->program, worker.now);
 		if (job->state == JOB_READY && full &&
 			worker.now >= job->claimed_at + READY_SECONDS)
 			release(job);
@@ -600,7 +586,7 @@ obey_interrupts(void)
 		if (job->state == JOB_READY)
 			release(job);
 		else if (job->unwanted && job->preparing)
-			end_program(job);
+			program_end(job->program, worker.grace);
 	}
 	if (stops > 1)
 		stop_programs();
@@ -617,7 +603,7 @@ stop_programs(void)
 		if (job->program == NULL || job->unwanted)
 			continue;
 		job->stopping = true;
-		end_program(job);
+		program_end(job->program, worker.grace);
 	}
 }
 
@@ -827,7 +813,8 @@ next_due(void)
 		due = Min(due, await_at);
 	for (const Job *job = worker.jobs; job; job = job->next)
 	{
-		due = Min(due, job->kill_at);
+		if (job->program)
+			due = Min(due, program_due(job->program));
 		if (job->state == JOB_READY && full)
 			due = Min(due, job->claimed_at + READY_SECONDS);
 	}

@@ -55,7 +55,6 @@ typedef struct Job
 	struct Runner *preparing; /* whose environment it makes */
 	bool unwanted; /* cancelled or lost: nothing is to be reported */
 	bool stopping; /* was told to end */
-	double kill_at;
 
 	/* what came of it */
 	JobReport report;

@@ -2,7 +2,9 @@
 
 use strict;
 use warnings;
+use lib 'test/chaos';
 
+use Fault;
 use JSON::PP ();
 use OrchestratorClient;
 use OrchestratorTest;
@@ -117,12 +119,41 @@ SH
 	put('prog/prog.sh', "#!/bin/sh\nsleep 60 & sleep 60\n");
 	my $start = time;
 	($out, $err) = try_task(1, 'prog');
-	like($err, qr/^timeout: it is killed\n.*was ended by signal 9/ms, 'its time-out counts');
+	like($err, qr/^timeout: it gets TERM\n(?!grace).*prog took longer than its time-out/ms, 'its time-out counts');
 	cmp_ok(time - $start, '<', 20, 'and ends what it started');
+	put('prog/prog.sh', "#!/bin/sh\ntrap 'echo 1; exit 0' TERM\nsleep 60 & wait\n");
+	($out, $err) = try_task(1, 'prog');
+	like($err, qr/prog took longer than its time-out/, 'also where it ends well then');
+	is($out, '', 'and what it writes is no output');
 	put('none/task.json', { kind => 'remote' });
 	($out, $err) = try_task(1, 'none');
 	like($err, qr/"none" has no program here/, 'one without a program');
 	try_task(1, 'nosuch');
+};
+
+# Ctrl-C while a program runs, which says when it is ready for that: what stood
+# on standard error in the end.
+sub interrupt
+{
+	my (@options) = @_;
+	my $job = $cli->start('tasks', 'test', 'prog', '--tasks', $folder, @options);
+	ok(defined within(20, sub { $job->{run}->pump_nb; $job->{err} =~ /^stderr: ready \d+$/m }), 'it runs');
+	$job->signal('INT');
+	is($job->exit_code, 130, 'Ctrl-C ends it');
+	return $job->{err};
+}
+
+subtest 'TERM and KILL' => sub {
+	put('prog/task.json', {});
+	put('prog/prog.sh', "#!/bin/sh\ntrap 'echo cleaned up >&2; exit 0' TERM\nsleep 60 &\necho ready \$! >&2\nwait\n");
+	my $err = interrupt('--grace', 60);
+	like($err, qr/^stderr: cleaned up$/m, 'it may clean up');
+	unlike($err, qr/it is killed/, 'in time');
+	put('prog/prog.sh', "#!/bin/sh\ntrap '' TERM\nsleep 60 &\necho ready \$! >&2\nwait\n");
+	$err = interrupt('--grace', 0.2);
+	like($err, qr/^grace: it is killed$/m, 'one that ignores TERM is killed');
+	my ($child) = $err =~ /ready (\d+)/;
+	ok(defined within(10, sub { gone($child) }), 'with what it started');
 };
 
 $node->stop;
