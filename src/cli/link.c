@@ -24,10 +24,17 @@ static void fall(Link *link, const char *reason);
 static void go_on_connecting(Link *link);
 static void go_on_receiving(Link *link);
 
+double
+link_pause(double *pause)
+{
+	*pause = *pause == 0 ? LEAST_PAUSE : Min(*pause * 2, MOST_PAUSE);
+	return *pause * (0.5 + random() % 1000 / 1000.0);
+}
+
 void
 link_open(Link *link, PGconn *conn)
 {
-	link->pause = LEAST_PAUSE;
+	link->pause = 0;
 	link->at = 0;
 	link->state = LINK_DOWN;
 	link->conn = conn;
@@ -54,7 +61,7 @@ connected(Link *link)
 	PQsetnonblocking(link->conn, 1);
 	link->state = LINK_IDLE;
 	link->at = INFINITY;
-	link->pause = LEAST_PAUSE;
+	link->pause = 0;
 	if (link->lost)
 		out_warn("%s: connected again", link->name);
 	link->lost = false;
@@ -75,9 +82,7 @@ fall(Link *link, const char *reason)
 	PQfinish(link->conn);
 	link->conn = NULL;
 	link->state = LINK_DOWN;
-	/* not all workers at once */
-	link->at = term_now() + link->pause * (0.5 + random() % 1000 / 1000.0);
-	link->pause = Min(link->pause * 2, MOST_PAUSE);
+	link->at = term_now() + link_pause(&link->pause);
 	if (done)
 		done(NULL);
 }

@@ -30,13 +30,18 @@ typedef struct Link
 	LinkState state;
 	PGconn *conn;
 	PostgresPollingStatusType polling;
-	double pause;	/* before the next attempt to connect */
+	double pause;	/* as of link_pause(), between attempts to connect */
 	double at;		/* of that, or when this one has taken too long */
 	bool lost;		/* it was said */
 	PGresult *last; /* of the statement's results so far */
 	LinkDone done;
 } Link;
 
+/*
+ * How long to wait before the next try of what fails, about so many seconds:
+ * not all workers at once.  The pause grows with each; 0 begins anew.
+ */
+extern double link_pause(double *pause);
 /* Take a connection that is open, or NULL to open one. */
 extern void link_open(Link *link, PGconn *conn);
 /* Send a statement over one that is idle; it may take so many seconds. */

@@ -275,7 +275,7 @@ failed:
 }
 
 Program *
-program_start(const ProgramStart *start, const char **reason)
+program_start(const ProgramStart *start, ProgramError *why)
 {
 	Program *program = pg_malloc0(sizeof(Program));
 	ChildEnds ends = {-1, -1, -1, -1};
@@ -321,6 +321,7 @@ program_start(const ProgramStart *start, const char **reason)
 		write_input(program);
 		return program;
 	}
+	why->lacking = program->pid < 0;
 	if (program->pid > 0)
 	{
 		error = program->place->error;
@@ -328,7 +329,7 @@ program_start(const ProgramStart *start, const char **reason)
 	}
 	program->place->group = 0;
 	program_free(program);
-	*reason = strerror(error);
+	why->reason = strerror(error);
 	return NULL;
 }
 

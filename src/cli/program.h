@@ -38,12 +38,19 @@ typedef struct ProgramStart
 	void *owner;
 } ProgramStart;
 
+/* Why it could not be run. */
+typedef struct ProgramError
+{
+	const char *reason;
+	bool lacking; /* a process, memory or files: nothing of it was looked at */
+} ProgramError;
+
 typedef struct Program Program;
 
 /* Room for so many at once; before anything else is opened. */
 extern void program_init(int most);
 /* NULL, with the reason, if it cannot be run. */
-extern Program *program_start(const ProgramStart *start, const char **reason);
+extern Program *program_start(const ProgramStart *start, ProgramError *why);
 /* What to poll for; returns how many. */
 extern int program_descriptors(const Program *program,
 							   struct pollfd *descriptors);

@@ -342,7 +342,7 @@ run_program(Trial *trial, const Runner *runner, bool preparing)
 						  .input_length = strlen(input),
 						  .most_output = TASKFILE_SCRIPT,
 						  .line = show_line};
-	const char *reason;
+	ProgramError why;
 	char *variables =
 		psprintf("ORCHESTRATOR_ATTEMPT=1%cORCHESTRATOR_DEFINITION=%s", '\0',
 				 trial->task->name);
@@ -350,10 +350,10 @@ run_program(Trial *trial, const Runner *runner, bool preparing)
 	Program *program;
 
 	start.environment = environment;
-	program = program_start(&start, &reason);
+	program = program_start(&start, &why);
 	if (program == NULL)
 		cli_fail(CLI_FAILED, "could not run %s: %s", start.arguments[0],
-				 reason);
+				 why.reason);
 	await_end(trial, program, preparing ? 0 : trial->task->timeout);
 	free(environment);
 	free(variables);

@@ -56,9 +56,10 @@ static bool until_empty;
 static bool may_claim = true; /* there may be something */
 static bool claimed_once = false;
 static int asked;
-static double claim_at = 0;	 /* not before */
-static double await_at = 0;	 /* nor this */
-static double foreign_pause; /* nothing that is ready is for us */
+static double claim_at = 0;	   /* not before */
+static double await_at = 0;	   /* nor this */
+static double foreign_pause;   /* nothing that is ready is for us */
+static double start_pause = 0; /* programs cannot be started; 0: they can */
 static bool found_nothing = false;
 static double look_again_at = INFINITY;
 static int stops_seen = 0;
@@ -72,6 +73,7 @@ static bool through(void);
 static void obey_interrupts(void);
 static void stop_programs(void);
 static void release(Job *job);
+static void release_ready(void);
 static void enforce_times(void);
 static void collect_programs(void);
 static void program_through(Job *job, const Program *program);
@@ -80,6 +82,7 @@ static void end_job(Job *job, JobReport report);
 static void start_ready(void);
 static void start_job(Job *job);
 static void start_program(Job *job, Runner *runner, char *const *arguments);
+static void give_back(const char *program, const char *reason);
 static void prepared(Job *job, int status);
 static int count_jobs(JobState state);
 static int wanted(void);
@@ -361,6 +364,19 @@ release(Job *job)
 	end_job(job, REPORT_RELEASE);
 }
 
+static void
+release_ready(void)
+{
+	Job *next;
+
+	for (Job *job = worker.jobs; job; job = next)
+	{
+		next = job->next;
+		if (job->state == JOB_READY)
+			release(job);
+	}
+}
+
 /* ---------------------------------------------------------------- programs */
 
 static void
@@ -426,7 +442,7 @@ start_job(Job *job)
 static void
 start_program(Job *job, Runner *runner, char *const *arguments)
 {
-	const char *reason;
+	ProgramError why;
 	char **environment = runner_environment(runner, job->preparing != NULL,
 											job->variables, job->nvariables);
 	ProgramStart start = {.arguments = arguments,
@@ -438,17 +454,38 @@ start_program(Job *job, Runner *runner, char *const *arguments)
 						  .line = line_take,
 						  .owner = job};
 
-	job->program = program_start(&start, &reason);
+	job->program = program_start(&start, &why);
 	free(environment);
 	if (job->program)
+	{
 		job->state = JOB_RUNNING;
+		if (start_pause > 0)
+			out_warn("programs can be run again");
+		start_pause = 0;
+	}
+	else if (why.lacking)
+		give_back(arguments[0], why.reason);
 	else
 		job_fail(
 			job, true, NULL,
 			"Is it executable, and is the interpreter that its first line names there?",
-			"could not run %s: %s", arguments[0], reason);
+			"could not run %s: %s", arguments[0], why.reason);
 	if (job->program && worker.verbose)
 		job_say(job, job->preparing ? "preparing" : "started", NULL);
+}
+
+/*
+ * No task is to blame: all that have not begun go back, where others may do
+ * better, and it is a while until the next claim.
+ */
+static void
+give_back(const char *program, const char *reason)
+{
+	if (start_pause == 0)
+		out_warn("could not run %s: %s; tasks are given back until it can",
+				 program, reason);
+	claim_at = worker.now + link_pause(&start_pause);
+	release_ready();
 }
 
 static void
@@ -574,20 +611,15 @@ static void
 obey_interrupts(void)
 {
 	int stops = term_count_interrupts();
-	Job *next;
 
 	if (stops == stops_seen)
 		return;
 	stops_seen = stops;
 	stop_began = worker.now;
-	for (Job *job = worker.jobs; job; job = next)
-	{
-		next = job->next;
-		if (job->state == JOB_READY)
-			release(job);
-		else if (job->unwanted && job->preparing)
+	release_ready();
+	for (Job *job = worker.jobs; job; job = job->next)
+		if (job->unwanted && job->preparing)
 			program_end(job->program, worker.grace);
-	}
 	if (stops > 1)
 		stop_programs();
 	else
@@ -703,12 +735,9 @@ claim_came(const PGresult *result)
 		foreign_pause = 0;
 	else if (foreign_pause > 0)
 		await_at = worker.now + foreign_pause;
-	if (stops_seen == 0)
-		return;
 	/* told to stop meanwhile */
-	for (Job *job = worker.jobs; job; job = job->next)
-		if (job->state == JOB_READY)
-			release(job);
+	if (stops_seen > 0)
+		release_ready();
 }
 
 static void

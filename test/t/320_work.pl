@@ -104,6 +104,7 @@ subtest 'exit codes' => \&exit_codes;
 subtest 'lines' => \&lines;
 subtest 'output that is none' => \&bad_output;
 subtest 'programs that cannot be run' => \&no_program;
+subtest 'no process for them' => \&no_process;
 subtest 'what programs leave behind' => \&left_behind;
 subtest 'cancel' => \&cancel;
 subtest 'time-outs and late reports' => \&late;
@@ -306,6 +307,46 @@ sub no_program
 		work('-D', 'hostile');
 		like(result($id)->{error}{message}, qr/^there is no task "/, "handler \"$name\" is no way out of the folder");
 	}
+	return;
+}
+
+# How many processes the user of a worker may have, as that sees it; the user has
+# more than one.
+sub allow_processes
+{
+	my ($worker, $number) = @_;
+	my @command = ('prlimit', '--pid', $worker->pid);
+	my ($before) = run_command([ @command, '--nproc', '--output', 'SOFT', '--noheadings' ]);
+	is(system(@command, "--nproc=$number:"), 0, "the worker sees a limit of $number processes");
+	return $before;
+}
+
+sub no_process
+{
+	my $text = "#!/bin/sh\necho \$ORCHESTRATOR_ATTEMPT\n";
+	program($_, $text, 'max_attempts => 1') foreach 'plainly', 'needs';
+	write_file("$tasks/needs/requirements.txt", "# nothing\n");
+	my $folder = PostgreSQL::Test::Utils::tempdir();
+	put_file("$folder/python3", "#!/bin/sh\nmkdir -p \"\$3/bin\"\nln -s /bin/true \"\$3/bin/python\"\n");
+	chmod 0755, "$folder/python3";
+	local $ENV{PATH} = "$folder:$ENV{PATH}";
+	my $worker = worker('-c', 2, '--cache', "$folder/cache");
+	is(result(enqueue('plainly'))->{output}, 1, 'a worker runs programs');
+	my $before = allow_processes($worker, 1);
+	my @ids = map { enqueue($_) } 'plainly', 'needs';
+	foreach my $id (@ids)
+	{
+		my $released = "FROM (SELECT array_agg(at ORDER BY at) FROM orchestrator.trace WHERE task_id = $id AND event = 'released') r(at)";
+		$node->wait_for("SELECT cardinality(at) >= 5 $released", 't', 'a task goes back, again and again');
+		is($node->safe_psql('postgres', "SELECT at[5] - at[1] > '0.5 s' $released"), 't', 'with a pause before each claim');
+	}
+	allow_processes($worker, $before);
+	is(result($_)->{output}, 1, 'then it runs, in its only attempt') foreach @ids;
+	stop($worker);
+	my @said = $worker->{err} =~ /^orchestrator: (could not run .*|programs .*)/mg;
+	is(scalar @said, 2, 'both are told once') or diag($worker->{err});
+	like($said[0], qr/^could not run .*: Resource temporarily unavailable; tasks are given back until it can$/, 'that no process can be started');
+	is($said[1], 'programs can be run again', 'and that it can again');
 	return;
 }
 
