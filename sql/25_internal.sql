@@ -423,11 +423,12 @@ BEGIN
 END
 $$;
 
--- Tell of a transition: the row as it is now, and what happened.
+-- Tell of a transition: the row as it is now, and what happened. What is
+-- completed has a progress of 1, as in C and the views.
 CREATE FUNCTION orchestrator._tell(t orchestrator.task, event text) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  PERFORM orchestrator._emit(t.id, t.root_id, t.parent_id, $2, t.state, NULL, t.attempt,
+  PERFORM orchestrator._emit(t.id, t.root_id, t.parent_id, $2, t.state, CASE $2 WHEN 'completed' THEN 1 END, t.attempt,
                              orchestrator._notifies(t.definition));
 END
 $$;

@@ -324,6 +324,8 @@ subtest 'progress and events' => sub {
 	my $silent = outcome($node, 'app', q{orchestrator.enqueue('silent')})->{id};
 	my $changed = app(q{SELECT orchestrator.enqueue('note', delay => '1 day')});
 	app("SELECT orchestrator.pause($changed), orchestrator.resume($changed), orchestrator.cancel($changed)");
+	my $batch = app(q{SELECT orchestrator.enqueue_batch('note', '{"{}"}')});
+	outcome_of($node, 'app', $batch);
 	my $failing = outcome($node, 'app', q{orchestrator.run('SELECT 1/0', max_attempts => 2)})->{id};
 	my $got = '';
 	foreach my $try (1 .. 200)
@@ -331,13 +333,15 @@ subtest 'progress and events' => sub {
 		$got .= $any->query('SELECT pg_sleep(0.02)') . "\n";
 		last if $got =~ /"task"\s*:\s*$failing\b[^\n]*"failed"/ && $got =~ /"task"\s*:\s*$failing\b[^\n]*"created"/;
 	}
-	my %seen;
+	my (%seen, %progress);
 	foreach my $event (map { json($_) } $got =~ /payload "(\{.*?\})"/g)
 	{
 		push @{ $seen{ $event->{task} } }, $event->{event};
+		$progress{ $event->{task} } = $event->{progress};
 	}
 	is_deeply($seen{$changed}, [qw(created paused resumed cancelled)], 'created, paused, resumed, cancelled');
 	is_deeply([ grep { $_ ne 'started' } @{ $seen{$failing} } ], [qw(created retrying failed)], 'retrying, failed');
+	is($progress{$batch}, 1, 'the progress of what is completed by SQL, too');
 	is($seen{$silent}, undef, 'notify => off: nothing');
 	is_deeply($seen{$loud}, [qw(created started progress completed)], 'notify => all: progress, too');
 	$any->quit;
