@@ -52,6 +52,26 @@ BEGIN
 END
 $$;
 
+-- Queues and definitions of a name that were shared with a role.
+CREATE FUNCTION orchestrator._shared_queues(caller oid, queue text) RETURNS int[]
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN ARRAY(SELECT DISTINCT q.id FROM orchestrator.queue q JOIN orchestrator.queue_share s ON s.queue = q.id
+               WHERE q.name = $2 AND s.grantee = ANY (orchestrator._member_owners($1) || 0));
+END
+$$;
+
+CREATE FUNCTION orchestrator._shared_definitions(caller oid, definition text) RETURNS orchestrator.definition[]
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN ARRAY(SELECT d FROM orchestrator.definition d
+               WHERE d.name = $2 AND d.is_current
+                 AND EXISTS (SELECT FROM orchestrator.definition_share s
+                             WHERE s.owner = d.owner AND s.name = d.name
+                               AND s.grantee = ANY (orchestrator._member_owners($1) || 0)));
+END
+$$;
+
 -- The queue a role means: its own first, then one that was shared with it.
 CREATE FUNCTION orchestrator._resolve_queue(caller oid, queue text) RETURNS int
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -64,8 +84,7 @@ BEGIN
   END IF;
   v_ids := ARRAY(SELECT q.id FROM orchestrator.queue q WHERE q.owner = orchestrator._owner($1) AND q.name = $2);
   IF v_ids = '{}' THEN
-    v_ids := ARRAY(SELECT DISTINCT q.id FROM orchestrator.queue q JOIN orchestrator.queue_share s ON s.queue = q.id
-                   WHERE q.name = $2 AND s.grantee = ANY (orchestrator._member_owners($1) || 0));
+    v_ids := orchestrator._shared_queues($1, $2);
   END IF;
   IF v_ids = '{}' THEN
     PERFORM orchestrator._no_queue($2);
@@ -88,16 +107,10 @@ DECLARE
 BEGIN
   v_found := ARRAY(SELECT d FROM orchestrator.definition d WHERE d.owner = v_owner AND d.name = $2 AND d.is_current);
   IF v_found = '{}' THEN
-    v_found := ARRAY(SELECT d FROM orchestrator.definition d
-                     WHERE d.name = $2 AND d.is_current
-                       AND EXISTS (SELECT FROM orchestrator.definition_share s
-                                   WHERE s.owner = d.owner AND s.name = d.name
-                                     AND s.grantee = ANY (orchestrator._member_owners($1) || 0)));
+    v_found := orchestrator._shared_definitions($1, $2);
   END IF;
   IF v_found = '{}' OR $2 LIKE 'orchestrator.%' THEN
-    RAISE EXCEPTION 'definition "%" does not exist', $2
-      USING ERRCODE = 'undefined_object',
-            HINT = 'Make it with orchestrator.define(), or have its owner share it with orchestrator.share_definition().';
+    PERFORM orchestrator._no_definition($2);
   ELSIF cardinality(v_found) > 1 THEN
     RAISE EXCEPTION 'definition "%" was shared by more than one role', $2
       USING ERRCODE = 'ambiguous_alias', HINT = 'Make a definition of your own with orchestrator.define().';
@@ -106,7 +119,16 @@ BEGIN
 END
 $$;
 
--- The same, and what enqueue needs of it.
+CREATE FUNCTION orchestrator._no_definition(definition text) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RAISE EXCEPTION 'definition "%" does not exist', $1
+    USING ERRCODE = 'undefined_object',
+          HINT = 'Make it with orchestrator.define(), or have its owner share it with orchestrator.share_definition().';
+END
+$$;
+
+-- The same as _find_definition(), and what enqueue needs of it.
 CREATE FUNCTION orchestrator._resolve_definition(caller oid, definition text, OUT definition_id int, OUT owner_id int,
     OUT kind text, OUT queue int, OUT priority int, OUT max_attempts int, OUT queue_timeout interval, OUT notify boolean)
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

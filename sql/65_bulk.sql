@@ -48,6 +48,33 @@ BEGIN
 END
 $$;
 
+-- Refuse names that mean nothing to the caller: neither something of a role
+-- whose tasks it may control, though it was dropped, nor what is shared with it,
+-- nor what such tasks are of. The engine's own are made when they are needed.
+CREATE FUNCTION orchestrator._require_known(caller oid, definition text, queue text) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
+DECLARE
+  v_owners int[] := orchestrator._controlled_owners($1);
+BEGIN
+  IF $2 NOT LIKE 'orchestrator.%'
+     AND NOT EXISTS (SELECT FROM orchestrator.definition d WHERE d.name = $2 AND d.owner = ANY (v_owners))
+     AND orchestrator._shared_definitions($1, $2) = '{}'
+     AND NOT EXISTS (SELECT FROM orchestrator.definition d,
+                       LATERAL (SELECT FROM orchestrator.task t WHERE t.definition = d.id AND t.owner = ANY (v_owners) LIMIT 1) used
+                     WHERE d.name = $2) THEN
+    PERFORM orchestrator._no_definition($2);
+  END IF;
+  IF $3 <> 'default'
+     AND NOT EXISTS (SELECT FROM orchestrator.queue q WHERE q.name = $3 AND q.owner = ANY (v_owners))
+     AND orchestrator._shared_queues($1, $3) = '{}'
+     AND NOT EXISTS (SELECT FROM orchestrator.queue q,
+                       LATERAL (SELECT FROM orchestrator.task t WHERE t.queue = q.id AND t.owner = ANY (v_owners) LIMIT 1) used
+                     WHERE q.name = $3) THEN
+    PERFORM orchestrator._no_queue($3);
+  END IF;
+END
+$$;
+
 -- Lock up to max_rows live tasks of definitions, and the tops of their trees
 -- before them; null: there are none. Used by drop_definition().
 CREATE FUNCTION orchestrator._lock_live(definitions int[], max_rows int) RETURNS bigint[]
@@ -134,6 +161,7 @@ DECLARE
   v_ids   bigint[];
   v_last  bigint := 0;
 BEGIN
+  PERFORM orchestrator._require_known($2, $3, $4);
   LOOP
     SELECT n.ids, n.last INTO v_ids, v_last
       FROM orchestrator._next_many($2, $3, $4, $5, $6, v_last, least(1000, $7 - v_count)::int) n;

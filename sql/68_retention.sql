@@ -698,6 +698,7 @@ BEGIN
   IF $8 IS NOT NULL THEN
     v_owners := ARRAY[orchestrator._owner_for($1, $8)];
   END IF;
+  PERFORM orchestrator._require_known($1, $2, $3);
   LOOP
     SELECT n.ids, n.last INTO v_ids, v_last
       FROM orchestrator._next_purge(v_owners, $2, $3, v_states, v_before, v_last, least(1000, $6 - v_count)::int) n;

@@ -30,6 +30,7 @@ static bool steer_one(const CliCall *call, const Verb *verb, const char *task,
 					  PQExpBuffer json);
 static CliExit steer_each(const CliCall *call, const Verb *verb);
 static CliExit steer_many(const CliCall *call, const Verb *verb);
+static long long call_many(const CliCall *call, const Verb *verb);
 static long long count_tasks(const CliCall *call, const Verb *verb);
 static int append_own(PQExpBuffer sql, const CliCall *call, const Verb *verb,
 					  const char **values, int nvalues);
@@ -309,34 +310,28 @@ count_tasks(const CliCall *call, const Verb *verb)
 	return count;
 }
 
+/*
+ * Where none match, the call tells what is wrong with the filters; it is rolled
+ * back, for nobody was asked about those that came since.
+ */
 static CliExit
 steer_many(const CliCall *call, const Verb *verb)
 {
-	const char *values[MOST_VALUES] = {
-		opt_value(call, "definition"), opt_value(call, "queue"),
-		opt_array(call, "state"),	   opt_value(call, "older-than"),
-		opt_value(call, "limit"),	   opt_given(call, "all") ? "t" : "f"};
 	bool dry = opt_given(call, "dry-run");
 	long long count = count_tasks(call, verb);
-	PQExpBufferData sql;
-	PGresult *result;
-	int nvalues;
 
-	if (!dry && count > 0)
+	if (count == 0 && count_filters(call) > 0)
+	{
+		PQclear(db_query("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE", 0,
+						 NULL));
+		call_many(call, verb);
+		PQclear(db_query("ROLLBACK", 0, NULL));
+	}
+	else if (count > 0 && !dry)
 	{
 		cli_confirm("%lld %s will be %s. Go on?", count,
 					count == 1 ? "task" : "tasks", verb->done);
-		initPQExpBuffer(&sql);
-		appendPQExpBuffer(
-			&sql,
-			"SELECT orchestrator.%s($1, $2, $3::pg_catalog.text[], $4::pg_catalog.interval, $5::pg_catalog.int4, $6::pg_catalog.bool",
-			verb->many);
-		nvalues = append_own(&sql, call, verb, values, 6);
-		appendPQExpBufferChar(&sql, ')');
-		result = db_query(sql.data, nvalues, values);
-		count = strtoll(PQgetvalue(result, 0, 0), NULL, 10);
-		PQclear(result);
-		termPQExpBuffer(&sql);
+		count = call_many(call, verb);
 	}
 	if (cli_settings.json)
 		printf("{\"%s\": %lld}\n", dry ? "matching" : "count", count);
@@ -347,6 +342,36 @@ steer_many(const CliCall *call, const Verb *verb)
 		out_say("%lld %s %s", count, count == 1 ? "task" : "tasks",
 				verb->done);
 	return CLI_OK;
+}
+
+static long long
+call_many(const CliCall *call, const Verb *verb)
+{
+	char *states = opt_array(call, "state");
+	const char *values[MOST_VALUES] = {opt_value(call, "definition"),
+									   opt_value(call, "queue"),
+									   states,
+									   opt_value(call, "older-than"),
+									   opt_value(call, "limit"),
+									   opt_given(call, "all") ? "t" : "f"};
+	PQExpBufferData sql;
+	PGresult *result;
+	long long count;
+	int nvalues;
+
+	initPQExpBuffer(&sql);
+	appendPQExpBuffer(
+		&sql,
+		"SELECT orchestrator.%s($1, $2, $3::pg_catalog.text[], $4::pg_catalog.interval, $5::pg_catalog.int4, $6::pg_catalog.bool",
+		verb->many);
+	nvalues = append_own(&sql, call, verb, values, 6);
+	appendPQExpBufferChar(&sql, ')');
+	result = db_query(sql.data, nvalues, values);
+	count = strtoll(PQgetvalue(result, 0, 0), NULL, 10);
+	PQclear(result);
+	termPQExpBuffer(&sql);
+	free(states);
+	return count;
 }
 
 /*

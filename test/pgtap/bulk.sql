@@ -1,6 +1,6 @@
 -- cancel_many(), pause_many(), resume_many(), retry_many().
 \ir lib/setup.psql
-SELECT plan(79);
+SELECT plan(99);
 
 CREATE ROLE bulk_app LOGIN;
 CREATE ROLE bulk_other LOGIN;
@@ -32,6 +32,9 @@ FROM (VALUES
   ('cancel', '{NULL}',              '',          'scheduled, pending, running, waiting, paused')
 ) wrong(verb, states, wrong, possible);
 SELECT is(error_of($$SELECT orchestrator.retry_many('job', attempts => 0)$$), '22023: attempts must be between 1 and 10000', 'retry_many() with 0 attempts');
+SELECT is(error_of(format('SELECT orchestrator.%s_many(%s => ''nope'', all_tasks => true)', verb, filter)), message, format('%s_many() of an unknown %s', verb, filter))
+FROM unnest('{cancel,pause,resume,retry}'::text[]) verb,
+     (VALUES ('definition', error_of($$SELECT orchestrator.enqueue('nope')$$)), ('queue', error_of($$SELECT orchestrator.enqueue('job', queue => 'nope')$$))) enqueue(filter, message);
 SELECT is(written(), :'before', 'what is refused changes nothing');
 
 -- Filters, by the example of cancel
@@ -44,8 +47,6 @@ SELECT sample();
 SELECT is(orchestrator.cancel_many('other'), 1::bigint, 'by definition');
 SELECT is(states(), 'pending cancelled pending scheduled', 'that and no other');
 SELECT is(orchestrator.cancel_many('other'), 0::bigint, 'once');
-SELECT is(orchestrator.cancel_many('nope'), 0::bigint, 'of an unknown definition there are none');
-SELECT is(orchestrator.cancel_many(queue => 'nope'), 0::bigint, 'nor in an unknown queue');
 SELECT sample();
 SELECT is(orchestrator.cancel_many(queue => 'q'), 1::bigint, 'by queue');
 SELECT is(states(), 'pending pending cancelled scheduled', 'that and no other');
@@ -135,6 +136,32 @@ SELECT is(value_of('SELECT orchestrator.resume_many(all_tasks => true)', 'bulk_o
 SELECT is(value_of($$SELECT orchestrator.cancel_many('orchestrator.run.sql')$$, 'bulk_boss'), '2', 'an administrator acts on everybody''s');
 SELECT is(value_of($$SELECT orchestrator.retry_many(states => '{cancelled}')$$, 'bulk_other'), '1', 'retry_many()');
 SELECT is(states(), 'cancelled pending cancelled', 'of its own');
+
+-- What a name may mean
+CREATE FUNCTION cancelled(filter text, role text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+  RETURN value_of(format('SELECT orchestrator.cancel_many(%s)', $1), $2);
+EXCEPTION WHEN undefined_object THEN
+  RETURN sqlerrm;
+END $$;
+SELECT fresh();
+SELECT value_of($$SELECT orchestrator.define('theirs', 'SELECT 1', 'sql')$$, 'bulk_app'), value_of($$SELECT orchestrator.define_queue('line')$$, 'bulk_app');
+SELECT is(cancelled(filter, 'bulk_app'), '0', filter || ' is its owner''s') FROM unnest(ARRAY[$$'theirs'$$, $$queue => 'line'$$]) filter;
+SELECT is(cancelled(filter, 'bulk_boss'), '0', 'an administrator''s') FROM unnest(ARRAY[$$'theirs'$$, $$queue => 'line'$$]) filter;
+SELECT is(cancelled($$'theirs'$$, 'bulk_other'), 'definition "theirs" does not exist', 'no stranger''s');
+SELECT is(cancelled($$queue => 'line'$$, 'bulk_other'), 'queue "line" does not exist', 'no stranger''s');
+SELECT value_of($$SELECT orchestrator.share_definition('theirs', 'bulk_other'), orchestrator.share_queue('line', 'bulk_other')$$, 'bulk_app');
+SELECT is(cancelled(filter, 'bulk_other'), '0', 'but one''s with whom it is shared') FROM unnest(ARRAY[$$'theirs'$$, $$queue => 'line'$$]) filter;
+SELECT value_of($$SELECT orchestrator.enqueue('theirs', queue => 'line')$$, 'bulk_other') AS task \gset
+SELECT value_of($$SELECT orchestrator.unshare_definition('theirs', 'bulk_other'), orchestrator.unshare_queue('line', 'bulk_other')$$, 'bulk_app');
+SELECT is(cancelled($$'theirs', 'line'$$, 'bulk_other'), '1', 'and no longer, but for its tasks');
+SELECT is(cancelled($$'theirs', 'line'$$, 'bulk_other'), '0', 'as long as there are any');
+SELECT fresh();
+SELECT is(cancelled($$'theirs'$$, 'bulk_other'), 'definition "theirs" does not exist', 'then none');
+SELECT value_of($$SELECT orchestrator.drop_definition('theirs')$$, 'bulk_app');
+SELECT is(cancelled($$'theirs'$$, 'bulk_app'), '0', 'one that was dropped is known by its versions');
+SELECT is(cancelled($$queue => 'default'$$, 'bulk_app'), '0', '"default" is everybody''s');
+SELECT is(cancelled($$'orchestrator.run.utility'$$, 'bulk_app'), '0', 'names of the engine''s own are not looked up: they are made when they are needed');
 
 SELECT * FROM finish();
 ROLLBACK;

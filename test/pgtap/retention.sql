@@ -1,6 +1,6 @@
 -- Retention: which ranges of finished tasks may go, what stays of them, what goes with them; purge().
 \ir lib/setup.psql
-SELECT plan(115);
+SELECT plan(117);
 
 CREATE ROLE retention_app LOGIN;
 CREATE ROLE retention_other LOGIN;
@@ -350,6 +350,10 @@ SELECT is(hanging(), '0 0 0 0 0', 'and nothing is left of the tasks');
 SELECT next_range(70);
 SELECT is(error_of('SELECT orchestrator.purge()'), '22023: purge() without a filter [Name a definition, queue, states or older_than, or say all_tasks => true.]', 'purge() wants a filter');
 SELECT is(error_of($$SELECT orchestrator.purge(states => '{running}')$$), '22023: purge() cannot act on tasks in the state "running" [It can on: completed, failed, cancelled, skipped.]', 'and acts on finished tasks');
+SELECT is(error_of(call), message, call) FROM (VALUES
+  ($$SELECT orchestrator.purge('nope')$$, '42704: definition "nope" does not exist [Make it with orchestrator.define(), or have its owner share it with orchestrator.share_definition().]'),
+  ($$SELECT orchestrator.purge(queue => 'nope')$$, '42704: queue "nope" does not exist [Make it with orchestrator.define_queue(), or have its owner share it with orchestrator.share_queue().]')
+) bad(call, message);
 SELECT done(3, 'keep') AS kept, (done(2))[1] AS old \gset
 SELECT later(3600);
 SELECT (done(1))[1] AS young \gset
