@@ -664,6 +664,7 @@ DECLARE
   v_holder     bigint;
 BEGIN
   PERFORM orchestrator._initialize();
+  PERFORM orchestrator._require($8 IS NOT NULL OR $9 IS NULL, 'key_window needs a key', 'It is how long the key is held: give key, or leave it out.');
   t := orchestrator._optioned($1, $4, $5, $6, $7, $10, $11, $12, $13);
   v_definition := orchestrator._workflow_definition($1, $2);
   t.id := orchestrator._next_id();

@@ -66,7 +66,8 @@ typedef struct Spacing
 #define FIRST_OPTION  2
 #define FIRST_SPACING 12
 
-static void read_options(FunctionCallInfo fcinfo, Options *options);
+static void read_options(FunctionCallInfo fcinfo, Options *options,
+						 const char *key);
 static void set_input(FunctionCallInfo fcinfo, OrchRow *row);
 static void check_caller(const char *function);
 static void check_size(Datum value, const char *what);
@@ -132,7 +133,7 @@ orchestrator_enqueue(PG_FUNCTION_ARGS)
 	int64 id;
 
 	check_caller("enqueue");
-	read_options(fcinfo, &options);
+	read_options(fcinfo, &options, "key");
 	read_spacing(fcinfo, &options, &spacing);
 	live = orch_heap_open_live();
 	plan = *orch_catalog_plan(definition);
@@ -164,7 +165,7 @@ orchestrator_run(PG_FUNCTION_ARGS)
 		strlen(TextDatumGetCString(command)))
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("sql must be a command")));
-	read_options(fcinfo, &options);
+	read_options(fcinfo, &options, "key");
 	live = orch_heap_open_live();
 	orch_catalog_run_plan(kind, fcinfo->args[13], fcinfo->args[14], &plan);
 	prepare_row(&row, &plan, &options, 0);
@@ -200,7 +201,7 @@ orchestrator_enqueue_many(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(1))
 		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 						errmsg("inputs must not be null")));
-	read_options(fcinfo, &options);
+	read_options(fcinfo, &options, "keys");
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(1), JSONBOID, -1, false, 'i',
 					  &inputs, &nulls, &n);
 	if (n == 0)
@@ -241,13 +242,21 @@ text_argument(FunctionCallInfo fcinfo, int number, const char *what)
 }
 
 static void
-read_options(FunctionCallInfo fcinfo, Options *options)
+read_options(FunctionCallInfo fcinfo, Options *options, const char *key)
 {
 	memcpy(options, &fcinfo->args[FIRST_OPTION], sizeof(Options));
 	check_length(options->name, MAX_NAME_LENGTH, "name");
 	check_length(options->traceparent, MAX_TRACEPARENT_LENGTH, "traceparent");
 	if (!options->metadata.isnull)
 		check_size(options->metadata.value, "metadata");
+	if (options->key.isnull && !options->key_window.isnull)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("key_window needs a key"),
+			 errhint(
+				 "It is how long the key is held: give %s, or leave it out.",
+				 key)));
 }
 
 /*

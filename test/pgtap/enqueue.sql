@@ -1,6 +1,6 @@
 -- enqueue(), enqueue_many(), run(): what is written, and what is refused.
 \ir lib/setup.psql
-SELECT plan(82);
+SELECT plan(88);
 
 CREATE ROLE enqueue_app LOGIN;
 CREATE ROLE enqueue_silent;
@@ -129,6 +129,12 @@ FROM (VALUES
   ($$SELECT orchestrator.enqueue('job', key => repeat('x', 201))$$, '54000: key is longer than 200 bytes [Use a hash of it, such as md5().]'),
   ($$SELECT orchestrator.enqueue('job', key => 'k', key_window => '0')$$, '22023: key_window must be positive, and not exceed 100 years'),
   ($$SELECT orchestrator.enqueue('job', key => 'k', key_window => '-1 s')$$, '22023: key_window must be positive, and not exceed 100 years'),
+  ($$SELECT orchestrator.enqueue('job', key_window => '1 h')$$, '22023: key_window needs a key [It is how long the key is held: give key, or leave it out.]'),
+  ($$SELECT orchestrator.enqueue_many('job', '{1}', key_window => '1 h')$$, '22023: key_window needs a key [It is how long the key is held: give keys, or leave it out.]'),
+  ($$SELECT orchestrator.enqueue_many('job', '{1}', keys => '{k}', key_window => '0')$$, '22023: key_window must be positive, and not exceed 100 years'),
+  ($$SELECT orchestrator.enqueue_workflow(ARRAY[orchestrator.step('s', 'SELECT 1', 'sql')], key_window => '1 h')$$, '22023: key_window needs a key [It is how long the key is held: give key, or leave it out.]'),
+  ($$SELECT orchestrator.enqueue_workflow(ARRAY[orchestrator.step('s', 'SELECT 1', 'sql')], key => 'k', key_window => '-1 s')$$, '22023: key_window must be positive, and not exceed 100 years'),
+  ($$SELECT orchestrator.run('SELECT 1', key_window => '1 h')$$, '22023: key_window needs a key [It is how long the key is held: give key, or leave it out.]'),
   ($$SELECT orchestrator.enqueue_many('nope', '{1}')$$, '42704: definition "nope" does not exist [Make it with orchestrator.define(), or have its owner share it with orchestrator.share_definition().]'),
   ($$SELECT orchestrator.enqueue_many('job', NULL)$$, '22004: inputs must not be null'),
   ($$SELECT orchestrator.enqueue_many(NULL, '{1}')$$, '22004: definition must not be null'),
