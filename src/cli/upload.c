@@ -17,25 +17,28 @@ static CliExit run_list(CliCall *call);
 static CliExit run_upload(CliCall *call);
 static CliExit run_purge(CliCall *call);
 static void begin(void);
+static void list_local(TaskFile **tasks, int count, bool verbose);
 static char *local_json(TaskFile *const *tasks, int count);
+
+#define NO_TASKS "no tasks"
 
 /* Those of the role itself, but for what is hidden. */
 #define MINE                                                                  \
 	"(SELECT d.* FROM orchestrator.definition_status d WHERE d.is_current AND d.owner = current_user AND d.definition NOT LIKE 'orchestrator.%')"
 
 #define LOCAL                                                                 \
-	"pg_catalog.jsonb_to_recordset($1::pg_catalog.jsonb) AS l(name text, kind text, checksum text, description text, number int)"
+	"pg_catalog.jsonb_to_recordset($1::pg_catalog.jsonb) AS l(task text, kind text, local_checksum text, description text, number int)"
 
 /* A file and a definition side by side, whichever there is. */
 #define BOTH                                                                                                     \
-	"(SELECT coalesce(l.name, d.definition) AS task, coalesce(l.kind, d.kind) AS kind,"                          \
+	"(SELECT coalesce(l.task, d.definition) AS task, coalesce(l.kind, d.kind) AS kind,"                          \
 	" CASE WHEN d.definition IS NULL THEN 'local only'"                                                          \
-	" WHEN l.name IS NULL THEN CASE WHEN d.metadata ? 'files' THEN 'orphaned' ELSE 'not from files' END"         \
-	" WHEN d.metadata #>> '{files,checksum}' = l.checksum THEN 'same' ELSE 'changed' END AS state,"              \
+	" WHEN l.task IS NULL THEN CASE WHEN d.metadata ? 'files' THEN 'orphaned' ELSE 'not from files' END"         \
+	" WHEN d.metadata #>> '{files,checksum}' = l.local_checksum THEN 'same' ELSE 'changed' END AS state,"        \
 	" d.version, d.created_at AS uploaded_at, d.pending + d.scheduled + d.running + d.waiting + d.held AS live," \
-	" l.checksum AS local_checksum, d.metadata #>> '{files,checksum}' AS remote_checksum,"                       \
+	" l.local_checksum, d.metadata #>> '{files,checksum}' AS remote_checksum,"                                   \
 	" coalesce(l.description, d.description) AS description, l.number"                                           \
-	" FROM " LOCAL " FULL JOIN " MINE " d ON d.definition = l.name) v"
+	" FROM " LOCAL " FULL JOIN " MINE " d ON d.definition = l.task) v"
 
 /* -------------------------------------------------------------------- list */
 
@@ -54,6 +57,14 @@ static const OutColumn list_columns[] = {
 /* The last of them are for --verbose. */
 #define VERBOSE_COLUMNS 2
 
+/* Those that files have; the last one is for --verbose. */
+static const OutColumn local_columns[] = {
+	{"TASK", OUT_TEXT},
+	{"KIND", OUT_TEXT},
+	{"DESCRIPTION", OUT_TEXT},
+	{"LOCAL CHECKSUM", OUT_TEXT},
+};
+
 static const OutColumn sync_columns[] = {
 	{"", OUT_TEXT, "v.what"},
 	{"TASKS", OUT_NUMBER, "v.count"},
@@ -71,7 +82,8 @@ static const OutView sync_view = {
 
 static const CliOption list_options[] = {
 	TASKS_FOLDER_OPTION,
-	{"local", 'l', NULL, "only tasks in files; with --remote: those in both"},
+	{"local", 'l', NULL,
+	 "only tasks in files, without a server; with --remote: those in both"},
 	{"remote", 'r', NULL, "only definitions in the database"},
 	{"sync", 's', NULL, "what is to be done, instead of a list"},
 	{"verbose", 'v', NULL, "with checksums"},
@@ -83,7 +95,9 @@ const CliCommand cmd_tasks_list = {
 	NULL,
 	"Compare files with definitions in the database",
 	"STATE is \"local only\", \"same\", \"changed\", \"orphaned\" (its files are gone), or\n"
-	"\"not from files\" (made by SQL).",
+	"\"not from files\" (made by SQL).\n"
+	"With --local alone no server is asked, so that STATE, VERSION, UPLOADED and LIVE are not\n"
+	"shown.",
 	0,
 	0,
 	list_options,
@@ -95,29 +109,96 @@ run_list(CliCall *call)
 	Problems problems = {0};
 	bool local = opt_given(call, "local");
 	bool remote = opt_given(call, "remote");
+	bool sync = opt_given(call, "sync");
+	bool verbose = opt_given(call, "verbose");
 	const char *where =
 		local && remote
 			? " WHERE v.version IS NOT NULL AND v.number IS NOT NULL"
-		: local	 ? " WHERE v.number IS NOT NULL"
 		: remote ? " WHERE v.version IS NOT NULL"
 				 : "";
 	OutView view = {NULL, NULL, list_columns,
-					lengthof(list_columns) -
-						(opt_given(call, "verbose") ? 0 : VERBOSE_COLUMNS),
-					"no tasks"};
+					lengthof(list_columns) - (verbose ? 0 : VERBOSE_COLUMNS),
+					NO_TASKS};
 	int count;
 	TaskFile **tasks = tasks_read(call, &count, &problems);
-	const char *values[] = {local_json(tasks, count)};
+	const char *values[1];
 
 	if (problems.count > 0)
 		tasks_fail(&problems);
+	if (local && !remote && !sync)
+	{
+		list_local(tasks, count, verbose);
+		return CLI_OK;
+	}
+	values[0] = local_json(tasks, count);
 	view.from = psprintf("%s%s ORDER BY v.task", BOTH, where);
-	out_view(opt_given(call, "sync") ? &sync_view : &view, 1, values);
+	out_view(sync ? &sync_view : &view, 1, values);
 	return CLI_OK;
 }
 
+/* By name. */
+static int
+compare_tasks(const void *a, const void *b)
+{
+	return strcmp((*(TaskFile *const *) a)->name,
+				  (*(TaskFile *const *) b)->name);
+}
+
 /*
- * What the server is told of local tasks.
+ * What files say of each, as a server would give it.
+ */
+static PGresult *
+local_result(TaskFile *const *tasks, int count)
+{
+	PGresult *result = PQmakeEmptyPGresult(NULL, PGRES_TUPLES_OK);
+	PGresAttDesc attributes[lengthof(local_columns)] = {{NULL}};
+	bool good = PQsetResultAttrs(result, lengthof(attributes), attributes);
+
+	for (int row = 0; row < count; row++)
+	{
+		const TaskFile *task = tasks[row];
+		const char *values[lengthof(local_columns)] = {
+			task->name, task->kind, doc_text(task->document, "description"),
+			task->checksum};
+
+		for (int i = 0; i < lengthof(values); i++)
+			good = good && PQsetvalue(result, row, i, (char *) values[i],
+									  values[i] ? strlen(values[i]) : -1);
+	}
+	if (!good)
+		cli_fail(CLI_FAILED, "out of memory");
+	return result;
+}
+
+static void
+list_local(TaskFile **tasks, int count, bool verbose)
+{
+	PQExpBufferData text;
+	PGresult *result;
+
+	qsort(tasks, count, sizeof(TaskFile *), compare_tasks);
+	initPQExpBuffer(&text);
+	if (cli_settings.json)
+	{
+		text_append_json(&text, local_json(tasks, count));
+		appendPQExpBufferChar(&text, '\n');
+	}
+	else if (count == 0)
+		out_say(NO_TASKS);
+	else
+	{
+		result = local_result(tasks, count);
+		out_append_table(&text, result, local_columns,
+						 lengthof(local_columns) - (verbose ? 0 : 1),
+						 term_width());
+		PQclear(result);
+	}
+	out_print(&text);
+	termPQExpBuffer(&text);
+}
+
+/*
+ * What files say, for the server or as JSON.
  */
 static char *
 local_json(TaskFile *const *tasks, int count)
@@ -131,15 +212,15 @@ local_json(TaskFile *const *tasks, int count)
 	{
 		description = doc_text(tasks[i]->document, "description");
 		appendPQExpBuffer(&text,
-						  "%s{\"name\": \"%s\", \"kind\": \"%s\", "
-						  "\"checksum\": \"%s\", \"number\": %d",
-						  i > 0 ? ", " : "", tasks[i]->name, tasks[i]->kind,
+						  "%s{\"task\": \"%s\", \"kind\": \"%s\", "
+						  "\"local_checksum\": \"%s\", \"number\": %d, "
+						  "\"description\": ",
+						  i > 0 ? ",\n " : "", tasks[i]->name, tasks[i]->kind,
 						  tasks[i]->checksum, i);
 		if (description)
-		{
-			appendPQExpBufferStr(&text, ", \"description\": ");
 			text_append_quoted(&text, description);
-		}
+		else
+			appendPQExpBufferStr(&text, "null");
 		appendPQExpBufferChar(&text, '}');
 	}
 	appendPQExpBufferChar(&text, ']');
@@ -381,7 +462,7 @@ run_upload(CliCall *call)
 	bool dry = opt_given(call, "dry-run");
 	bool verbose = opt_given(call, "verbose");
 	OutView view = {UPLOADED, NULL, upload_columns,
-					lengthof(upload_columns) - (verbose ? 0 : 1), "no tasks"};
+					lengthof(upload_columns) - (verbose ? 0 : 1), NO_TASKS};
 	TaskFile **tasks;
 	int count;
 	char *document;

@@ -82,6 +82,23 @@ subtest 'upload' => sub {
 	is((client($node, 'other')->run('tasks', 'list', '--remote', '--tasks', $folder))[1], "no tasks\n", 'nothing of it is somebody else\'s');
 };
 
+subtest 'without a server' => sub {
+	my $expected = $cli->json('tasks', 'list', '--tasks', $folder);
+	delete @$_{qw(state version uploaded_at live remote_checksum number)} foreach @$expected;
+	local $cli->{options} = [ '-h', '/nonexistent', '-w' ];
+	my $rows = $cli->json('tasks', 'list', '--local', '--tasks', $folder);
+	delete $_->{number} foreach @$rows;
+	is_deeply($rows, $expected, 'what files say as with one, also the order');
+	my ($out) = tasks(0, 'list', '--local');
+	utf8::decode($out);
+	is($out, "TASK  KIND      DESCRIPTION\nboth  workflow  both\none   function  Die „Eins“\ntwo   sql\n", 'as a table');
+	($out) = tasks(0, 'list', '--local', '--verbose');
+	like($out, qr/LOCAL CHECKSUM\n.*^two +sql +[0-9a-f]{64}$/ms, 'with checksums');
+	my $empty = PostgreSQL::Test::Utils::tempdir();
+	is(($cli->run('tasks', 'list', '--local', '--tasks', $empty))[1], "no tasks\n", 'of an empty folder');
+	tasks(3, 'list', @$_) foreach [], ['--remote'], [ '--local', '--remote' ], [ '--local', '--sync' ];
+};
+
 subtest 'changes' => sub {
 	put('one/one.sql', echo('one', 11));
 	is_deeply(states(), { one => 'changed', two => 'same', both => 'changed' }, 'a change reaches the workflow that has it as a step');
