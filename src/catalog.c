@@ -177,6 +177,7 @@ typedef struct LeafEntry
 
 static OrchCatalog catalog;
 static bool catalog_valid = false;
+static uint64 catalog_changes = 0; /* heard of, of what it holds */
 static bool definitions_valid = true;
 static bool leaves_valid = true;
 static uint64 generation = 0;
@@ -245,7 +246,10 @@ static void
 invalidate(Datum arg, Oid relid)
 {
 	if (!OidIsValid(relid) || relid == catalog.task_live)
+	{
 		catalog_valid = false;
+		catalog_changes++;
+	}
 	if (!OidIsValid(relid) || relid == catalog.definition)
 		definitions_valid = false;
 	if (!OidIsValid(relid) || relid == catalog.task_finished)
@@ -279,15 +283,16 @@ orch_catalog(bool missing_ok)
 }
 
 /*
- * Resolve the OIDs anew.  The flag is raised first: an invalidation that
- * arrives while we look lowers it again and the next caller repeats.  False:
- * there is no extension, or none for us, which is reported.
+ * Resolve the OIDs anew.  When we hear of a change while we look, or cannot look
+ * to the end, the next caller repeats.  False: there is no extension, or none
+ * for us, which is reported.
  */
 static bool
 load_catalog(int elevel)
 {
 	Oid schema = get_namespace_oid(EXTENSION_NAME, true);
 	char *version = orch_catalog_extension(&(Oid){InvalidOid}, NULL);
+	uint64 changes = catalog_changes;
 	Oid live;
 
 	if (!OidIsValid(schema) || version == NULL)
@@ -304,7 +309,6 @@ load_catalog(int elevel)
 		memset(function_info, 0, sizeof(function_info));
 	}
 
-	catalog_valid = true;
 	catalog.schema = schema;
 	catalog.task_live = live;
 	catalog.task_finished = get_relname_relid("task_finished", schema);
@@ -321,6 +325,7 @@ load_catalog(int elevel)
 	catalog.lease = get_relname_relid("lease", schema);
 	catalog.lease_id = get_relname_relid("lease_pkey", schema);
 	load_states();
+	catalog_valid = changes == catalog_changes;
 	return true;
 }
 
@@ -1026,23 +1031,25 @@ const OrchDefinition *
 orch_catalog_definition(int32 id)
 {
 	OrchDefinition *entry;
+	OrchDefinition definition = {.id = id};
 	TupleDesc desc;
 	HeapTuple row;
-	bool found;
 
 	forget_definitions();
 	entry = hash_search(definitions, &id, HASH_FIND, NULL);
-	if (entry != NULL)
-		return entry->valid ? entry : NULL;
-
-	row = orch_catalog_fetch_definition(id, &desc);
-	entry = hash_search(definitions, &id, HASH_ENTER, &found);
-	entry->valid = row != NULL;
-	if (row == NULL)
-		return NULL;
-	fill_definition(entry, row, desc);
-	heap_freetuple(row);
-	return entry;
+	if (entry == NULL)
+	{
+		row = orch_catalog_fetch_definition(id, &desc);
+		definition.valid = row != NULL;
+		if (row != NULL)
+		{
+			fill_definition(&definition, row, desc);
+			heap_freetuple(row);
+		}
+		entry = hash_search(definitions, &id, HASH_ENTER, NULL);
+		*entry = definition;
+	}
+	return entry->valid ? entry : NULL;
 }
 
 static char *
