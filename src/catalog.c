@@ -769,6 +769,18 @@ fill_key(NameKey *key, Oid roleoid, const char *name)
 }
 
 /*
+ * Whether an answer of SQL may be remembered: not when something changed since
+ * it was asked for, in this generation of the caches, nor when the transaction
+ * sees what was true when it began.
+ */
+static bool
+may_remember(uint64 asked_in)
+{
+	return definitions_valid && generation == asked_in &&
+		   !IsolationUsesXactSnapshot();
+}
+
+/*
  * Ask SQL what a name stands for to a role.
  */
 static Datum
@@ -791,8 +803,8 @@ orch_catalog_plan(const char *definition)
 	NameKey key;
 	PlanEntry *entry = NULL;
 	bool fits = fill_key(&key, GetUserId(), definition);
+	uint64 asked_in = orch_catalog_generation();
 
-	forget_definitions();
 	if (fits)
 		entry = hash_search(plans, &key, HASH_FIND, NULL);
 	if (entry != NULL)
@@ -807,7 +819,7 @@ orch_catalog_plan(const char *definition)
 	plan.run_timeout = plan.is_workflow ? known->timeout : 0;
 
 	/* resolving may have invalidated: then the answer serves once */
-	if (!definitions_valid || !fits)
+	if (!may_remember(asked_in) || !fits)
 		return &plan;
 	entry = hash_search(plans, &key, HASH_ENTER, NULL);
 	entry->plan = plan;
@@ -843,15 +855,15 @@ orch_catalog_queue_of(Oid role, const char *queue)
 	NameKey key;
 	QueueEntry *entry = NULL;
 	bool fits = fill_key(&key, role, queue);
+	uint64 asked_in = orch_catalog_generation();
 	int32 id;
 
-	forget_definitions();
 	if (fits)
 		entry = hash_search(queues, &key, HASH_FIND, NULL);
 	if (entry != NULL)
 		return entry->queue;
 	id = DatumGetInt32(resolve(ORCH_FN_RESOLVE_QUEUE, role, queue));
-	if (definitions_valid && fits)
+	if (may_remember(asked_in) && fits)
 	{
 		entry = hash_search(queues, &key, HASH_ENTER, NULL);
 		entry->queue = id;
@@ -864,10 +876,10 @@ orch_catalog_members(Oid role, int *n)
 {
 	MembersEntry *entry;
 	NullableDatum arg = {ObjectIdGetDatum(role), false};
+	uint64 asked_in = orch_catalog_generation();
 	ArrayType *array;
 	int32 *owners;
 
-	forget_definitions();
 	entry = hash_search(members, &role, HASH_FIND, NULL);
 	if (entry != NULL)
 	{
@@ -881,7 +893,7 @@ orch_catalog_members(Oid role, int *n)
 	*n = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
 	owners = palloc(Max(*n, 1) * sizeof(int32));
 	memcpy(owners, ARR_DATA_PTR(array), *n * sizeof(int32));
-	if (definitions_valid)
+	if (may_remember(asked_in))
 	{
 		int32 *kept =
 			MemoryContextAlloc(definition_context, Max(*n, 1) * sizeof(int32));
@@ -901,14 +913,14 @@ orch_catalog_claims_all(Oid role, int32 queue)
 	ClaimsEntry *entry;
 	NullableDatum args[2] = {{ObjectIdGetDatum(role), false},
 							 {Int32GetDatum(queue), false}};
+	uint64 asked_in = orch_catalog_generation();
 	bool all;
 
-	forget_definitions();
 	entry = hash_search(claims, &key, HASH_FIND, NULL);
 	if (entry != NULL)
 		return entry->all;
 	all = DatumGetBool(orch_catalog_call(ORCH_FN_CLAIMS_ALL, 2, args, NULL));
-	if (definitions_valid)
+	if (may_remember(asked_in))
 	{
 		entry = hash_search(claims, &key, HASH_ENTER, NULL);
 		entry->all = all;
