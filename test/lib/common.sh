@@ -1,11 +1,13 @@
 # What the scripts that start servers have in common.  Sourced by bash.
 
-# The files of the checkout: what git knows or would add, else (no repository)
-# everything but what was made here.
+# The files of the checkout: what git knows or would add; of a copy of it, what
+# was copied; else (no repository) everything but what was made here.
 list_files() {
 	if git -c safe.directory="$PWD" ls-files --error-unmatch Makefile >/dev/null 2>&1 ||
 		git -c safe.directory="$PWD" ls-files -o --exclude-standard 2>/dev/null | grep -qx Makefile; then
 		git -c safe.directory="$PWD" ls-files -co --exclude-standard
+	elif [ -f .files ]; then
+		cat .files
 	else
 		find . -type f -not -path './tmp_*' -not -path './.git/*' -not -name '*.o' -not -name '*.so' | sed 's|^\./||'
 	fi | sort -u | while IFS= read -r file; do
