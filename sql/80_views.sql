@@ -391,6 +391,7 @@ COMMENT ON COLUMN orchestrator.task_status.duration IS 'Of the last attempt: of 
 COMMENT ON COLUMN orchestrator.task_status.updated_at IS 'The last of created_at, started_at and finished_at, and of what an executor does with it';
 COMMENT ON COLUMN orchestrator.task_status.worker_pid IS 'Process that runs the task, or ran its last attempt';
 COMMENT ON COLUMN orchestrator.task_status.cost IS 'What calls of models cost, by set_price(), in all attempts; of a task with steps, theirs as well. So tokens_in and tokens_out';
+COMMENT ON COLUMN orchestrator.task_status.rows IS 'With orchestrator.track_resources, rows that the command of the last attempt returned or changed, or that its function changed; null of what failed, of procedures and utilities';
 COMMENT ON COLUMN orchestrator.task_status.cpu_time IS 'Processor time of the last attempt, with orchestrator.track_resources';
 COMMENT ON COLUMN orchestrator.task_status.expire_at IS 'When the task fails unless it was started: the first of its deadline and the end of queue_timeout';
 COMMENT ON COLUMN orchestrator.task_status.held_state IS 'Of a paused task, the state that resume() returns it to; paused: a running task will be paused';

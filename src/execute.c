@@ -31,6 +31,7 @@
 #include "utils/guc.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
+#include "utils/pgstat_internal.h"
 #include "utils/portal.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
@@ -77,9 +78,10 @@ typedef struct Call
 	OrchCallEnd end;
 } Call;
 
-/* What was used when the step began. */
+/* What was used when the step began, if that is asked for. */
 typedef struct Usage
 {
+	bool asked;
 	struct rusage cpu;
 	BufferUsage buffers;
 	WalUsage wal;
@@ -95,6 +97,7 @@ static bool step_alerts;   /* silence is only told ... */
 static volatile sig_atomic_t silence_alerted = false; /* ... and was seen */
 static MemoryContext step_context = NULL;
 static bool constraints_set = false;
+static Usage usage;
 
 static void handle_step_timeout(void);
 static void handle_silence(void);
@@ -120,8 +123,9 @@ static bool mark_gone(Call *call, int64 id, int32 epoch);
 static void clean_after_step(void);
 static void take_requests(OrchTask *task, MemoryContext context);
 static void check_output(Datum output);
-static void measure_begin(Usage *usage);
-static void measure_end(const Usage *usage, Call *call, uint64 rows);
+static void measure_begin(void);
+static int64 rows_changed(void);
+static void measure_end(Call *call, int64 rows);
 static bool is_suspended(OrchTask *task, const ErrorData *error,
 						 MemoryContext context);
 static void run_alone(OrchTask *task);
@@ -462,16 +466,13 @@ call_handler(Call *call)
 	bool has_output;
 	Datum output;
 	uint64 rows;
-	Usage usage;
-	bool measured = orch_track_resources;
 
 	for (int i = 0; i < call->n; i++)
 	{
 		call->tasks[i]->outcome = ORCH_OUTCOME_COMPLETED;
 		call->tasks[i]->has_output = false;
 	}
-	if (measured)
-		measure_begin(&usage);
+	measure_begin();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (many)
 		has_output =
@@ -483,8 +484,11 @@ call_handler(Call *call)
 		take_outputs(call, DatumGetArrayTypeP(output));
 	else if (has_output)
 		keep_output(call, call->tasks[0], output);
-	if (measured)
-		measure_end(&usage, call, rows);
+	if (usage.asked)
+		measure_end(call,
+					call->tasks[0]->definition->kind == ORCH_KIND_FUNCTION
+						? rows_changed()
+						: (int64) rows);
 }
 
 /*
@@ -656,8 +660,10 @@ static void
 blame(Call *call, const char *reason, const ErrorData *error, OrchCallEnd end)
 {
 	call->end = call->n == 1 ? ORCH_CALL_DONE : end;
-	if (call->n == 1)
-		orch_execute_fail(call->tasks[0], reason, error, call->context);
+	if (call->n > 1)
+		return;
+	orch_execute_fail(call->tasks[0], reason, error, call->context);
+	measure_end(call, -1);
 }
 
 static Interruption
@@ -731,11 +737,32 @@ orch_execute_fail(OrchTask *task, const char *reason, const ErrorData *error,
 }
 
 static void
-measure_begin(Usage *usage)
+measure_begin(void)
 {
-	getrusage(RUSAGE_SELF, &usage->cpu);
-	usage->buffers = pgBufferUsage;
-	usage->wal = pgWalUsage;
+	usage.asked = orch_track_resources;
+	if (!usage.asked)
+		return;
+	getrusage(RUSAGE_SELF, &usage.cpu);
+	usage.buffers = pgBufferUsage;
+	usage.wal = pgWalUsage;
+}
+
+/*
+ * Rows of tables that the step inserted, updated and deleted: it has a
+ * subtransaction of its own.
+ */
+static int64
+rows_changed(void)
+{
+	PgStat_SubXactStatus *mine =
+		pgstat_get_xact_stack_level(GetCurrentTransactionNestLevel());
+	int64 rows = 0;
+
+	for (PgStat_TableXactStatus *table = mine->first; table != NULL;
+		 table = table->next)
+		rows += table->tuples_inserted + table->tuples_updated +
+				table->tuples_deleted;
+	return rows;
 }
 
 static double
@@ -746,32 +773,38 @@ seconds(struct timeval from, struct timeval to)
 
 /*
  * Each task of a call gets what all of them used, and how many they were.
+ * Fewer rows than none: nobody counted them.
  */
 static void
-measure_end(const Usage *usage, Call *call, uint64 rows)
+measure_end(Call *call, int64 rows)
 {
-	MemoryContext old = MemoryContextSwitchTo(call->context);
+	MemoryContext old;
 	JsonbParseState *state = NULL;
 	struct rusage now;
 	Datum resources;
 
+	if (!usage.asked)
+		return;
+	usage.asked = false;
+	old = MemoryContextSwitchTo(call->context);
 	getrusage(RUSAGE_SELF, &now);
 	orch_json_begin(&state);
-	orch_json_number(&state, "rows", rows);
+	if (rows >= 0)
+		orch_json_number(&state, "rows", rows);
 	orch_json_number(&state, "buffers_hit",
 					 pgBufferUsage.shared_blks_hit -
-						 usage->buffers.shared_blks_hit);
+						 usage.buffers.shared_blks_hit);
 	orch_json_number(&state, "buffers_read",
 					 pgBufferUsage.shared_blks_read -
-						 usage->buffers.shared_blks_read);
+						 usage.buffers.shared_blks_read);
 	orch_json_number(&state, "buffers_dirtied",
 					 pgBufferUsage.shared_blks_dirtied -
-						 usage->buffers.shared_blks_dirtied);
+						 usage.buffers.shared_blks_dirtied);
 	orch_json_number(&state, "wal_bytes",
-					 pgWalUsage.wal_bytes - usage->wal.wal_bytes);
+					 pgWalUsage.wal_bytes - usage.wal.wal_bytes);
 	orch_json_number(&state, "cpu_time",
-					 seconds(usage->cpu.ru_utime, now.ru_utime) +
-						 seconds(usage->cpu.ru_stime, now.ru_stime));
+					 seconds(usage.cpu.ru_utime, now.ru_utime) +
+						 seconds(usage.cpu.ru_stime, now.ru_stime));
 	if (ORCH_TAKES_MANY(call->tasks[0]->definition))
 		orch_json_number(&state, "batch", call->n);
 	resources = orch_json_end(&state);
@@ -797,10 +830,9 @@ orch_execute_alone(OrchExecutor *executor, OrchTask *task,
 				 .tasks = &task,
 				 .steps = &step,
 				 .n = 1};
-	Usage usage;
 
 	enter_call(&call);
-	measure_begin(&usage);
+	measure_begin();
 	orch_request_begin();
 	orch_procedure_begin();
 	PG_TRY();
@@ -832,8 +864,7 @@ orch_execute_alone(OrchExecutor *executor, OrchTask *task,
 	PG_END_TRY();
 	clean_after_alone();
 	MemoryContextSwitchTo(context);
-	if (orch_track_resources)
-		measure_end(&usage, &call, 0);
+	measure_end(&call, -1);
 	leave_call(&call, true);
 }
 

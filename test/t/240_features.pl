@@ -359,6 +359,21 @@ subtest 'progress and events' => sub {
 	$r = outcome($node, 'app', q{orchestrator.run('INSERT INTO app.effect SELECT ''r'' FROM generate_series(1, 1000)')});
 	is(app("SELECT rows || ' ' || (wal_bytes > 10000) || ' ' || (cpu_time >= interval '0') FROM orchestrator.task_status WHERE task_id = $r->{id}"), '1000 true true',
 		'resources are measured when asked for');
+	app(q{CREATE FUNCTION app.writes(input jsonb) RETURNS void LANGUAGE plpgsql AS $$
+		BEGIN
+			BEGIN
+				INSERT INTO app.effect SELECT 'w' FROM generate_series(1, 10);
+			EXCEPTION WHEN others THEN NULL;
+			END;
+			UPDATE app.effect SET what = 'v' WHERE what = 'w';
+			DELETE FROM app.effect WHERE what = 'v';
+			IF input ? 'raise' THEN RAISE 'raised'; END IF;
+		END $$;
+		SELECT orchestrator.define('writes', 'app.writes', max_attempts => 1)});
+	$r = outcome($node, 'app', q{orchestrator.enqueue('writes')});
+	is(app("SELECT rows FROM orchestrator.task_status WHERE task_id = $r->{id}"), 30, 'of a function, the rows that it changed');
+	$r = outcome($node, 'app', q{orchestrator.enqueue('writes', '{"raise": true}')});
+	is(app("SELECT state || ' ' || (rows IS NULL) || ' ' || (wal_bytes > 0) FROM orchestrator.task_status WHERE task_id = $r->{id}"), 'failed true true', 'and what one used that failed');
 };
 
 subtest 'wait' => sub {
