@@ -114,6 +114,7 @@ static void start_supervisor(Oid dboid);
 static void leave_slot(int code, Datum arg);
 static void check_extension(void);
 static bool perform(OrchDuty duty);
+static void recover(void);
 static void recover_all(void);
 static void restore_rates(void);
 static void charge_guilty(void);
@@ -154,7 +155,7 @@ void
 orchestrator_supervisor_main(Datum main_arg)
 {
 	start_supervisor(DatumGetObjectId(main_arg));
-	perform(recover_all);
+	recover();
 	perform(find_work);
 
 	for (;;)
@@ -285,6 +286,18 @@ perform(OrchDuty duty)
 }
 
 /*
+ * What was handed back in a transaction that failed was not.
+ */
+static void
+recover(void)
+{
+	if (!perform(recover_all))
+		recovered = false;
+	if (may_fire && !database->rates_known)
+		perform(restore_rates);
+}
+
+/*
  * At start: what was running in a server that is gone, or was left by
  * executors that died while no supervisor looked.
  */
@@ -315,12 +328,11 @@ recover_all(void)
 	recovered = DatumGetInt32(orch_catalog_call(ORCH_FN_RECOVER_ALL, 2, args,
 												NULL)) >= 0;
 	charge_guilty();
-	if (!database->rates_known)
-		restore_rates();
 }
 
 /*
  * What was started before the server was, as far as a rate still counts it.
+ * That may be much, and without it no rate has room: no watchdog ends it.
  */
 static void
 restore_rates(void)
@@ -328,8 +340,10 @@ restore_rates(void)
 	int64 ago = orch_monotonic() - orch_shared->started_at;
 	NullableDatum started = {TimestampTzGetDatum(orch_clock() - ago), false};
 
+	HOLD_CANCEL_INTERRUPTS();
 	database->ran_before = DatumGetBool(
 		orch_catalog_call(ORCH_FN_RESTORE_RATES, 1, &started, NULL));
+	RESUME_CANCEL_INTERRUPTS();
 	database->rates_known = true;
 }
 
@@ -578,9 +592,11 @@ turn(uint32 wake)
 	take_back_waiting();
 	if (now >= (TimestampTz) pg_atomic_read_u64(&database->next_due))
 		perform(move_due);
-	if (may_fire && now >= Max(alerts_at, (TimestampTz) pg_atomic_read_u64(
-											  &database->next_alert)))
-		perform(check_alerts);
+	if (may_fire &&
+		now >= Max(alerts_at,
+				   (TimestampTz) pg_atomic_read_u64(&database->next_alert)) &&
+		!perform(check_alerts))
+		orch_shmem_lower_alert(MyDatabaseId, now + ERROR_PAUSE);
 	if ((wake & ORCH_WAKE_LOOK) || now >= next_look)
 	{
 		next_look = max_prepared_xacts > 0 ? now + LOOK_INTERVAL : DT_NOEND;
@@ -689,7 +705,7 @@ recover_rest(TimestampTz now)
 		retry_at = Min(retry_at, recover_at);
 		return;
 	}
-	perform(recover_all);
+	recover();
 	if (!recovered)
 		put_recovery_off();
 }
