@@ -30,8 +30,9 @@ extern int orch_notify_drain(void);
 /*
  * Put what running steps reported since the last call into the ring, and which
  * streams have grown.  True:
- * call again in ORCH_PROGRESS_INTERVAL_MS.  False: nothing was reported, the
- * next report wakes the supervisor by ORCH_WAKE_EVENTS.
+ * call again in ORCH_PROGRESS_INTERVAL_MS.  False: nothing was reported; the
+ * next report wakes the supervisor by ORCH_WAKE_EVENTS, unless its executor
+ * did within that interval.
  */
 extern bool orch_notify_progress(void);
 

@@ -145,7 +145,7 @@ static void save_at_exit(int code, Datum arg);
 static void manage_pool(void);
 static void wake_sleepers(void);
 static void tune_queues(bool all);
-static void tell_listeners(void);
+static void tell_listeners(bool woken);
 static void dismiss_executors(void);
 static void sleep_until_needed(void);
 
@@ -625,7 +625,7 @@ turn(uint32 wake)
 	/* after it, which would wake all executors for what one takes at once */
 	look_in = orch_gather_look(MyDatabaseId);
 	if (wake & ORCH_WAKE_EVENTS || now >= next_progress)
-		tell_listeners();
+		tell_listeners(wake & ORCH_WAKE_EVENTS);
 }
 
 /*
@@ -683,13 +683,18 @@ tune_queues(bool all)
 		orch_tune_apply();
 }
 
+/*
+ * An executor wakes us once in an interval: the step it did that for may have
+ * ended before we look, and another report.  So there is a second look.
+ */
 static void
-tell_listeners(void)
+tell_listeners(bool woken)
 {
+	bool again = orch_notify_progress() || (woken && orch_event_heard());
+
 	next_progress =
-		orch_notify_progress()
-			? orch_clock() + ORCH_PROGRESS_INTERVAL_MS * INT64CONST(1000)
-			: DT_NOEND;
+		again ? orch_clock() + ORCH_PROGRESS_INTERVAL_MS * INT64CONST(1000)
+			  : DT_NOEND;
 	while (orch_notify_drain() > 0)
 		CHECK_FOR_INTERRUPTS();
 }

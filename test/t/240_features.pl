@@ -344,6 +344,24 @@ subtest 'progress and events' => sub {
 	is($progress{$batch}, 1, 'the progress of what is completed by SQL, too');
 	is($seen{$silent}, undef, 'notify => off: nothing');
 	is_deeply($seen{$loud}, [qw(created started progress completed)], 'notify => all: progress, too');
+
+	# The supervisor was woken for a step that ended before it looked, less than an interval ago.
+	$node->set('orchestrator.executors_per_role' => 1);
+	$node->reload;
+	$got = '';
+	foreach my $try (1 .. 10)
+	{
+		foreach my $seconds (0, 0.4)
+		{
+			my $id = $own->query(qq{SELECT orchestrator.enqueue('loud', '{"seconds": $seconds}')});
+			$own->query("SELECT state FROM orchestrator.wait($id)");
+			$got .= $any->query(qq{SELECT 'long $id'}) . "\n" if $seconds;
+		}
+	}
+	$got .= $any->query('SELECT pg_sleep(0.3)');
+	is(scalar(grep { $got !~ /"task"\s*:\s*$_\b[^\n]*"progress"\s*,/ } $got =~ /long (\d+)/g), 0, 'the progress of a step that follows on a short one is told');
+	$node->set('orchestrator.executors_per_role' => 2);
+	$node->reload;
 	$any->quit;
 	$own->quit;
 
