@@ -44,7 +44,7 @@ static int64 width_of(int64 period);
 static void advance(OrchPermit *permit, int64 period, int64 now);
 static bool recall_starts(OrchPermit *permit, const OrchLimit *limit,
 						  int64 now);
-static int64 next_room(const OrchPermit *permit, int32 wanted);
+static int64 next_room(OrchPermit *permit, int32 wanted);
 static void count_start(OrchPermit *permit, OrchLimit *limit);
 static void uncount_start(OrchPermit *permit, const OrchLimit *limit);
 static int64 refuse(OrchPermit *permit, int lane, const OrchLimit *limit,
@@ -155,6 +155,18 @@ width_of(int64 period)
 }
 
 /*
+ * Where a piece is counted.  The clock begins with the machine: the number of a
+ * piece before that is negative.
+ */
+static uint32 *
+piece_of(OrchPermit *permit, int64 number)
+{
+	const int n = lengthof(permit->pieces);
+
+	return &permit->pieces[(number % n + n) % n];
+}
+
+/*
  * Let the pieces that are over go.  A period that was changed keeps its starts
  * in the newest piece, which is as strict as can be.
  */
@@ -175,7 +187,7 @@ advance(OrchPermit *permit, int64 period, int64 now)
 		memset(permit->pieces, 0, sizeof(permit->pieces));
 		permit->width = width;
 		permit->piece = piece;
-		permit->pieces[piece % lengthof(permit->pieces)] = started;
+		*piece_of(permit, piece) = started;
 		return;
 	}
 	if (piece - permit->piece >= lengthof(permit->pieces))
@@ -186,8 +198,7 @@ advance(OrchPermit *permit, int64 period, int64 now)
 	}
 	while (permit->piece < piece)
 	{
-		uint32 *oldest =
-			&permit->pieces[++permit->piece % lengthof(permit->pieces)];
+		uint32 *oldest = piece_of(permit, ++permit->piece);
 
 		permit->started -= *oldest;
 		*oldest = 0;
@@ -231,8 +242,8 @@ recall_starts(OrchPermit *permit, const OrchLimit *limit, int64 now)
 		my_database()->ran_before)
 	{
 		advance(permit, limit->rate_period, orch_shared->started_at);
-		permit->pieces[permit->piece % lengthof(permit->pieces)] =
-			permit->started = (uint32) limit->rate_limit;
+		*piece_of(permit, permit->piece) = permit->started =
+			(uint32) limit->rate_limit;
 	}
 	return my_database()->rates_known;
 }
@@ -255,14 +266,14 @@ my_database(void)
  * possible again.
  */
 static int64
-next_room(const OrchPermit *permit, int32 wanted)
+next_room(OrchPermit *permit, int32 wanted)
 {
 	int64 piece = permit->piece - ORCH_RATE_PIECES;
 	int64 left = wanted;
 
 	for (; piece < permit->piece; piece++)
 	{
-		left -= permit->pieces[piece % lengthof(permit->pieces)];
+		left -= *piece_of(permit, piece);
 		if (left <= 0)
 			break;
 	}
@@ -274,7 +285,7 @@ count_start(OrchPermit *permit, OrchLimit *limit)
 {
 	limit->piece = permit->piece;
 	limit->piece_end = permit->piece_end;
-	permit->pieces[permit->piece % lengthof(permit->pieces)]++;
+	(*piece_of(permit, permit->piece))++;
 	permit->started++;
 }
 
@@ -284,7 +295,7 @@ count_start(OrchPermit *permit, OrchLimit *limit)
 static void
 uncount_start(OrchPermit *permit, const OrchLimit *limit)
 {
-	uint32 *starts = &permit->pieces[limit->piece % lengthof(permit->pieces)];
+	uint32 *starts = piece_of(permit, limit->piece);
 
 	if (permit->piece - limit->piece >= lengthof(permit->pieces) ||
 		limit->piece > permit->piece || *starts == 0)
@@ -602,7 +613,7 @@ orch_permit_restore(const OrchLimit *limit, int64 ago, int32 n)
 		piece = (now - Max(ago, 0)) / permit->width;
 		if (permit->piece - piece < lengthof(permit->pieces))
 		{
-			permit->pieces[piece % lengthof(permit->pieces)] += n;
+			*piece_of(permit, piece) += n;
 			permit->started += n;
 		}
 	}

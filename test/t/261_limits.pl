@@ -10,7 +10,7 @@ use Fault;
 use OrchestratorTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes qw(time usleep);
+use Time::HiRes qw(clock_gettime CLOCK_MONOTONIC time usleep);
 
 $PostgreSQL::Test::Utils::timeout_default = 30;
 
@@ -86,6 +86,7 @@ subtest 'many keys' => \&many_keys;
 subtest 'all at once' => \&all_at_once;
 subtest 'crashes' => \&crashes;
 subtest 'rates after a restart' => \&restart;
+subtest 'rates after a restart of the machine' => \&machine_restart;
 $node->stop('fast');
 done_testing();
 
@@ -302,13 +303,38 @@ sub crashes
 
 sub restart
 {
-	app('TRUNCATE app.ledger');
-	app(q{SELECT orchestrator.define_queue('slowly', rate_limit => 6, rate_period => '5 s'); SELECT orchestrator.define('slowly', 'app.work', queue => 'slowly')});
-	enqueue('slowly', 8, input(0, 'slowly'));
-	$node->wait_for('SELECT count(*) = 6 FROM app.ledger', 't', 'a period is used up');
+	use_up('slowly', 6, '5 s');
 	$node->stop('immediate');
 	$node->start;
 	ended('the rest goes on');
 	is(most_within('slowly', '5 s'), 6, 'a restart does not begin another one');
+	return;
+}
+
+# The first of a definition run, as many as its rate allows; two more wait.
+sub use_up
+{
+	my ($name, $limit, $period) = @_;
+	app('TRUNCATE app.ledger');
+	app("SELECT orchestrator.define_queue('$name', rate_limit => $limit, rate_period => '$period'); SELECT orchestrator.define('$name', 'app.work', queue => '$name')");
+	enqueue($name, $limit + 2, input(0, $name));
+	$node->wait_for("SELECT count(*) = $limit FROM app.ledger", 't', 'a period is used up');
+	return;
+}
+
+# Its clock begins anew: what was started is from before that.
+sub machine_restart
+{
+	my $clock = PostgreSQL::Test::Utils::tempdir() . '/clock.so';
+	system_or_bail($ENV{CC} || 'cc', '-shared', '-fPIC', '-Wall', '-Werror', '-o', $clock, 'test/lib/clock.c', '-ldl');
+	use_up('anew', 20, '4 s');
+	$node->stop('immediate');
+	local $ENV{LD_PRELOAD} = $clock;
+	local $ENV{STARTED} = clock_gettime(CLOCK_MONOTONIC);
+	$node->start;
+	my $until = time + 3;
+	enqueue('anew', 1, input(0, 'anew')) while time < $until;
+	app(q{SELECT orchestrator.cancel_many(definition => 'anew')});
+	is(most_within('anew', '4 s'), 20, 'nor does a restart of the machine');
 	return;
 }
