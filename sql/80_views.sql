@@ -122,7 +122,7 @@ CREATE VIEW orchestrator.task_status WITH (security_invoker = true) AS
          coalesce(s.attempt, t.attempt) AS attempt, t.max_attempts, t.priority, t.key, t.run_at, t.created_at,
          coalesce(s.started_at, t.started_at, CASE WHEN t.remaining IS NOT NULL AND t.live THEN orchestrator._run_started(t.id) END) AS started_at,
          t.finished_at,
-         greatest(t.created_at, t.started_at, t.finished_at, t.changed_at, CASE t.state WHEN 'pending' THEN t.run_at END, s.since, z.heartbeat_at) AS updated_at,
+         greatest(t.created_at, t.started_at, t.finished_at, t.changed_at, CASE t.state WHEN 'pending' THEN t.run_at END, s.since, s.started_at, z.heartbeat_at) AS updated_at,
          coalesce(t.finished_at, CASE WHEN s.task_id IS NOT NULL OR t.state = 'running' OR t.remaining IS NOT NULL THEN orchestrator._now() END)
            - coalesce(s.started_at, t.started_at, CASE WHEN t.remaining IS NOT NULL AND t.live THEN orchestrator._run_started(t.id) END) AS duration,
          t.input, t.output, t.error, t.metadata,

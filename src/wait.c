@@ -300,26 +300,33 @@ look_at_task(Wait *wait, TupleDesc tupdesc, Datum *result)
 }
 
 /*
- * A run runs as soon as a step of it started, though its row waits for them;
- * as in the view task_status.
+ * A run runs as soon as a step of it started, though its row waits for them,
+ * and a step in the fast lane though its row is pending; as in the view
+ * task_status.
  */
 static OrchState
 shown_state(int64 task, OrchState state)
 {
 	Oid types[] = {INT8OID};
 	Datum values[] = {Int64GetDatum(task)};
-	bool no_step;
+	const char *query;
+	bool no_step = true;
 
-	if (state != ORCH_STATE_WAITING)
+	if (state == ORCH_STATE_WAITING)
+		query = "SELECT orchestrator._run_started($1)";
+	else if (state == ORCH_STATE_PENDING)
+		query = "SELECT s.started_at FROM orchestrator._slots() s "
+				"WHERE s.task_id OPERATOR(pg_catalog.=) $1";
+	else
 		return state;
 
 	SPI_connect();
-	if (SPI_execute_with_args("SELECT orchestrator._run_started($1)", 1, types,
-							  values, NULL, false, 0) != SPI_OK_SELECT ||
-		SPI_processed != 1)
+	if (SPI_execute_with_args(query, 1, types, values, NULL, false, 1) !=
+		SPI_OK_SELECT)
 		elog(ERROR, "could not see whether a step started");
-	(void) SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-						 &no_step);
+	if (SPI_processed > 0)
+		(void) SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+							 &no_step);
 	SPI_finish();
 	return no_step ? state : ORCH_STATE_RUNNING;
 }

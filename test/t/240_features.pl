@@ -205,6 +205,8 @@ subtest 'cancel and pause of what runs' => sub {
 	outcome($node, 'app', q{orchestrator.enqueue('slow', '{"seconds": 0}')}) foreach 1 .. 20;
 	my $fast = app(q{SELECT orchestrator.enqueue('slow', '{"what": "fast"}')});
 	running_ok($fast, 'in the fast lane it is seen to run, too');
+	is(app("SELECT state FROM orchestrator.wait($fast, '0')"), 'running', 'by wait(), too');
+	is(app("SELECT updated_at >= started_at FROM orchestrator.task_status WHERE task_id = $fast"), 't', 'which is a change of it');
 	is(app("SELECT orchestrator.cancel($fast)"), 'cancelled', 'and is cancelled');
 	is(app(q{SELECT count(*) FROM app.effect WHERE what = 'fast'}), 0, 'without effect');
 
