@@ -1170,17 +1170,24 @@ orch_catalog_queue_info(int32 id)
 	return entry->valid ? entry : NULL;
 }
 
+static bool
+is_paused(HeapTuple row, TupleDesc desc)
+{
+	bool isnull;
+
+	return DatumGetBool(
+		heap_getattr(row, SPI_fnumber(desc, "paused"), desc, &isnull));
+}
+
 static void
 fill_queue(OrchQueue *queue, HeapTuple row, TupleDesc desc)
 {
 	char *path = column_text(row, desc, "tenant");
 	char *weights = column_text(row, desc, "tenant_weights");
 	MemoryContext old = MemoryContextSwitchTo(definition_context);
-	bool isnull;
 
 	queue->weight = column_int(row, desc, "weight");
-	queue->paused = DatumGetBool(
-		heap_getattr(row, SPI_fnumber(desc, "paused"), desc, &isnull));
+	queue->paused = is_paused(row, desc);
 	fill_limit(&queue->limit, ORCH_LIMIT_QUEUE, row, desc, "max_running",
 			   "rate_limit", "rate_period");
 	queue->limit.id = orch_permit_id(ORCH_LIMIT_QUEUE, queue->id, "", 0);
@@ -1336,12 +1343,17 @@ bool
 orch_catalog_queue_paused(int32 id)
 {
 	const OrchQueue *queue = orch_catalog_queue_info(id);
+	TupleDesc desc;
+	HeapTuple row;
+	bool paused;
 
 	if (queue == NULL || !queue->paused)
 		return false;
-	(void) hash_search(queue_infos, &id, HASH_REMOVE, NULL);
-	queue = orch_catalog_queue_info(id);
-	return queue != NULL && queue->paused;
+	row = fetch_row("queue", "queue_pkey", 1, id, &desc);
+	paused = row != NULL && is_paused(row, desc);
+	if (!paused)
+		(void) hash_search(queue_infos, &id, HASH_REMOVE, NULL);
+	return paused;
 }
 
 const OrchQueueDepth *

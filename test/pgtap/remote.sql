@@ -2,7 +2,7 @@
 -- becomes of leases that are not kept. Sleeping in await_work(), real clients and
 -- the limits in shared memory are in test/t.
 \ir lib/setup.psql
-SELECT plan(131);
+SELECT plan(132);
 
 CREATE ROLE remote_app LOGIN;
 CREATE ROLE remote_worker LOGIN;
@@ -312,6 +312,15 @@ SELECT heartbeat(:'c');
 SELECT is(current_setting('synchronous_commit'), 'off', 'a claim and a heartbeat need not be flushed');
 SELECT report('complete', :'c');
 SELECT is(current_setting('synchronous_commit'), 'local', 'a report is');
+
+-- Whether a queue is paused is read anew each time; nothing else of it is.
+SELECT orchestrator.define_queue('turns', tenant => '$.tenant');
+SELECT orchestrator.pause_queue('turns');
+CREATE FUNCTION remembered() RETURNS bigint LANGUAGE sql AS 'SELECT used_bytes FROM pg_backend_memory_contexts WHERE name = ''orchestrator definitions''';
+SELECT orchestrator.claim('{turns}', 'w') FROM generate_series(1, 10);
+SELECT remembered() AS bytes \gset
+SELECT orchestrator.claim('{turns}', 'w') FROM generate_series(1, 200);
+SELECT is(remembered(), :bytes::bigint, 'a worker that asks a paused queue again and again needs no more memory');
 
 SELECT * FROM finish();
 ROLLBACK;
