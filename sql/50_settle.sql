@@ -154,6 +154,9 @@ BEGIN
   PERFORM orchestrator._trace(t, t.started_at, t.attempt, 'started', NULL);
   v_now := orchestrator._now();   -- what follows is traced after it
   SELECT x.* INTO d FROM orchestrator.definition x WHERE x.id = t.definition;
+  -- the loss of an executor says little of the step; two in a row do
+  v_delay := CASE WHEN $2 = 'lost' AND $3 IS NULL AND t.error ->> 'sqlstate' IS DISTINCT FROM 'OR003' THEN interval '0'
+                  ELSE orchestrator._retry_delay(d, t.attempt) END;
   t.error := coalesce($3, '{}') || CASE WHEN $3 ? 'sqlstate' THEN '{}' ELSE CASE $2
     WHEN 'lost' THEN '{"sqlstate": "OR003", "message": "the worker process died while it ran the step"}'::jsonb
     WHEN 'timeout' THEN jsonb_build_object('sqlstate', 'OR004', 'message', format('the step ran longer than %s', d.timeout))
@@ -161,7 +164,6 @@ BEGIN
   v_detail := t.error || jsonb_build_object('outcome', $2)
     || jsonb_strip_nulls(jsonb_build_object('duration_ms', round(extract(epoch FROM v_now - t.started_at) * 1000, 3)));
 
-  v_delay := orchestrator._retry_delay(d, t.attempt);
   IF jsonb_typeof(t.error -> 'retry_after') = 'number' THEN   -- seconds that an outside call was told to wait
     v_delay := greatest(v_delay, make_interval(secs => least((t.error ->> 'retry_after')::float8, extract(epoch FROM d.max_retry_delay))));
   END IF;

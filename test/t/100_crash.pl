@@ -12,7 +12,7 @@ use Test::More;
 use Time::HiRes qw(time usleep);
 
 my $node;
-my %definition = (max_attempts => 10, retry_delay => q('0'), retry_jitter => 0);
+my %definition = (max_attempts => 10, retry_delay => q('1 minute'), retry_jitter => 0);
 
 foreach my $lane ('on', 'off')
 {
