@@ -102,7 +102,6 @@ static void discover_lanes(void);
 static void discover_parked(OrchLeaf *live, const OrchOwner *owner);
 static bool run_next(void);
 static void run_batch(int lane);
-static bool goes_on(const OrchTask *task);
 static void note_role_change(Datum arg, int cacheid, uint32 hashvalue);
 static bool is_same_extension(void);
 static bool may_run(void);
@@ -335,7 +334,7 @@ run_batch(int lane)
 	occupied_since = orch_monotonic();
 	if (claim(lane) > 0)
 	{
-		if (!batch->call && (batch->nclaimed > 1 || goes_on(&batch->tasks[0])))
+		if (!batch->call && (batch->fast || batch->nclaimed > 1))
 			enable_timeout_every(
 				watch_timer,
 				TimestampTzPlusMilliseconds(GetCurrentTimestamp(), WATCH_MS),
@@ -349,15 +348,6 @@ run_batch(int lane)
 		disable_timeout(watch_timer, false);
 	}
 	end_batch();
-}
-
-/*
- * Whether a task may be the first of several steps.
- */
-static bool
-goes_on(const OrchTask *task)
-{
-	return batch->fast && !task->row.nulls[ORCH_TASK_PLAN];
 }
 
 static void

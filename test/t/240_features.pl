@@ -207,6 +207,8 @@ subtest 'cancel and pause of what runs' => sub {
 	running_ok($fast, 'in the fast lane it is seen to run, too');
 	is(app("SELECT state FROM orchestrator.wait($fast, '0')"), 'running', 'by wait(), too');
 	is(app("SELECT updated_at >= started_at FROM orchestrator.task_status WHERE task_id = $fast"), 't', 'which is a change of it');
+	$node->wait_for("SELECT state = 'running' FROM orchestrator.task_live WHERE id = $fast", 't', 'soon not in the fast lane, where its row is locked');
+	is(app("SELECT orchestrator.pause($fast)"), 'running', 'so a pause does not wait for it');
 	is(app("SELECT orchestrator.cancel($fast)"), 'cancelled', 'and is cancelled');
 	is(app(q{SELECT count(*) FROM app.effect WHERE what = 'fast'}), 0, 'without effect');
 

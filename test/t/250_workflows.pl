@@ -517,17 +517,27 @@ sub control
 
 # A step that lives under a finished run, as nothing should leave one: control
 # locks the run, then the step; the executor, in the fast lane, has deleted the
-# step and wants the run, so it must give way. One executor, and an item of a
-# batch, for which the watch does not make it give way.
+# step and wants the run, so it must give way. One executor, and a handler that
+# takes many, which the watch does not stop.
 sub left_behind
 {
 	$node->set('orchestrator.executors_per_role' => 1);
 	lane('on');
-	app(q{SELECT orchestrator.enqueue('work') FROM generate_series(1, 50)});
+	app(<<'SQL');
+CREATE FUNCTION app.called(jsonb[]) RETURNS jsonb[] LANGUAGE plpgsql AS $$
+BEGIN
+  IF $1[1] ? 'gate' THEN
+    PERFORM pg_advisory_xact_lock(1);
+  END IF;
+  INSERT INTO app.ledger (step, task) SELECT 'called', b.task_id FROM orchestrator.current_batch() b;
+  RETURN $1;
+END $$;
+SELECT orchestrator.define('called', 'app.called', batch_size => 10), orchestrator.enqueue('called');
+SQL
 	ended('the step is known to be short');
 	my $hold = session($node, 'app');
 	$hold->query('SELECT pg_advisory_lock(1)');
-	my $run = app(q{SELECT orchestrator.enqueue_batch('work', ARRAY['{"input": {"work": {"sql": "SELECT pg_advisory_xact_lock(1)"}}}']::jsonb[])});
+	my $run = app(q{SELECT orchestrator.enqueue_batch('called', ARRAY['{"gate": true}']::jsonb[])});
 	$node->wait_for(q{SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'orchestrator executor' AND wait_event = 'advisory'}, 't', 'a step runs');
 	my $step = app("SELECT id FROM orchestrator.task WHERE parent_id = $run");
 	$node->safe_psql('postgres', <<"SQL");
