@@ -95,7 +95,7 @@ INSERT INTO c SELECT * FROM courier_claims();
 
 -- Left behind
 SELECT is(orchestrator._recover_calls(), 1, 'calls of a courier that is gone are handed back');
-SELECT is((SELECT ROW(state, attempt, error ->> 'sqlstate')::text FROM orchestrator.task_live), '(scheduled,1,OR003)', 'their attempt is spent');
+SELECT is((SELECT ROW(state, attempt, error ->> 'sqlstate')::text FROM orchestrator.task_live), '(pending,1,OR003)', 'their attempt is spent, and they are back at once');
 SELECT is(orchestrator._recover_calls(), 0, 'once');
 SELECT orchestrator.cancel(id) FROM t;
 TRUNCATE c, t;
