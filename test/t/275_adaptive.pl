@@ -20,6 +20,7 @@ my $node = new_node(
 	'max_wal_senders' => 5,
 	'wal_level' => 'replica',
 	'hot_standby' => 'on',
+	'max_prepared_transactions' => 0, # else there is a look a minute
 	'orchestrator.max_executors' => 16,
 	'orchestrator.executors_per_role' => 14);
 $node->start;
