@@ -216,7 +216,7 @@ static bool
 follow_members(const OrchPath *path, Jsonb *document, char **found)
 {
 	JsonbContainer *container = &document->root;
-	JsonbValue value;
+	JsonbValue value = {.type = jbvNull};
 
 	*found = NULL;
 	for (int i = 0; i < path->nmembers; i++)
