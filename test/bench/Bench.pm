@@ -13,13 +13,15 @@ use List::Util qw(min max);
 
 our @EXPORT = qw(pgbench median percentile thousands spread machine fill_cache);
 
-# Run pgbench and return what it measured: tps, and the mean latency in ms.
+# Run pgbench, for a time or a number of transactions of each client, and
+# return what it measured: tps, and the mean latency in ms.
 sub pgbench
 {
 	my ($node, $script, %options) = @_;
 	my @command = (
 		'pgbench', '-n', '-M', 'prepared', '-h', $node->host, '-p', $node->port, '-U', 'app',
-		'-c', $options{clients}, '-j', min($options{clients}, 2), '-T', $options{seconds},
+		'-c', $options{clients}, '-j', min($options{clients}, 2),
+		$options{seconds} ? ('-T', $options{seconds}) : ('-t', $options{transactions}),
 		'-f', $script, $options{database});
 	my $pid = open(my $out, '-|', join(' ', @command) . ' 2>&1') or die "pgbench: $!";
 	my $said = join('', <$out>);
