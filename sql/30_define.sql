@@ -16,7 +16,7 @@ CREATE FUNCTION orchestrator.define(name text, handler text, kind text DEFAULT '
 COMMENT ON FUNCTION orchestrator.define(text, text, text, text, int, int, text, interval, interval, float8, interval,
     text[], int, interval, interval, interval, text, int, int, interval, text, text, interval, jsonb, text, text, text,
     text, int, int, interval, int, interval, text, text, jsonb) IS
-  'Describes a kind of task; returns its version. An equal definition returns the version it already has; a changed one becomes the next version, which enqueue() takes from then on. preset gives what is not given: light is max_attempts 3 and priority 5, heavy 2 and 0, bulk 1 and -10; each takes 5 off the priority at a retry. Of kind http, endpoint is a server of orchestrator_http and request an object with method, path, query, headers, body and expect; the README has those of kinds llm, embedding, tool, webhook and summarize';
+  'Describes a kind of task; returns its version. An equal definition returns the version it already has; a changed one becomes the next version, which enqueue() takes from then on. preset gives what is not given: light is max_attempts 3 and priority 5, heavy 2 and 0, bulk 1 and -10; each takes 5 off the priority at a retry. owner: a role that the caller is a member of; an administrator may name any, and change all of its definitions but what they run. Of kind http, endpoint is a server of orchestrator_http and request an object with method, path, query, headers, body and expect; the README has those of kinds llm, embedding, tool, webhook and summarize';
 
 CREATE FUNCTION orchestrator.drop_definition(name text, force boolean DEFAULT false, owner text DEFAULT NULL) RETURNS void
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
@@ -176,9 +176,9 @@ BEGIN
 END
 $body$;
 
--- The role a definition is made for: the caller, or one that it is a member of.
--- An administrator is not enough: the handler runs with the rights of whoever
--- enqueues it.
+-- The role that something is made for: the caller, or one that it is a member
+-- of. An administrator is not enough: what is made runs with the rights of that
+-- role.
 CREATE FUNCTION orchestrator._definer(caller oid, owner text) RETURNS oid
   LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -192,6 +192,23 @@ BEGIN
     RAISE EXCEPTION 'must be a member of role "%"', $2 USING ERRCODE = 'insufficient_privilege';
   END IF;
   RETURN v_role;
+END
+$$;
+
+-- An administrator may change a definition of another role, but not what it
+-- runs: that has the rights of whoever enqueues it.
+CREATE FUNCTION orchestrator._check_definer(caller oid, role oid, d orchestrator.definition) RETURNS void
+  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF NOT pg_has_role($1, $2, 'USAGE') AND NOT EXISTS (
+       SELECT FROM orchestrator.definition x
+         WHERE x.owner = d.owner AND x.name = d.name AND x.is_current
+           AND (x.kind, x.handler, x.handler_owner, x.endpoint, x.request, x.success_callback, x.failure_callback)
+               IS NOT DISTINCT FROM (d.kind, d.handler, d.handler_owner, d.endpoint, d.request, d.success_callback, d.failure_callback)) THEN
+    RAISE EXCEPTION 'must be a member of role "%" to say what its definition "%" runs', pg_get_userbyid($2), d.name
+      USING ERRCODE = 'insufficient_privilege',
+            HINT = 'An administrator can change the rest of a definition: give its kind, handler, endpoint, request and callbacks as they are.';
+  END IF;
 END
 $$;
 
@@ -242,10 +259,10 @@ DECLARE
   v_role   oid;
 BEGIN
   PERFORM orchestrator._initialize();
-  v_role := orchestrator._definer(caller, owner);
+  d.owner := orchestrator._owner_for(caller, owner);
+  v_role := CASE WHEN owner IS NULL THEN caller ELSE orchestrator._role(owner) END;
   v_preset := orchestrator._definition_preset(preset);
   PERFORM orchestrator._require_name('definition', name);
-  d.owner := orchestrator._owner(v_role);
   d.name := name;
   d.kind := coalesce(kind, 'function');
   d.handler := handler;
@@ -291,6 +308,7 @@ BEGIN
     d.queue := orchestrator._resolve_queue(v_role, queue);
   END IF;
   PERFORM orchestrator._check_callbacks(v_role, d);
+  PERFORM orchestrator._check_definer(caller, v_role, d);
   RETURN orchestrator._keep_definition(d, true);
 END
 $$;

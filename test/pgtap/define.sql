@@ -1,6 +1,6 @@
 -- define() and drop_definition(): versions, defaults, what is refused, the guard of the handlers.
 \ir lib/setup.psql
-SELECT plan(112);
+SELECT plan(118);
 
 CREATE ROLE define_app LOGIN;
 CREATE ROLE define_other LOGIN;
@@ -172,12 +172,20 @@ SELECT is(written(), :'before', 'a refused definition leaves nothing');
 
 -- Names belong to roles
 SELECT is(value_of($$SELECT orchestrator.define('a', 'SELECT 1', 'sql')$$, 'define_app'), '1', 'each role has its own names');
+SELECT is(value_of($$SELECT orchestrator.define('c', 'SELECT 3', 'sql')$$, 'define_app'), '1', 'as many as it likes');
 SELECT is((SELECT count(DISTINCT owner) FROM orchestrator.definition WHERE name = 'a'), 2::bigint, 'a redefinition does not touch another role''s');
 SELECT is(error_of($$SELECT orchestrator.define('a', 'SELECT 1', 'sql', owner => 'define_app')$$, 'define_other'),
-          '42501: must be a member of role "define_app"', 'a stranger cannot define for a role');
-SELECT is(error_of($$SELECT orchestrator.define('a', 'SELECT 1', 'sql', owner => 'define_app')$$, 'define_boss'),
-          '42501: must be a member of role "define_app"', 'nor an administrator: handlers run with the rights of who enqueues');
-SELECT is(orchestrator.define('a', 'SELECT 2', 'sql', owner => 'define_app'), 2, 'a superuser can');
+          '42501: must be a member of role "define_app", or an administrator [An administrator is made by orchestrator.grant_usage(role, ''admin'').]',
+          'a stranger cannot define for a role');
+SELECT is(error_of(format('SELECT orchestrator.define(%s, owner => ''define_app'')', what), 'define_boss'),
+          '42501: must be a member of role "define_app" to say what its definition "' || name || '" runs [An administrator can change the rest of a definition: give its kind, handler, endpoint, request and callbacks as they are.]',
+          'an administrator cannot have it run ' || what || ': that has the rights of who enqueues')
+  FROM (VALUES ('a', $$'a', 'SELECT 2', 'sql'$$), ('a', $$'a', 'SELECT 1', 'utility'$$), ('b', $$'b', 'SELECT 1', 'sql'$$),
+               ('a', $$'a', 'SELECT 1', 'sql', failure_callback => 'c'$$)) x(name, what);
+SELECT is(value_of($$SELECT orchestrator.define('a', 'SELECT 1', 'sql', max_attempts => 7, owner => 'define_app')$$, 'define_boss'), '2', 'but can change the rest');
+SELECT is((max_attempts, handler)::text, '(7,"SELECT 1")', 'which is then what counts') FROM orchestrator.definition
+  WHERE owner = owner_id('define_app') AND name = 'a' AND is_current;
+SELECT is(orchestrator.define('a', 'SELECT 2', 'sql', owner => 'define_app'), 3, 'a superuser can');
 SELECT orchestrator.grant_usage('define_member');
 SELECT is(value_of($$SELECT orchestrator.define('m', 'SELECT 1', 'sql', owner => 'define_app')$$, 'define_member'), '1', 'a member can');
 SELECT is(owner, owner_id('define_app'), 'and the role owns it') FROM orchestrator.definition WHERE name = 'm';
