@@ -196,11 +196,16 @@ END
 $$;
 
 -- An administrator may change a definition of another role, but not what it
--- runs: that has the rights of whoever enqueues it.
+-- runs: that has the rights of whoever enqueues it. Locks the owner's row, so
+-- that what is compared is not changed meanwhile.
 CREATE FUNCTION orchestrator._check_definer(caller oid, role oid, d orchestrator.definition) RETURNS void
-  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  IF NOT pg_has_role($1, $2, 'USAGE') AND NOT EXISTS (
+  IF pg_has_role($1, $2, 'USAGE') THEN
+    RETURN;
+  END IF;
+  PERFORM FROM orchestrator.owner o WHERE o.id = d.owner FOR NO KEY UPDATE;
+  IF NOT EXISTS (
        SELECT FROM orchestrator.definition x
          WHERE x.owner = d.owner AND x.name = d.name AND x.is_current
            AND (x.kind, x.handler, x.handler_owner, x.endpoint, x.request, x.success_callback, x.failure_callback)
