@@ -157,6 +157,22 @@ sub wait_for
 		$name || "wait for: $sql");
 }
 
+# Whether nothing is committed in database postgres for 3 s, as one sees who is
+# not there.  Who is slow to tell of its last transaction is waited for.
+sub at_rest
+{
+	my ($self) = @_;
+	my $before = '';
+	foreach my $look (1 .. 5)
+	{
+		my $now = $self->safe_psql('template1', q{SELECT xact_commit FROM pg_stat_database WHERE datname = 'postgres'});
+		return 1 if $now eq $before;
+		$before = $now;
+		sleep 3;
+	}
+	return 0;
+}
+
 # An ordinary application's role, as a database owner would make it.
 sub plain_role
 {
