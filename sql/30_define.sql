@@ -177,8 +177,8 @@ END
 $body$;
 
 -- The role that something is made for: the caller, or one that it is a member
--- of. An administrator is not enough: what is made runs with the rights of that
--- role.
+-- of. An administrator is not enough: what is made runs with the rights of
+-- others.
 CREATE FUNCTION orchestrator._definer(caller oid, owner text) RETURNS oid
   LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
