@@ -80,7 +80,11 @@ BEGIN
     SET state = (CASE l.held_state WHEN 'paused' THEN 'paused' ELSE 'waiting' END)::orchestrator.task_state,   -- pause() of it while it ran
         held_state = (CASE l.held_state WHEN 'paused' THEN 'waiting' END)::orchestrator.task_state, epoch = l.epoch + 1, worker = NULL, output = t.output, error = NULL, sort_key = NULL,
         started_at = t.started_at, resources = t.resources, remaining = t.remaining, expire_at = l.deadline
-    WHERE l.id = t.id;
+    WHERE l.id = t.id RETURNING l.* INTO t;
+  IF t.state = 'paused' THEN
+    PERFORM orchestrator._trace(t, NULL, t.attempt, 'paused', NULL);
+    PERFORM orchestrator._tell(t, 'paused');
+  END IF;
   PERFORM orchestrator._due(t.deadline);
   PERFORM orchestrator._start_added(t.id);
 END

@@ -12,11 +12,12 @@ COMMENT ON FUNCTION orchestrator.cancel(bigint, text) IS
 CREATE FUNCTION orchestrator.pause(task bigint, force boolean DEFAULT false) RETURNS orchestrator.task_state
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
 COMMENT ON FUNCTION orchestrator.pause(bigint, boolean) IS
-  'Holds a task until resume(). One that runs finishes its attempt, and is held if that is to be repeated; with force it is stopped and the attempt not counted. Returns the new state';
+  'Holds a task until resume(). One that runs finishes its attempt, and is held if that is to be repeated (the trace says pausing at once); with force it is stopped and the attempt not counted. Returns the new state';
 
 CREATE FUNCTION orchestrator.resume(task bigint) RETURNS orchestrator.task_state
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
-COMMENT ON FUNCTION orchestrator.resume(bigint) IS 'Lets a paused task go on; returns the new state';
+COMMENT ON FUNCTION orchestrator.resume(bigint) IS
+  'Lets a paused task go on, or one that runs without being held afterwards; returns the new state';
 
 CREATE FUNCTION orchestrator.retry(task bigint, attempts int DEFAULT 1) RETURNS orchestrator.task_state
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
@@ -249,6 +250,27 @@ BEGIN
 END
 $$;
 
+-- Mark those of locked tasks that run ('pausing'): each is paused when its
+-- attempt ends, if that is to be repeated. Or take the marks off ('resumed').
+-- They go on meanwhile, and only the trace says so.
+CREATE FUNCTION orchestrator._mark_running(ids bigint[], event text, at timestamptz, detail jsonb, held_by bigint) RETURNS bigint
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
+DECLARE
+  v_count bigint;
+BEGIN
+  WITH marked AS (
+    UPDATE orchestrator.task_live l
+      SET held_state = (CASE $2 WHEN 'pausing' THEN 'paused' END)::orchestrator.task_state, held_by = $5, changed_at = $3
+      WHERE l.id = ANY ($1) AND l.state = 'running' AND (l.held_state IS NULL) = ($2 = 'pausing')
+      RETURNING l.id, l.owner, l.attempt, l.epoch
+  )
+  INSERT INTO orchestrator.trace_log (task_id, at, owner, attempt, epoch, event, detail)
+    SELECT m.id, $3, m.owner, m.attempt, m.epoch, $2, $4 FROM marked m ORDER BY m.id;
+  GET DIAGNOSTICS v_count = ROW_COUNT;
+  RETURN v_count;
+END
+$$;
+
 -- The rows alone. An outside call that is stopped may have arrived: its attempt
 -- is spent, and it may have another.
 CREATE FUNCTION orchestrator._pause_locked(ids bigint[], force boolean, detail jsonb, held_by bigint) RETURNS bigint
@@ -258,9 +280,7 @@ DECLARE
   v_count bigint;
 BEGIN
   PERFORM orchestrator._ensure_partition(r.n * 1000000) FROM (SELECT DISTINCT i / 1000000 AS n FROM unnest($1) i) r;
-  UPDATE orchestrator.task_live l SET held_state = 'paused', held_by = $4, changed_at = v_now
-    WHERE l.id = ANY ($1) AND l.state = 'running' AND NOT $2 AND l.held_state IS DISTINCT FROM 'paused';
-  GET DIAGNOSTICS v_count = ROW_COUNT;
+  v_count := CASE WHEN $2 THEN 0 ELSE orchestrator._mark_running($1, 'pausing', v_now, $3, $4) END;
   WITH old AS MATERIALIZED (
     SELECT l.*, l.state = 'running' AND coalesce(l.parked_on < orchestrator._courier_lane(0), false) AS is_spent
     FROM orchestrator.task_live l WHERE l.id = ANY ($1) AND l.state <> 'paused' AND (l.state <> 'running' OR $2)
@@ -328,8 +348,7 @@ DECLARE
   v_count bigint;
 BEGIN
   PERFORM orchestrator._ensure_partition(r.n * 1000000) FROM (SELECT DISTINCT i / 1000000 AS n FROM unnest($1) i) r;
-  UPDATE orchestrator.task_live l SET held_state = NULL, held_by = NULL, changed_at = v_now WHERE l.id = ANY ($1) AND l.state = 'running';
-  GET DIAGNOSTICS v_count = ROW_COUNT;
+  v_count := orchestrator._mark_running($1, 'resumed', v_now, $2, NULL);
   WITH freed AS (
     UPDATE orchestrator.task_live l
       SET state = n.state, held_state = NULL, held_by = NULL, changed_at = v_now, parked_on = CASE WHEN l.parked_on < 0 THEN l.parked_on END, run_at = CASE n.state WHEN 'waiting' THEN NULL ELSE l.run_at END, sort_key = CASE n.state WHEN 'pending' THEN orchestrator._ready_key(l.owner, l.queue, l.input, v_now, l.priority) END,

@@ -383,7 +383,7 @@ CREATE VIEW orchestrator.definition_status WITH (security_invoker = true) AS
 COMMENT ON VIEW orchestrator.definition_status IS
   'Definitions that the reader may use, by version, and the unfinished tasks of them that it may see';
 
-COMMENT ON COLUMN orchestrator.trace.event IS 'created, started, completed, failed, retrying, cancelled, paused, resumed, released (given back, not counted), notice, timeout; of queues (with no task_id) decision; of runs also skipped, repeating, summarizing, summarized, signalled, steps_added, checkpoint, reset, compensated, undo_failed, callback_failed';
+COMMENT ON COLUMN orchestrator.trace.event IS 'created, started, completed, failed, retrying, cancelled, paused, pausing (asked of a task that runs), resumed, released (given back, not counted), notice, timeout; of queues (with no task_id) decision; of runs also skipped, repeating, summarizing, summarized, signalled, steps_added, checkpoint, reset, compensated, undo_failed, callback_failed';
 COMMENT ON COLUMN orchestrator.trace.attempt IS 'The attempt it belongs to, or the last one before it; 0: none yet';
 COMMENT ON COLUMN orchestrator.task_status.state IS 'As in task; running as soon as an executor runs its step, or the first of its steps started, whatever its row says';
 COMMENT ON COLUMN orchestrator.task_status.progress IS 'From 0 to 1: what the step reported by progress(); 1 when completed. Of a task with steps their weighted mean, of a map or batch the mean of its items';

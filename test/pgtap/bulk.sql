@@ -1,6 +1,6 @@
 -- cancel_many(), pause_many(), resume_many(), retry_many().
 \ir lib/setup.psql
-SELECT plan(99);
+SELECT plan(100);
 
 CREATE ROLE bulk_app LOGIN;
 CREATE ROLE bulk_other LOGIN;
@@ -95,6 +95,7 @@ SELECT each();
 SELECT is(orchestrator.pause_many(all_tasks => true), 4::bigint, 'pause_many() acts on all that is not finished or paused');
 SELECT is(states(), 'completed failed cancelled running paused paused paused paused', 'what runs goes on');
 SELECT is((SELECT array_agg(held_state::text ORDER BY id) FROM orchestrator.task WHERE live), '{paused,pending,scheduled,waiting,pending}', 'with a mark; the others keep their states');
+SELECT is((SELECT story(id) FROM orchestrator.task WHERE state = 'running'), 'created 0, started 1, pausing 1', 'the trace says so');
 SELECT is(orchestrator.pause_many(all_tasks => true, force => true), 1::bigint, 'with force');
 SELECT is(states(), 'completed failed cancelled paused paused paused paused paused', 'what runs is stopped');
 SELECT is(orchestrator.pause_many(all_tasks => true, force => true), 0::bigint, 'once');

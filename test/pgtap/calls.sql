@@ -1,6 +1,6 @@
 -- Outside calls by the courier's SQL functions, with no courier: claims, what is sent, settles, recovery.
 \ir lib/setup.psql
-SELECT plan(45);
+SELECT plan(47);
 
 CREATE ROLE calls_app LOGIN;
 SELECT orchestrator.grant_usage('calls_app');
@@ -104,6 +104,13 @@ INSERT INTO c SELECT * FROM courier_claims();
 SELECT is(orchestrator._recover_all('{}', '{}'), 1, 'also when a supervisor starts');
 
 -- Paused
+SELECT orchestrator.cancel(id) FROM t;
+TRUNCATE c, t;
+INSERT INTO t SELECT 'held', add_call('plain');
+INSERT INTO c SELECT * FROM courier_claims();
+SELECT orchestrator.pause(id) FROM t;
+SELECT is(settle(task_id, epoch, 'error', '{"sqlstate": "OR012", "message": "no"}'), '{}', 'one that is paused goes on') FROM c;
+SELECT is(state_of(id) || ': ' || story(id), 'paused (scheduled): created 0, started 1, pausing 1, retrying 1, paused 1', 'until its attempt fails') FROM t;
 SELECT orchestrator.cancel(id) FROM t;
 TRUNCATE c, t;
 INSERT INTO t SELECT 'stopped', add_call('plain');

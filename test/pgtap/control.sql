@@ -1,6 +1,6 @@
 -- cancel(), pause(), resume(), retry() of one task.
 \ir lib/setup.psql
-SELECT plan(113);
+SELECT plan(117);
 
 CREATE ROLE control_app LOGIN;
 CREATE ROLE control_other LOGIN;
@@ -86,10 +86,13 @@ SELECT running() AS task \gset
 SELECT is(orchestrator.pause(:task), 'running', 'a running task goes on');
 SELECT is(state_of(:task), 'running (paused)', 'with a mark');
 SELECT is(array[t.attempt, t.epoch, t.worker], '{1,1,4711}', 'nothing else is touched') FROM task(:task) t;
+SELECT is(story(:task) || (detail_of(:task, 'pausing') ->> 'by'), 'created 0, started 1, pausing 1' || :'me', 'its story says who marked it');
 SELECT is(orchestrator.pause(:task), 'running', 'marking again is no error');
 SELECT is(orchestrator.resume(:task), 'running', 'the mark is taken off');
 SELECT is(state_of(:task), 'running', 'altogether');
-SELECT is(story(:task), 'created 0, started 1', 'what had no effect has no story');
+SELECT is(story(:task) || (detail_of(:task, 'resumed') ->> 'by'), 'created 0, started 1, pausing 1, resumed 1' || :'me', 'its story: marked once, and who took the mark off');
+SELECT is(orchestrator.resume(:task), 'running', 'resuming what is not marked is no error');
+SELECT is(story(:task), 'created 0, started 1, pausing 1, resumed 1', 'what has no effect has no story');
 SELECT is(settle_failed(:task), 'scheduled', 'and it is retried as ever');
 SELECT running() AS task \gset
 SELECT is(orchestrator.pause(:task, true), 'paused', 'with force a running task is stopped');
@@ -104,6 +107,7 @@ SELECT is(story(:task), 'created 0, started 1, paused 1, resumed 0, started 1, c
 SELECT running() AS task \gset
 SELECT orchestrator.pause(:task);
 SELECT is(orchestrator.pause(:task, true), 'paused', 'a marked task can still be forced');
+SELECT is(story(:task), 'created 0, started 1, pausing 1, paused 1', 'its story');
 SELECT is(orchestrator.pause(:task, NULL), 'paused', 'a null is no force');
 SELECT running() AS task \gset
 SELECT is(orchestrator.pause(:task, NULL), 'running', 'indeed');

@@ -2,7 +2,7 @@
 -- becomes of leases that are not kept. Sleeping in await_work(), real clients and
 -- the limits in shared memory are in test/t.
 \ir lib/setup.psql
-SELECT plan(132);
+SELECT plan(133);
 
 CREATE ROLE remote_app LOGIN;
 CREATE ROLE remote_worker LOGIN;
@@ -175,6 +175,7 @@ SELECT value_of(format('SELECT orchestrator.pause(%s)', :a), 'remote_app');
 SELECT is(heartbeat(:'c'), 'running', 'paused softly, it goes on');
 SELECT is(report('fail', :'c'), 'no error', 'until its attempt ends');
 SELECT is(state_of(:a), 'paused (scheduled)', 'then it is held');
+SELECT is(story(:a) || (detail_of(:a, 'pausing') ->> 'by'), 'created 0, started 1, pausing 1, retrying 1, paused 1remote_app', 'as its trace says');
 SELECT value_of(format('SELECT orchestrator.resume(%s)', :a), 'remote_app');
 SELECT later(10), orchestrator._promote_due(10);
 SELECT claimed() AS c \gset

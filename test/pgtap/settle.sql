@@ -211,13 +211,13 @@ SELECT orchestrator.pause(i) FROM unnest(array[:a, :b, :c, :d, :e]::bigint[]) i;
 SELECT is(settle_failed(:a), 'paused', 'marked, a task is paused instead of retried');
 SELECT is(state_of(:a), 'paused (scheduled)', 'to be scheduled later');
 SELECT is((task(:a)).run_at > orchestrator._now() AND (task(:a)).sort_key IS NULL AND (task(:a)).worker IS NULL, true, 'at its time');
-SELECT is(story(:a), 'created 0, started 1, retrying 1, paused 1', 'its story');
+SELECT is(story(:a), 'created 0, started 1, pausing 1, retrying 1, paused 1', 'its story');
 SELECT is(settle_completed(:b), true, 'marked, a task can complete');
-SELECT is(state_of(:b), 'completed', 'and is held no more');
+SELECT is(state_of(:b) || ': ' || story(:b), 'completed: created 0, started 1, pausing 1, completed 1', 'and is held no more; the trace says that it was asked for');
 SELECT is(settle_failed(:c, 'released', NULL), 'paused', 'marked and given back');
 SELECT is(state_of(:c) || (task(:c)).attempt, 'paused (pending)0', 'it is paused without having spent an attempt');
 SELECT is(settle_failed(:d), 'failed', 'marked, a task can fail for good');
-SELECT is(state_of(:d), 'failed', 'and is held no more');
+SELECT is(state_of(:d) || ': ' || story(:d), 'failed: created 0, started 1, pausing 1, failed 1', 'and is held no more');
 SELECT settle_failed(:e);
 SELECT is((task(:e)).expire_at, (task(:e)).deadline, 'paused, its time in the queue stands still');
 

@@ -1,6 +1,6 @@
 -- The view trace: for each life story every event once, in order, none missing.
 \ir lib/setup.psql
-SELECT plan(43);
+SELECT plan(45);
 SELECT orchestrator.define('job', 'SELECT 1', 'sql', max_attempts => 2, retry_delay => '10 s', retry_jitter => 0);
 
 -- Lead a task through a life: each word is what happens next.
@@ -54,11 +54,13 @@ INSERT INTO life (words, story) VALUES
   ('claim cancel retry claim done',           'created 0, started 1, cancelled 1, retrying 1, started 2, completed 2'),
   ('pause resume claim done',                 'created 0, paused 0, resumed 0, started 1, completed 1'),
   ('pause cancel',                            'created 0, paused 0, cancelled 0'),
-  ('claim pause done',                        'created 0, started 1, completed 1'),
-  ('claim pause resume done',                 'created 0, started 1, completed 1'),
-  ('claim pause error',                       'created 0, started 1, retrying 1, paused 1'),
-  ('claim pause error resume due claim done', 'created 0, started 1, retrying 1, paused 1, resumed 1, started 2, completed 2'),
-  ('claim pause release resume claim done',   'created 0, released 1, paused 0, resumed 0, started 1, completed 1'),
+  ('claim pause done',                        'created 0, started 1, pausing 1, completed 1'),
+  ('claim pause resume done',                 'created 0, started 1, pausing 1, resumed 1, completed 1'),
+  ('claim pause cancel',                      'created 0, started 1, pausing 1, cancelled 1'),
+  ('claim pause lose',                        'created 0, started 1, pausing 1, retrying 1, paused 1'),
+  ('claim pause error',                       'created 0, started 1, pausing 1, retrying 1, paused 1'),
+  ('claim pause error resume due claim done', 'created 0, started 1, pausing 1, retrying 1, paused 1, resumed 1, started 2, completed 2'),
+  ('claim pause release resume claim done',   'created 0, pausing 1, released 1, paused 0, resumed 0, started 1, completed 1'),
   ('claim stop',                              'created 0, started 1, paused 1'),
   ('claim stop resume claim done',            'created 0, started 1, paused 1, resumed 0, started 1, completed 1'),
   ('claim stop cancel',                       'created 0, started 1, paused 1, cancelled 0'),
@@ -89,8 +91,8 @@ SELECT is_empty($$SELECT x.task_id, x.attempt FROM orchestrator.trace x WHERE x.
                   AND NOT EXISTS (SELECT FROM orchestrator.trace s WHERE s.task_id = x.task_id AND s.event = 'started' AND s.attempt = x.attempt AND s.at <= x.at)$$, 'and was started before');
 SELECT is_empty($$SELECT id FROM orchestrator.task t WHERE state IN ('completed', 'failed', 'cancelled')
                   AND t.state::text <> (SELECT x.event FROM orchestrator.trace x WHERE x.task_id = t.id ORDER BY x.at DESC LIMIT 1)$$, 'the last event of a finished task is its state');
-SELECT is_empty($$SELECT DISTINCT event FROM orchestrator.trace EXCEPT VALUES ('created'), ('started'), ('completed'), ('failed'), ('retrying'), ('cancelled'), ('paused'), ('resumed'), ('released')$$, 'these are the events');
-SELECT is((SELECT count(DISTINCT event) FROM orchestrator.trace), 9::bigint, 'all of them occurred');
+SELECT is_empty($$SELECT DISTINCT event FROM orchestrator.trace EXCEPT VALUES ('created'), ('started'), ('completed'), ('failed'), ('retrying'), ('cancelled'), ('paused'), ('pausing'), ('resumed'), ('released')$$, 'these are the events');
+SELECT is((SELECT count(DISTINCT event) FROM orchestrator.trace), 10::bigint, 'all of them occurred');
 SELECT is_empty($$SELECT x.task_id FROM orchestrator.trace x JOIN orchestrator.task t ON t.id = x.task_id WHERE x.owner <> t.owner$$, 'an event belongs to the owner of its task');
 SELECT is((detail_of(id, 'completed') ->> 'duration_ms')::numeric BETWEEN 1000 AND 30000, true, 'a completed attempt tells its duration') FROM life WHERE words = 'claim done';
 SELECT is((detail_of(id, 'retrying') ->> 'duration_ms')::numeric BETWEEN 1000 AND 30000, true, 'so does a failed one') FROM life WHERE words = 'claim error';

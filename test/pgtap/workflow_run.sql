@@ -1,7 +1,7 @@
 -- Runs of workflows, by the functions in SQL: inputs, maps, repeats, waits,
 -- signals, control, compensation, versions.
 \ir lib/setup.psql
-SELECT plan(303);
+SELECT plan(306);
 
 -- A step of SQL that is tried once.
 CREATE FUNCTION s(name text, needs text[] DEFAULT '{}', more jsonb DEFAULT '{}') RETURNS orchestrator.step_spec LANGUAGE sql AS $$
@@ -363,6 +363,7 @@ SELECT orchestrator.enqueue('plain') AS run \gset
 SELECT claim(100000), orchestrator.pause(:run);
 SELECT asked(:run, 'none', jsonb_build_array(jsonb_build_object('verb', 'add_steps', 'steps', to_jsonb(ARRAY[s('a')]))));
 SELECT is(look(:run), 'paused (waiting) 1: a paused (pending)', 'paused while it ran: it is paused with its steps');
+SELECT is(story(:run), 'created 0, started 1, pausing 1, steps_added 1, paused 1', 'as its trace says');
 SELECT orchestrator.resume(:run);
 SELECT is(look(:run), 'waiting 1: a pending', 'and resumed');
 -- max_depth
@@ -528,6 +529,7 @@ SELECT orchestrator.pause(at(:run, 'b'));
 SELECT is(orchestrator.pause(:run), 'paused', 'pause() of a run');
 SELECT is(look(:run) || '; ' || look(:sub) || '; ' || look(:m), 'paused (waiting) 7: a running (paused), b paused (pending), n paused (waiting), w paused (waiting), sub paused (waiting), m paused (waiting); '
   'paused (waiting) 2: i1 paused (pending); paused (waiting) 3: m paused (pending)', 'holds all that is below it; what runs ends its attempt');
+SELECT is(story(at(:run, 'a')) || (detail_of(at(:run, 'a'), 'pausing') ->> 'by'), 'created 0, started 1, pausing 1' || current_user, 'as the trace of that says');
 SELECT is(claim(100000), '{}', 'nothing of it is claimed');
 SELECT settle_completed(at(:run, 'a'));
 SELECT is(look(:run), 'paused (waiting) 6: a completed, a2 paused (pending), b paused (pending), n paused (waiting), w paused (waiting), sub paused (waiting), m paused (waiting)', 'what would start is paused, too');
@@ -549,6 +551,10 @@ SELECT orchestrator.pause(:sub), orchestrator.pause(:run), orchestrator.resume(:
 SELECT is(look(:sub), 'paused (waiting) 2: i1 paused (pending)', 'a run below that was paused by itself stays so, with its steps');
 SELECT orchestrator.resume(:sub);
 SELECT is(look(:sub), 'waiting 2: i1 pending', 'until it is resumed');
+-- taken back before the attempt of a step ends
+SELECT wf(s('a')) AS run \gset
+SELECT run_one(at(:run, 'a')), orchestrator.pause(:run), orchestrator.resume(:run);
+SELECT is(look(:run) || '; ' || story(at(:run, 'a')), 'waiting 1: a running; created 0, started 1, pausing 1, resumed 1', 'a step that runs is not held any more');
 -- what begins in a paused run
 SELECT wf_on('{"items": [1, 2]}', s('a'), orchestrator.step('n', sleep => '1 min', needs => '{a}'), s('m', '{a}', '{"each": "$.input.items"}'), orchestrator.step('sub', definition => 'inner', needs => '{a}'), orchestrator.step('w', wait_for => 'go', needs => '{a}')) AS run \gset
 SELECT run_one(at(:run, 'a')), orchestrator.pause(:run), orchestrator.signal(:run, 'go');

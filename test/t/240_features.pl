@@ -226,6 +226,7 @@ subtest 'cancel and pause of what runs' => sub {
 	running_ok($id);
 	is(app("SELECT orchestrator.pause($id)"), 'running', 'pause without force lets a step finish');
 	is(outcome_of($node, 'app', $id)->{state}, 'completed', 'and it does');
+	is(trace_of($id), 'created,started,pausing,completed', 'its trace says that it was asked to pause');
 };
 
 subtest 'kinds of handlers' => sub {
@@ -328,6 +329,9 @@ subtest 'progress and events' => sub {
 	my $silent = outcome($node, 'app', q{orchestrator.enqueue('silent')})->{id};
 	my $changed = app(q{SELECT orchestrator.enqueue('note', delay => '1 day')});
 	app("SELECT orchestrator.pause($changed), orchestrator.resume($changed), orchestrator.cancel($changed)");
+	my $held = app(q{SELECT orchestrator.run('SELECT orchestrator.add_steps(ARRAY[orchestrator.step(''a'', ''app.note'')]), orchestrator.pause((SELECT task_id FROM orchestrator.current_task()))')});
+	$node->wait_for("SELECT state = 'paused' FROM orchestrator.task WHERE id = $held", 't', 'paused as it begins to wait for steps of its own');
+	app("SELECT orchestrator.cancel($held)");
 	my $batch = app(q{SELECT orchestrator.enqueue_batch('note', '{"{}"}')});
 	outcome_of($node, 'app', $batch);
 	my $failing = outcome($node, 'app', q{orchestrator.run('SELECT 1/0', max_attempts => 2)})->{id};
@@ -344,6 +348,7 @@ subtest 'progress and events' => sub {
 		$progress{ $event->{task} } = $event->{progress};
 	}
 	is_deeply($seen{$changed}, [qw(created paused resumed cancelled)], 'created, paused, resumed, cancelled');
+	is_deeply([ grep { $_ ne 'started' } @{ $seen{$held} } ], [qw(created paused cancelled)], 'paused, when it is');
 	is_deeply([ grep { $_ ne 'started' } @{ $seen{$failing} } ], [qw(created retrying failed)], 'retrying, failed');
 	is($progress{$batch}, 1, 'the progress of what is completed by SQL, too');
 	is($seen{$silent}, undef, 'notify => off: nothing');
