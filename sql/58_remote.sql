@@ -45,7 +45,7 @@ COMMENT ON FUNCTION orchestrator.heartbeat_many(bigint[], text[], interval) IS '
 
 CREATE FUNCTION orchestrator.complete(task bigint, token text, output jsonb DEFAULT NULL) RETURNS void
   LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_as_owner';
-COMMENT ON FUNCTION orchestrator.complete(bigint, text, jsonb) IS 'Reports that a claimed task is done. Raises OR010 when it is no longer the worker''s';
+COMMENT ON FUNCTION orchestrator.complete(bigint, text, jsonb) IS 'Reports that a claimed task is done. An output larger than orchestrator.max_input_size fails it for good. Raises OR010 when it is no longer the worker''s';
 
 CREATE FUNCTION orchestrator.complete_many(tasks bigint[], tokens text[], outputs jsonb[] DEFAULT NULL)
     RETURNS TABLE (task_id bigint, state text)
@@ -478,24 +478,30 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION orchestrator._check_output(bytes int) RETURNS void
+-- Why an output of that size is not kept; null: it is.
+CREATE FUNCTION orchestrator._output_error(bytes int) RETURNS jsonb
   LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_limit bigint := pg_size_bytes(current_setting('orchestrator.max_input_size'));
 BEGIN
   IF $1 > v_limit THEN
-    RAISE EXCEPTION 'output of % bytes is larger than % bytes', $1, v_limit
-      USING ERRCODE = 'program_limit_exceeded', HINT = 'Store large data in a table and return its key, or raise orchestrator.max_input_size.';
+    RETURN jsonb_build_object('sqlstate', '54000', 'message', format('output of %s bytes is larger than %s bytes', $1, v_limit),
+                              'hint', 'Store large results in a table and return their key, or raise orchestrator.max_input_size.');
   END IF;
+  RETURN NULL;
 END
 $$;
 
 CREATE FUNCTION orchestrator._complete(caller oid, task bigint, token text, output jsonb) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  z orchestrator.lease;
+  v_error jsonb := orchestrator._output_error(pg_column_size($4));
+  z       orchestrator.lease;
 BEGIN
-  PERFORM orchestrator._check_output(pg_column_size($4));
+  IF v_error IS NOT NULL THEN
+    PERFORM orchestrator._fail($1, $2, $3, v_error, false);
+    RETURN;
+  END IF;
   IF orchestrator._complete_plain(orchestrator._member_owners($1), ARRAY[$2], ARRAY[$3], ARRAY[$4]) <> '{}' THEN
     RETURN;
   END IF;
@@ -507,7 +513,8 @@ BEGIN
 END
 $$;
 
--- Those that nothing hangs on go together, the others one by one.
+-- Those that nothing hangs on go together, the others one by one, as do all when
+-- an output cannot be kept.
 CREATE FUNCTION orchestrator._complete_many(caller oid, tasks bigint[], tokens text[], outputs jsonb[]) RETURNS TABLE (task_id bigint, state text)
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -521,8 +528,8 @@ BEGIN
   IF cardinality($4) <> cardinality($2) THEN
     RAISE EXCEPTION 'outputs must have as many elements as tasks' USING ERRCODE = 'array_subscript_error';
   END IF;
-  PERFORM orchestrator._check_output((SELECT max(pg_column_size(o)) FROM unnest($4) o));
-  v_plain := orchestrator._complete_plain(orchestrator._member_owners($1), $2, $3, $4);
+  v_plain := CASE WHEN orchestrator._output_error((SELECT max(pg_column_size(o)) FROM unnest($4) o)) IS NULL
+                  THEN orchestrator._complete_plain(orchestrator._member_owners($1), $2, $3, $4) ELSE '{}' END;
   IF cardinality(v_plain) = cardinality($2) THEN
     RETURN QUERY SELECT u.task, 'completed' FROM unnest($2) u(task);
     RETURN;

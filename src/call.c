@@ -146,8 +146,7 @@ orch_call_refusal(const char *sqlstate, const char *message, const char *hint)
 	orch_json_text(&state, "message", message);
 	if (hint != NULL)
 		orch_json_text(&state, "hint", hint);
-	orch_json_value(&state, "retry",
-					DirectFunctionCall1(jsonb_in, CStringGetDatum("false")));
+	orch_json_no_retry(&state);
 	return orch_json_end(&state);
 }
 
@@ -671,9 +670,7 @@ answer_error(const char *sqlstate, const char *message, uint32 status,
 	if (detail != NULL)
 		orch_json_text(&state, "detail", detail);
 	if (!retry)
-		orch_json_value(
-			&state, "retry",
-			DirectFunctionCall1(jsonb_in, CStringGetDatum("false")));
+		orch_json_no_retry(&state);
 	return orch_json_end(&state);
 }
 

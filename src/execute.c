@@ -122,7 +122,6 @@ static Interruption judge_interruption(Call *call);
 static bool mark_gone(Call *call, int64 id, int32 epoch);
 static void clean_after_step(void);
 static void take_requests(OrchTask *task, MemoryContext context);
-static void check_output(Datum output);
 static void measure_begin(void);
 static int64 rows_changed(void);
 static void measure_end(Call *call, int64 rows);
@@ -529,7 +528,7 @@ keep_output(Call *call, OrchTask *task, Datum output)
 {
 	MemoryContext old;
 
-	check_output(output);
+	orch_handler_check_size(output, "output");
 	old = MemoryContextSwitchTo(call->context);
 	task->output = PointerGetDatum(PG_DETOAST_DATUM_COPY(output));
 	task->has_output = true;
@@ -554,21 +553,6 @@ take_requests(OrchTask *task, MemoryContext context)
 
 	task->requests = orch_request_take();
 	MemoryContextSwitchTo(old);
-}
-
-static void
-check_output(Datum output)
-{
-	Size limit = (Size) orch_max_input_size * 1024;
-
-	if (VARSIZE_ANY(DatumGetPointer(output)) > limit)
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-			 errmsg("output of %zu bytes is larger than %zu bytes",
-					(Size) VARSIZE_ANY(DatumGetPointer(output)), limit),
-			 errhint(
-				 "Store large results in a table and return their key, or raise orchestrator.max_input_size.")));
 }
 
 /*
@@ -730,6 +714,8 @@ orch_execute_fail(OrchTask *task, const char *reason, const ErrorData *error,
 	orch_json_text(&state, "detail", error->detail);
 	orch_json_text(&state, "hint", error->hint);
 	orch_json_text(&state, "context", error->context);
+	if (orch_handler_is_final(error))
+		orch_json_no_retry(&state);
 	task->error = orch_json_end(&state);
 	task->outcome = ORCH_OUTCOME_FAILED;
 	task->reason = reason;

@@ -45,11 +45,15 @@
 #include "utils/syscache.h"
 
 #include "compat.h"
+#include "guc.h"
 #include "handler.h"
 
 /* What stands behind the name in a signature. */
 #define ONE_INPUT	"(jsonb)"
 #define MANY_INPUTS "(jsonb[])"
+
+/* In the place of a constraint's name: what was given cannot be kept. */
+#define FINAL_MARK "orchestrator.max_input_size"
 
 typedef struct Handler
 {
@@ -82,6 +86,7 @@ static bool run_command(const OrchTask *task, SPIPlanPtr plan, Datum input,
 						Datum *output, uint64 *rows);
 static Datum command_output(int result, MemoryContext context);
 static Datum rows_to_jsonb(MemoryContext context);
+static void mark_final(void *arg);
 static SPIPlanPtr keep_plan(const char *command, Oid argument);
 static char *command_text(const OrchTask *task);
 static void check_executable(const OrchTask *task, Oid function);
@@ -445,9 +450,60 @@ rows_to_jsonb(MemoryContext context)
 	}
 	appendStringInfoChar(&buffer, ']');
 	old = MemoryContextSwitchTo(context);
-	output = DirectFunctionCall1(jsonb_in, CStringGetDatum(buffer.data));
+	output = orch_handler_to_jsonb(buffer.data);
 	MemoryContextSwitchTo(old);
 	return output;
+}
+
+void
+orch_handler_check_size(Datum value, const char *what)
+{
+	Size size = VARSIZE_ANY(DatumGetPointer(value));
+	Size limit = (Size) orch_max_input_size * 1024;
+
+	if (size > limit)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+			 errmsg("%s of %zu bytes is larger than %zu bytes", what, size,
+					limit),
+			 errhint(
+				 "Store large results in a table and return their key, or raise orchestrator.max_input_size."),
+			 err_generic_string(PG_DIAG_CONSTRAINT_NAME, FINAL_MARK)));
+}
+
+Datum
+orch_handler_to_jsonb(char *rows)
+{
+	ErrorContextCallback mark = {.callback = mark_final,
+								 .previous = error_context_stack};
+	Datum result;
+
+	error_context_stack = &mark;
+	result = DirectFunctionCall1(jsonb_in, CStringGetDatum(rows));
+	error_context_stack = mark.previous;
+	return result;
+}
+
+/*
+ * Too large, too deep, a \u0000: not an interrupt, nor want of memory.
+ */
+static void
+mark_final(void *arg)
+{
+	int category = ERRCODE_TO_CATEGORY(geterrcode());
+
+	if (category == ERRCODE_DATA_EXCEPTION ||
+		category == ERRCODE_PROGRAM_LIMIT_EXCEEDED)
+		(void) err_generic_string(PG_DIAG_CONSTRAINT_NAME, FINAL_MARK);
+	errcontext("rows of the command, as jsonb");
+}
+
+bool
+orch_handler_is_final(const ErrorData *error)
+{
+	return error->constraint_name != NULL &&
+		   strcmp(error->constraint_name, FINAL_MARK) == 0;
 }
 
 void

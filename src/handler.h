@@ -26,6 +26,15 @@ extern bool orch_handler_call(const OrchTask *task, Datum *output,
 extern bool orch_handler_call_many(OrchTask *const *tasks, int n,
 								   Datum *outputs, uint64 *rows);
 
+/*
+ * What a step gives that cannot be kept: it is larger than it may be, or, made
+ * of its rows, nothing that jsonb takes.  Both raise; is_final() knows the
+ * error, which fails the task for good.
+ */
+extern void orch_handler_check_size(Datum value, const char *what);
+extern Datum orch_handler_to_jsonb(char *rows);
+extern bool orch_handler_is_final(const ErrorData *error);
+
 /* CALL a procedure with its input, in a non-atomic context. */
 extern void orch_handler_call_procedure(const OrchTask *task);
 

@@ -24,7 +24,6 @@ PG_FUNCTION_INFO_V1(orchestrator_item_error);
 
 static bool is_sqlstate(const char *text);
 static const char *text_of(Jsonb *object, const char *key);
-static void add_no_retry(JsonbParseState **state);
 
 /*
  * item_error(message, sqlstate, retry)
@@ -48,21 +47,11 @@ orchestrator_item_error(PG_FUNCTION_ARGS)
 	orch_json_text(&state, "sqlstate", code);
 	orch_json_text(&state, "message", message);
 	if (!PG_ARGISNULL(2) && !PG_GETARG_BOOL(2))
-		add_no_retry(&state);
+		orch_json_no_retry(&state);
 	error = orch_json_end(&state);
 	orch_json_begin(&state);
 	orch_json_value(&state, ERROR_KEY, error);
 	PG_RETURN_DATUM(orch_json_end(&state));
-}
-
-/*
- * What orchestrator._end_attempt() looks for.
- */
-static void
-add_no_retry(JsonbParseState **state)
-{
-	orch_json_value(state, "retry",
-					DirectFunctionCall1(jsonb_in, CStringGetDatum("false")));
 }
 
 static bool
@@ -109,7 +98,7 @@ orch_item_error(Jsonb *element, Datum *error)
 	orch_json_text(&state, "message",
 				   message != NULL ? message : "the handler refused the item");
 	if (retry != NULL && strcmp(retry, "false") == 0)
-		add_no_retry(&state);
+		orch_json_no_retry(&state);
 	*error = orch_json_end(&state);
 	return true;
 }

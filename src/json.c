@@ -108,6 +108,19 @@ push_jsonb(JsonbParseState **state, JsonbIteratorToken place, Jsonb *jsonb)
 	pushJsonbValue(state, place, &value);
 }
 
+/*
+ * What orchestrator._end_attempt() looks for.
+ */
+void
+orch_json_no_retry(JsonbParseState **state)
+{
+	JsonbValue value = {.type = jbvBool};
+
+	value.val.boolean = false;
+	push_key(state, "retry");
+	pushJsonbValue(state, WJB_VALUE, &value);
+}
+
 Datum
 orch_json_end(JsonbParseState **state)
 {

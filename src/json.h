@@ -19,6 +19,7 @@ extern void orch_json_number(JsonbParseState **state, const char *key,
 							 double number);
 extern void orch_json_value(JsonbParseState **state, const char *key,
 							Datum value);
+extern void orch_json_no_retry(JsonbParseState **state); /* of an error */
 extern Datum orch_json_end(JsonbParseState **state);
 
 /*

@@ -34,7 +34,7 @@
 
 #include "catalog.h"
 #include "compat.h"
-#include "guc.h"
+#include "handler.h"
 #include "procedure.h"
 #include "progress.h"
 #include "request.h"
@@ -261,7 +261,6 @@ static Datum
 run_once(const char *command, NullableDatum input, bool *isnull)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Size limit = (Size) orch_max_input_size * 1024;
 	Oid type = JSONBOID;
 	char input_null = input.isnull ? 'n' : ' ';
 	Datum result = (Datum) 0;
@@ -285,14 +284,7 @@ run_once(const char *command, NullableDatum input, bool *isnull)
 
 		result = PointerGetDatum(PG_DETOAST_DATUM_COPY(result));
 		MemoryContextSwitchTo(old);
-		if (VARSIZE_ANY(DatumGetPointer(result)) > limit)
-			ereport(
-				ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("result of %zu bytes is larger than %zu bytes",
-						(Size) VARSIZE_ANY(DatumGetPointer(result)), limit),
-				 errhint("Store large results in a table and return their "
-						 "key, or raise orchestrator.max_input_size.")));
+		orch_handler_check_size(result, "result");
 	}
 	SPI_finish();
 	return result;
@@ -333,7 +325,7 @@ rows_to_jsonb(bool *isnull)
 		CHECK_FOR_INTERRUPTS();
 	}
 	appendStringInfoChar(&buffer, ']');
-	return DirectFunctionCall1(jsonb_in, CStringGetDatum(buffer.data));
+	return orch_handler_to_jsonb(buffer.data);
 }
 
 static Datum
@@ -342,8 +334,7 @@ row_to_jsonb(HeapTuple row, TupleDesc desc)
 	Datum object =
 		DirectFunctionCall1(row_to_json, heap_copy_tuple_as_datum(row, desc));
 
-	return DirectFunctionCall1(jsonb_in,
-							   CStringGetDatum(TextDatumGetCString(object)));
+	return orch_handler_to_jsonb(TextDatumGetCString(object));
 }
 
 static Datum

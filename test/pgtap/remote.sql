@@ -2,7 +2,7 @@
 -- becomes of leases that are not kept. Sleeping in await_work(), real clients and
 -- the limits in shared memory are in test/t.
 \ir lib/setup.psql
-SELECT plan(133);
+SELECT plan(140);
 
 CREATE ROLE remote_app LOGIN;
 CREATE ROLE remote_worker LOGIN;
@@ -246,6 +246,24 @@ SELECT is((SELECT string_agg(output #>> '{}', '' ORDER BY id) FROM orchestrator.
 SELECT is((SELECT count(*) FROM orchestrator.lease), 0::bigint, 'no lease is left');
 SELECT is((SELECT count(*) FROM orchestrator.task t JOIN orchestrator.definition d ON d.id = t.definition WHERE d.name = 'near' AND t.live AND t.state = 'pending'), 1::bigint, 'a callback was made');
 SELECT is(error_of($$SELECT orchestrator.complete_many('{1,2}', '{a}')$$, 'remote_worker'), '2202E: tokens must have as many elements as tasks', 'tokens for each');
+
+-- An output that cannot be kept
+SET orchestrator.max_input_size = '1kB';
+SELECT app($$orchestrator.enqueue('far')$$) AS a \gset
+SELECT claimed(definitions => '{far}') AS c \gset
+SELECT is(report('complete', jsonb_set(:'c', '{0,token}', '"x"'), format(', %L', to_jsonb(repeat('x', 2000)))), stale(:'c'), 'an output that is too large, and a token that is not good');
+SELECT is(report('complete', :'c', format(', %L', to_jsonb(repeat('x', 2000)))), 'no error', 'with a good one');
+SELECT is((task(:a)).state::text || (task(:a)).error, 'failed{"hint": "Store large results in a table and return their key, or raise orchestrator.max_input_size.", "retry": false, "message": "output of 2012 bytes is larger than 1024 bytes", "sqlstate": "54000"}', 'fails the task, for good');
+SELECT app($$(orchestrator.enqueue_many('far', '{1,2,3}'))[1]$$);
+SELECT claimed(3, definitions => '{far}') AS c \gset
+SELECT is(value_of(format('SELECT string_agg(r.state, '' '') FROM orchestrator.complete_many(%L, %L, %L) r', ids(:'c'), (SELECT array_agg(e ->> 'token' ORDER BY n) FROM jsonb_array_elements(:'c') WITH ORDINALITY x(e, n)),
+                          ARRAY['"a"', to_jsonb(repeat('x', 2000)), '"c"']), 'remote_worker'),
+          'completed failed completed', 'among others it is the fault of its task');
+SELECT is((SELECT string_agg(output #>> '{}', '' ORDER BY id) FROM orchestrator.task WHERE id = ANY (ids(:'c'))), 'ac', 'whose output is dropped');
+SELECT is((SELECT string_agg(error ->> 'sqlstate', '') FROM orchestrator.task WHERE id = ANY (ids(:'c'))), '54000', 'and the reason kept');
+SELECT is((SELECT count(*) FROM orchestrator.lease), 0::bigint, 'no lease is left of them');
+RESET orchestrator.max_input_size;
+
 SELECT is(ids(claimed(definitions => '{far}')), '{}', 'only of the definitions that are named');
 SELECT is(jsonb_array_length(claimed(definitions => '{nope,plain}')), 1, 'of any of them');
 SELECT is(error_of($$SELECT orchestrator.claim('{q}', 'w', 0)$$, 'remote_worker'), '22023: max_tasks must be between 1 and 1000', 'at least one');

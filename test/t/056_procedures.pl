@@ -298,6 +298,37 @@ is(outcome($node, 'app', q{orchestrator.run($$SELECT current_setting('work_mem')
 is(outcome_of($node, 'app', $dirty)->{state}, 'completed', 'and it goes on');
 ledger();
 
+# A result that cannot be kept fails it for good, unless it does without.
+$node->psql_as('app', <<'SQL');
+CREATE PROCEDURE app.large(input jsonb) LANGUAGE plpgsql AS $$
+BEGIN
+  INSERT INTO app.run (what) VALUES ('large');
+  COMMIT;
+  BEGIN
+    PERFORM orchestrator.step_once('large', input ->> 'sql');
+  EXCEPTION WHEN program_limit_exceeded OR data_exception THEN
+    IF input ? 'instead' THEN
+      PERFORM 1 / 0;
+    END IF;
+    RAISE;
+  END;
+END
+$$;
+SELECT orchestrator.define('large', 'app.large', 'procedure', max_attempts => 2, retry_delay => '0');
+SQL
+foreach my $case (
+	[ q{{"sql": "SELECT repeat('x', 2000000)"}}, '1 54000', 'too large' ],
+	[ q{{"sql": "SELECT n, repeat('x', 1000000) FROM generate_series(1, 2) n"}}, '1 54000', 'too large together' ],
+	[ q{{"sql": "SELECT '1e200000'::json"}}, '1 22003', 'no jsonb' ],
+	[ q{{"sql": "SELECT repeat('x', 2000000)", "instead": true}}, '2 22012', 'another error instead of it is retried' ])
+{
+	my ($input, $end, $name) = @$case;
+	runs();
+	(my $quoted = $input) =~ s/'/''/g;
+	my $r = outcome($node, 'app', qq{orchestrator.enqueue('large', '$quoted')});
+	is(runs() . ' ' . sqlstate_of($r), $end, "a result of step_once(): $name");
+}
+
 # Cancelled, by its user or its time limit, it is not suspended.
 $node->psql_as('app', <<'SQL');
 CREATE PROCEDURE app.slow(input jsonb) LANGUAGE plpgsql AS $$

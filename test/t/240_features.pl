@@ -275,11 +275,54 @@ SELECT orchestrator.define('commits', 'app.commits', 'procedure', max_attempts =
 	$id = app(q{SELECT orchestrator.run('SELECT pg_sleep(60)', kind => 'utility', timeout => '100 milliseconds')});
 	measure_ok(3, 'time limit of a utility', sub { is(outcome_of($node, 'app', $id)->{state}, 'failed', 'it fails') });
 
-	like(outcome($node, 'app', q{orchestrator.run('SELECT repeat(''x'', 2000000)')})->{error}{message}, qr/larger than/, 'an output over the bound: an error');
 	$id = outcome($node, 'app', q{orchestrator.run('DO $$BEGIN RAISE ''%'', repeat(''ä'', 20000) USING DETAIL = repeat(''d'', 20000), HINT = repeat(''h'', 20000); END$$', kind => 'utility', max_attempts => 1)})->{id};
 	is(app("SELECT left(error ->> 'message', 2) || ' ' || (octet_length(error::text) <= 8192) FROM orchestrator.task WHERE id = $id"), 'ää true', 'R22: nor is an error larger than 8 kB');
 	is(sqlstate_of(outcome($node, 'app', q{orchestrator.run('COMMIT')})), '0A000', 'COMMIT in an sql step: refused');
 	is(sqlstate_of(outcome($node, 'app', qq{orchestrator.run('SELECT orchestrator.wait($id)')})), '55000', 'wait() in a step: refused');
+};
+
+# S15, F37: it would be the same at the next attempt.
+subtest 'outputs that cannot be kept' => sub {
+	app(<<'SQL');
+CREATE FUNCTION app.large(jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM app.note($1);
+  RETURN to_jsonb(repeat('x', ($1 ->> 'size')::int));
+END $$;
+CREATE FUNCTION app.large_by_sql(jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT to_jsonb(repeat('x', ($1 ->> 'size')::int))$$;
+CREATE FUNCTION app.own(jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$BEGIN RAISE 'too much' USING ERRCODE = '54000'; END $$;
+SELECT orchestrator.define(n, 'app.' || n, retry_delay => '0') FROM unnest('{large,large_by_sql,own}'::text[]) n;
+SELECT orchestrator.define('large_rows', 'SELECT repeat(''x'', ($1 ->> ''size'')::int)', 'sql', retry_delay => '0');
+SELECT orchestrator.define('odd_rows', 'SELECT ($1 ->> ''json'')::json', 'sql', retry_delay => '0');
+SELECT orchestrator.define_workflow('grows', ARRAY[orchestrator.step('small', definition => 'large', input => '{"what": "run", "size": 1}'),
+  orchestrator.step('large', definition => 'large', input => '{"what": "run", "size": 2000000}', needs => '{small}')]);
+SQL
+	foreach my $definition (qw(large large_by_sql large_rows))
+	{
+		my $r = outcome($node, 'app', qq{orchestrator.enqueue('$definition', '{"what": "large", "size": 2000000}')});
+		is(ends_of($node, $r->{id}), 'failed 1 54000 x1', "R22: $definition, over the bound: tried once");
+		like($r->{error}{message}, qr/^output of 20000\d\d bytes is larger than 1048576 bytes$/, 'and says so');
+		like($r->{error}{hint}, qr/raise orchestrator\.max_input_size/, 'with what may be done');
+	}
+	is(app(q{SELECT count(*) FROM app.effect WHERE what = 'large'}), 0, 'it had no effect');
+	foreach my $case ([ '"\\u0000"', '22P05' ], [ '1e200000', '22003' ], [ '"x"', undef ])
+	{
+		my ($json, $sqlstate) = @$case;
+		my $r = outcome($node, 'app', qq{orchestrator.enqueue('odd_rows', jsonb_build_object('json', '$json'))});
+		is(ends_of($node, $r->{id}), $sqlstate ? "failed 1 $sqlstate x1" : 'completed 1 x1', "rows with $json");
+	}
+	is(ends_of($node, outcome($node, 'app', q{orchestrator.enqueue('own')})->{id}), 'failed 3 54000 x1', 'an error of its own with that code is retried');
+
+	foreach my $round (1, 2)    # in the fast lane, once it is known to be quick
+	{
+		my $ids = app(q{SELECT orchestrator.enqueue_many('large', ARRAY(SELECT jsonb_build_object('what', 'many', 'size', CASE i WHEN 70 THEN 2000000 ELSE 1 END) FROM generate_series(1, 100) i))});
+		app("SELECT count(orchestrator.wait(id)) FROM unnest('$ids'::bigint[]) id");
+		is(ends_of($node, $ids =~ /\d+/g), 'completed 1 x99, failed 1 54000 x1', 'among others, only the guilty fails');
+		is(app(q{WITH d AS (DELETE FROM app.effect WHERE what = 'many' RETURNING task) SELECT count(*) || ' ' || count(DISTINCT task) FROM d}), '99 99', 'and the others have their effects');
+	}
+	my $run = outcome($node, 'app', q{orchestrator.enqueue('grows')});
+	is("$run->{state} " . sqlstate_of($run), 'failed 54000', 'as a step of a run, it fails the run');
+	is(app("SELECT string_agg(concat_ws(' ', name, state, attempt), ', ' ORDER BY id) FROM orchestrator.task WHERE parent_id = $run->{id}"), 'small completed 1, large failed 1', 'at its first attempt');
 };
 
 subtest 'progress and events' => sub {
