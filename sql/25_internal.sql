@@ -165,6 +165,10 @@ $$;
 CREATE FUNCTION orchestrator._may_fire() RETURNS boolean
   LANGUAGE C STABLE AS 'MODULE_PATHNAME', 'orchestrator_may_fire';
 
+-- Warn of that, once in a session.
+CREATE FUNCTION orchestrator._warn_of_copy() RETURNS void
+  LANGUAGE C AS 'MODULE_PATHNAME', 'orchestrator_warn_of_copy';
+
 -- owner.id of a role, made when missing. A role that was renamed, or dropped
 -- and made again, is another owner.
 CREATE FUNCTION orchestrator._owner(role oid) RETURNS int

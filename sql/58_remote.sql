@@ -298,7 +298,7 @@ BEGIN
   PERFORM orchestrator._check_lease($5);
   v_queues := orchestrator._remote_queues($1, $2);
   IF NOT orchestrator._may_fire() THEN
-    RAISE EXCEPTION 'tasks do not run in this copy of the database'
+    RAISE EXCEPTION 'tasks do not run in database "%": it is a copy', current_database()
       USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'An administrator lets them with orchestrator.activate().';
   END IF;
   IF $6 IS NOT NULL THEN

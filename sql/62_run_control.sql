@@ -635,6 +635,7 @@ BEGIN
     RAISE EXCEPTION 'tasks of superusers are not allowed in this server'
       USING ERRCODE = 'insufficient_privilege', HINT = 'Enqueue as an ordinary role, or set orchestrator.superuser_tasks = on.';
   END IF;
+  PERFORM orchestrator._warn_of_copy();
   PERFORM orchestrator._require($4 IS NULL OR $5 IS NULL, 'run_at and delay cannot both be given');
   PERFORM orchestrator._require(isfinite(coalesce($4, v_now)), 'run_at must be finite');
   PERFORM orchestrator._require($8 > v_now, 'deadline is in the past', 'Give a deadline after the present time, or none.');

@@ -124,8 +124,8 @@ BEGIN
   -- but for the secret
   EXECUTE format('GRANT SELECT (task_id, epoch, worker, claimed_by, owner, queue, started_at, heartbeat_at, length, ends_at, progress, message, stage)
                   ON orchestrator.lease TO %I', $1);
-  -- the policies and views call these as whoever reads
-  EXECUTE format('GRANT EXECUTE ON FUNCTION orchestrator._visible_owners(), orchestrator._slots(), orchestrator._now(),
+  -- the policies and views call these as whoever reads; and orchestrator doctor
+  EXECUTE format('GRANT EXECUTE ON FUNCTION orchestrator._visible_owners(), orchestrator._slots(), orchestrator._now(), orchestrator._may_fire(),
                   orchestrator._permits(), orchestrator._limit_id(text, int, text),
                   orchestrator._run_started(bigint), orchestrator._run_progress(bigint), orchestrator._run_steps(bigint),
                   orchestrator._run_traces(bigint, int), orchestrator.graph(bigint, text), orchestrator._jobs_ahead(int, int, bigint),

@@ -16,9 +16,7 @@
 
 #include <signal.h>
 
-#include "access/genam.h"
 #include "access/htup_details.h"
-#include "access/table.h"
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/objectaccess.h"
@@ -36,7 +34,6 @@
 #include "storage/procarray.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
-#include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
@@ -102,7 +99,6 @@ static void end_subtransaction(SubXactEvent event, SubTransactionId mySubid,
 							   SubTransactionId parentSubid, void *arg);
 
 PG_FUNCTION_INFO_V1(orchestrator_announce);
-PG_FUNCTION_INFO_V1(orchestrator_may_fire);
 
 void
 orch_database_install(void)
@@ -493,39 +489,4 @@ end_subtransaction(SubXactEvent event, SubTransactionId mySubid,
 {
 	if (event == SUBXACT_EVENT_ABORT_SUB && blocking == mySubid)
 		unblock_databases(false);
-}
-
-/*
- * orchestrator._may_fire(): whether the identity that this database wrote down
- * is that of this server and this database; not in a copy.
- */
-Datum
-orchestrator_may_fire(PG_FUNCTION_ARGS)
-{
-	Relation rel = table_open(
-		get_relname_relid("database_identity", orch_catalog(false)->schema),
-		AccessShareLock);
-	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
-	SysScanDesc scan =
-		systable_beginscan(rel, InvalidOid, false, snapshot, 0, NULL);
-	HeapTuple row;
-	bool any = false;
-	bool ours = true;
-
-	while (HeapTupleIsValid(row = systable_getnext(scan)))
-	{
-		bool isnull;
-		int64 server = DatumGetInt64(
-			heap_getattr(row, 1, RelationGetDescr(rel), &isnull));
-		Oid database = DatumGetObjectId(
-			heap_getattr(row, 2, RelationGetDescr(rel), &isnull));
-
-		any = true;
-		ours &= server == (int64) GetSystemIdentifier() &&
-				database == MyDatabaseId;
-	}
-	systable_endscan(scan);
-	UnregisterSnapshot(snapshot);
-	table_close(rel, AccessShareLock);
-	PG_RETURN_BOOL(any && ours);
 }

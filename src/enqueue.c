@@ -29,6 +29,7 @@
 #include "fair.h"
 #include "guc.h"
 #include "heap.h"
+#include "identity.h"
 #include "plan.h"
 #include "shmem.h"
 
@@ -286,6 +287,7 @@ check_caller(const char *function)
 			 errhint(
 				 "Enqueue as an ordinary role, or set orchestrator.superuser_tasks = on.")));
 	orch_catalog_require_flush();
+	orch_identity_warn();
 }
 
 static void

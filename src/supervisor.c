@@ -47,6 +47,7 @@
 #include "gather.h"
 #include "guc.h"
 #include "heap.h"
+#include "identity.h"
 #include "lane.h"
 #include "notify.h"
 #include "pool.h"
@@ -116,6 +117,7 @@ static void check_extension(void);
 static bool perform(OrchDuty duty);
 static void recover(void);
 static void recover_all(void);
+static void look_whether_to_fire(void);
 static void restore_rates(void);
 static void charge_guilty(void);
 static void find_work(void);
@@ -308,8 +310,7 @@ recover_all(void)
 	Datum guilty[ORCH_MAX_GUILTY];
 	int n = 0;
 
-	may_fire =
-		DatumGetBool(orch_catalog_call(ORCH_FN_MAY_FIRE, 0, NULL, NULL));
+	look_whether_to_fire();
 	if (!may_fire)
 		return;
 	LWLockAcquire(orch_shared->lock, LW_SHARED);
@@ -328,6 +329,18 @@ recover_all(void)
 	recovered = DatumGetInt32(orch_catalog_call(ORCH_FN_RECOVER_ALL, 2, args,
 												NULL)) >= 0;
 	charge_guilty();
+}
+
+/*
+ * Tasks of a copy do not run: who looks into the log learns why.
+ */
+static void
+look_whether_to_fire(void)
+{
+	may_fire =
+		DatumGetBool(orch_catalog_call(ORCH_FN_MAY_FIRE, 0, NULL, NULL));
+	if (!may_fire)
+		orch_identity_warn();
 }
 
 /*
@@ -475,8 +488,7 @@ find_work(void)
 	bool isnull;
 	Datum due;
 
-	may_fire =
-		DatumGetBool(orch_catalog_call(ORCH_FN_MAY_FIRE, 0, NULL, NULL));
+	look_whether_to_fire();
 	live = orch_heap_open_live();
 	known = orch_lane_known_owners(MyDatabaseId, &nknown);
 	for (int i = 0; i <= nknown; i++)

@@ -25,6 +25,7 @@
 #include "event.h"
 #include "guc.h"
 #include "heap.h"
+#include "identity.h"
 #include "progress.h"
 #include "shmem.h"
 
@@ -286,6 +287,8 @@ look_at_task(Wait *wait, TupleDesc tupdesc, Datum *result)
 						"not committed",
 						(long long) wait->task),
 				 errhint("Commit first: until then no worker sees it.")));
+	if (!done)
+		orch_identity_warn();
 
 	done = done || wait->until <= GetCurrentTimestamp();
 	if (done)

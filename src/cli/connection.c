@@ -143,9 +143,12 @@ swallow_notice(void *arg, const PGresult *notice)
 {
 	const char *severity =
 		PQresultErrorField(notice, PG_DIAG_SEVERITY_NONLOCALIZED);
+	const char *hint = PQresultErrorField(notice, PG_DIAG_MESSAGE_HINT);
 
 	if (severity && strcmp(severity, "WARNING") == 0)
-		out_warn("%s", PQresultErrorField(notice, PG_DIAG_MESSAGE_PRIMARY));
+		out_warn("%s%s%s%s",
+				 PQresultErrorField(notice, PG_DIAG_MESSAGE_PRIMARY),
+				 hint ? " (" : "", hint ? hint : "", hint ? ")" : "");
 }
 
 PGconn *

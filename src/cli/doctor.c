@@ -72,11 +72,8 @@ static const Check checks[] = {
 	 " FROM (SELECT pg_catalog.current_setting('max_worker_processes')::int AS have, pg_catalog.current_setting('orchestrator.max_executors', true)::int AS executors) s"
 	 " WHERE s.have < s.executors + 3"},
 	{"copy",
-	 "SELECT 'problem', 'this database is a copy: its tasks do not run', 'If they are to run here, run SELECT orchestrator.activate().'"
-	 " WHERE (SELECT r.rolsuper FROM pg_catalog.pg_roles r WHERE r.rolname = current_user)"
-	 " AND EXISTS (SELECT FROM orchestrator.database_identity)"
-	 " AND NOT EXISTS (SELECT FROM orchestrator.database_identity i, pg_catalog.pg_control_system() c"
-	 " WHERE i.system_identifier = c.system_identifier AND i.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()))"},
+	 "SELECT 'problem', 'this database is a copy: its tasks do not run', 'If they are to run here, let an administrator run SELECT orchestrator.activate().'"
+	 " WHERE EXISTS (SELECT FROM orchestrator.queue) AND NOT orchestrator._may_fire()"},
 	{"due",
 	 "SELECT 'problem', pg_catalog.format('tasks of queue \"%s\" have been due since %s and were not started', q.queue, q.next_run_at::timestamptz(0)),"
 	 " 'The supervisor does not come to it: look into the log of the server, and for long locks on orchestrator.task_live.'"

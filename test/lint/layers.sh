@@ -22,6 +22,7 @@ event
 stream
 notify
 catalog
+identity
 heap
 partition
 admit

@@ -95,6 +95,15 @@ command_ok([ 'pg_dump', '-Fc', '-f', $dump, '-d', $node->connstr('postgres') ], 
 my $roles = $node->basedir . '/roles.sql';
 command_ok([ 'pg_dumpall', '--roles-only', '-f', $roles, '-d', $node->connstr('postgres') ], 'pg_dumpall --roles-only');
 
+# What psql writes to standard error.
+sub said_to_app
+{
+	my ($to, $database, $sql) = @_;
+	my ($status, $out, $err) = $to->psql($database, $sql, extra_params => [ '-U', 'app' ]);
+	is($status, 0, $sql) or diag($err);
+	return $err;
+}
+
 sub check_restored
 {
 	my ($to, $database, $where) = @_;
@@ -108,12 +117,23 @@ sub check_restored
 	like(refused($to, 'app', q{DELETE FROM orchestrator.task}, database => $database), qr/permission denied/, 'and no more');
 	like(refused($to, 'app', q{SELECT * FROM orchestrator.task_finished_3}, database => $database), qr/permission denied/, 'nor past the policies');
 
+	# Whoever enqueues or waits is told, once in a session, and so is the log.
+	my $told = qr/WARNING:  tasks do not run in database "$database": it is a copy\nHINT:  An administrator lets them with orchestrator\.activate\(\)\./;
+	foreach my $call ("enqueue('work')", q{enqueue_many('work', '{"{}"}')}, q{run('SELECT 1')}, q{enqueue_batch('work', '{"{}"}')},
+		q{enqueue_workflow(ARRAY[orchestrator.step('a', 'app.work')])}, "wait($id{ready}, '10 ms')")
+	{
+		is(scalar(() = said_to_app($to, $database, "BEGIN; SELECT orchestrator.$call; SELECT orchestrator.$call; ROLLBACK") =~ /$told/g), 1, "$call says once that nothing runs");
+	}
+	like(said_to_app($to, $database, "CALL orchestrator.await($id{ready}, '10 ms', NULL)"), $told, 'await() says it, too');
+	is(said_to_app($to, $database, "SELECT orchestrator.wait($id{completed})"), '', 'not when there is nothing to wait for');
+
 	# Nothing fires, and calls work.
 	my $new = $to->psql_as('app', q{SELECT orchestrator.enqueue('work')}, database => $database);
 	cmp_ok($new, '>', $last_id, 'the next id goes on');
 	is($to->psql_as('app', q{SELECT orchestrator.enqueue('work', key => 'k1')}, database => $database), $id{completed}, 'a key is still held');
 	$to->psql_as('app', q{SELECT orchestrator.resume_queue('stopped')}, database => $database);
 	is($to->psql_as('app', "SELECT state FROM orchestrator.wait($new, '0.5 s')", database => $database), 'pending', 'nothing runs');
+	$to->wait_for_log(qr/orchestrator supervisor WARNING:  tasks do not run in database "$database": it is a copy/);
 	is($to->safe_psql($database, q{SELECT count(*) FROM orchestrator.worker_status WHERE kind = 'executor'}), 0, 'there is no executor');
 	is($to->psql_as('app', "SELECT orchestrator.cancel($id{scheduled})", database => $database), 'cancelled', 'cancel works');
 	is($to->psql_as('app', "SELECT orchestrator.retry($id{cancelled})", database => $database), 'scheduled', 'retry works');
@@ -121,6 +141,7 @@ sub check_restored
 
 	# Now it may.
 	$to->safe_psql($database, 'SELECT orchestrator.activate()');
+	is(said_to_app($to, $database, "BEGIN; SELECT orchestrator.enqueue('work'); ROLLBACK"), '', 'after activate() there is no warning');
 	foreach my $task ($new, @id{qw(ready windowed one_off)})
 	{
 		is(outcome_of($to, 'app', $task, database => $database)->{state}, 'completed', 'after activate() task ' . $task . ' runs');

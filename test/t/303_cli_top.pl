@@ -67,6 +67,10 @@ subtest 'doctor' => sub {
 	$node->safe_psql('postgres', q{UPDATE orchestrator.database_identity SET system_identifier = 1});
 	($out) = $bare->exits(6, 'doctor');
 	like($out, qr/^problem  copy .*\n.*activate\(\)/m, 'a copy');
+	($out) = $cli->exits(6, 'doctor');
+	like($out, qr/^problem  copy .*\n.*activate\(\)/m, 'as a plain role sees it, too');
+	(undef, $err) = $cli->exits(0, 'enqueue', 'echo');
+	like($err, qr/tasks do not run in database "postgres": it is a copy \(.*activate\(\)/, 'and enqueue says so');
 	$node->safe_psql('postgres', 'SELECT orchestrator.activate()');
 	$node->psql_as('app', q{SELECT orchestrator.cancel_many(all_tasks => true)});
 };
