@@ -143,7 +143,6 @@ run_work(CliCall *call)
 	while (!through())
 	{
 		worker.now = term_now();
-		obey_interrupts();
 		collect_programs();
 		enforce_times();
 		start_ready();
@@ -152,6 +151,7 @@ run_work(CliCall *call)
 		if (sleeper.state == LINK_IDLE)
 			await();
 		wait_for_anything();
+		obey_interrupts();
 	}
 	link_close(&sleeper);
 	link_close(&reports);

@@ -8,11 +8,13 @@ use lib 'test/chaos';
 
 use Cwd ();
 use Fault;
+use List::Util qw(min);
 use OrchestratorClient;
 use OrchestratorStep;
 use OrchestratorTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(time);
 
 $PostgreSQL::Test::Utils::timeout_default = 30;
 
@@ -76,11 +78,15 @@ sub start_worker
 # A test that dies leaves none behind.
 END { kill 'KILL', map { $_->pid } grep { $_->{run}{STATE} != 2 } @started }
 
+my $soonest = 1000;
+
 sub stop
 {
 	my ($worker) = @_;
+	my $told = time;
 	$worker->signal('TERM');
 	is($worker->exit_code, 0, 'the worker ends') or diag($worker->{out}, $worker->{err});
+	$soonest = min($soonest, time - $told);
 	return;
 }
 
@@ -115,6 +121,7 @@ subtest 'lost connections' => \&connections;
 subtest 'many small ones' => \&many;
 subtest 'usage' => \&usage;
 subtest 'another encoding' => \&encoding;
+cmp_ok($soonest, '<', 0.5, 'one that has nothing to do ends at once');
 $node->stop('fast');
 done_testing();
 
@@ -529,7 +536,7 @@ sub killed
 sub connections
 {
 	my $end_all = q{SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'worker'};
-	my $worker = worker('--lease', 20);
+	my $worker = worker('--lease', 20, '-c', 4);
 	my $id = enqueue('waits');
 	my $pid = pid_of('parent');
 	$node->safe_psql('postgres', 'ALTER ROLE worker CONNECTION LIMIT 0');
