@@ -32,6 +32,7 @@ our @EXPORT    = qw(new_node new_cron_node has_pg_cron npm_packages tree wait_fo
 our @EXPORT_OK = qw(server_conf);
 
 my $number = 0;
+my $nodes  = 0;
 my $tree   = getcwd();
 
 # Whoever runs the tests: the superuser of their servers has the same name.
@@ -67,7 +68,7 @@ sub new_node
 	my $name = delete $settings{name} || 'node' . (++$number > 1 ? $number : '');
 	my $node = PostgreSQL::Test::Cluster->new($name);
 
-	$node->init(extra => [ '--no-locale', '--encoding=UTF8', "--username=$ENV{PGUSER}" ]);
+	init_node($node);
 	bless $node, 'OrchestratorTest::Node';
 
 	$node->append_conf('postgresql.conf', server_conf());
@@ -76,6 +77,39 @@ sub new_node
 	$node->append_conf('postgresql.conf', "restart_after_crash = on\n");
 	$node->set(%settings);
 	return $node;
+}
+
+# The first server of a test gets a copy of what one initdb made for the whole run.
+# The others have an initdb of their own, and with it the system identifier that
+# tells servers from each other.
+sub init_node
+{
+	my ($node) = @_;
+	my $run = \&PostgreSQL::Test::Utils::system_or_bail;
+	my $copy = !$nodes++;
+
+	no warnings 'redefine';
+	local *PostgreSQL::Test::Utils::system_or_bail = sub {
+		return $run->(@_) unless $copy && $_[0] eq 'initdb';
+		return $run->('cp', '-RPp', template($run, $node->data_dir, @_), $node->data_dir);
+	};
+	return $node->init(extra => [ '--no-locale', '--encoding=UTF8', "--username=$ENV{PGUSER}" ]);
+}
+
+# The folder of the run that has what this initdb makes in the folder of a node.
+sub template
+{
+	my ($run, $folder, @initdb) = @_;
+	my $template = "$tree/tmp_check/template";
+
+	open my $lock, '>', "$template.lock" or die "$template.lock: $!";
+	flock $lock, LOCK_EX or die "$template.lock: $!";
+	if (!-e $template)
+	{
+		$run->(map { $_ eq $folder ? "$template.new" : $_ } @initdb);
+		rename "$template.new", $template or die "$template: $!";
+	}
+	return $template;
 }
 
 # Whether the server under test has pg_cron: Debian's has, by setup.sh.
