@@ -159,8 +159,11 @@ package OrchestratorTest::Node;
 use strict;
 use warnings;
 
+use IPC::Run ();
+use List::Util qw(min);
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(usleep);
 
 our @ISA = ('PostgreSQL::Test::Cluster');
 
@@ -181,6 +184,26 @@ sub create_extension
 	my ($self, $database) = @_;
 	$self->safe_psql($database || 'postgres', 'CREATE EXTENSION orchestrator');
 	return;
+}
+
+# As PostgreSQL's own, which rests 0.1 s after every look: here the first rests
+# are short, so that what comes soon is seen soon.
+sub poll_query_until
+{
+	my ($self, $database, $query, $expected) = @_;
+	my ($out, $err);
+
+	$expected = 't' unless defined $expected;
+	for (my ($rested, $rest) = (0, 0.01); $rested < $PostgreSQL::Test::Utils::timeout_default; $rested += $rest)
+	{
+		IPC::Run::run([ 'psql', '-XAt', '-d', $self->connstr($database) ], '<', \$query, '>', \$out, '2>', \$err);
+		chomp($out, $err);
+		return 1 if $out eq $expected && $err eq '';
+		$rest = min(0.1, 1.3 * $rest);
+		usleep(1e6 * $rest);
+	}
+	diag("waited in vain for: $query\nexpected: $expected\ngot: $out\nerrors: $err");
+	return 0;
 }
 
 # Wait until the query answers $expected (default: t); a failed test if never.
