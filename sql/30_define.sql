@@ -318,16 +318,17 @@ BEGIN
 END
 $$;
 
--- Find the version that equals a definition, or add it; make it the current
--- one when asked to. changed says that the caller must _invalidate(): once for
--- many, since each time costs a plan of everything that reads definitions.
--- One that is never current is made also by who holds the top of a tree, and
--- must wait for nobody: its version is its id, and two may equal each other.
+-- Find the version that equals a definition (its never_retry in any order), or
+-- add it; make it the current one when asked to. changed says that the caller
+-- must _invalidate(): once for many, since each time costs a plan of everything
+-- that reads definitions. One that is never current is made also by who holds
+-- the top of a tree, and must wait for nobody: its version is its id, and two
+-- may equal each other.
 CREATE FUNCTION orchestrator._put_definition(d orchestrator.definition, is_current boolean, OUT id int, OUT version int,
     OUT changed boolean)
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET extra_float_digits = 1 AS $$
 DECLARE
-  v_aside constant text[] := '{id,version,is_current,created_at}';
+  v_aside constant text[] := '{id,version,is_current,created_at,never_retry}';
   v_mine  jsonb := to_jsonb(d) - v_aside;
 BEGIN
   IF $2 THEN
@@ -336,7 +337,7 @@ BEGIN
   SELECT x.id, x.version, x.is_current INTO d.id, d.version, d.is_current
     FROM orchestrator.definition x
     WHERE x.owner = d.owner AND x.name = d.name AND x.kind = d.kind AND x.handler IS NOT DISTINCT FROM d.handler
-      AND to_jsonb(x) - v_aside = v_mine
+      AND x.never_retry @> d.never_retry AND x.never_retry <@ d.never_retry AND to_jsonb(x) - v_aside = v_mine
     ORDER BY x.is_current DESC, x.version DESC
     LIMIT 1;
   changed := NOT FOUND OR $2 AND NOT d.is_current;

@@ -1,6 +1,6 @@
 -- define() and drop_definition(): versions, defaults, what is refused, the guard of the handlers.
 \ir lib/setup.psql
-SELECT plan(118);
+SELECT plan(144);
 
 CREATE ROLE define_app LOGIN;
 CREATE ROLE define_other LOGIN;
@@ -32,6 +32,13 @@ SELECT is(orchestrator.define('a', 'lib.echo(jsonb)'), 1, 'the signature written
 SELECT is(orchestrator.define('a', 'lib.echo( pg_catalog.jsonb )'), 1, 'with its type qualified, too');
 SELECT is(orchestrator.define('a', 'lib.echo', max_attempts => 3), 1, 'a default written out is equal');
 SELECT is(orchestrator.define('a', 'lib.echo', retry_delay => '1000 milliseconds'), 1, 'an interval written differently is equal');
+SELECT is(value_of(format('SELECT orchestrator.define(''a'', ''lib.echo'', %s)', what)), '1', 'so is ' || what)
+  FROM unnest(ARRAY[$$kind => 'function'$$, $$kind => NULL$$, $$priority => 0$$, $$backoff => 'exponential'$$, $$backoff => NULL$$, $$retry_delay => '1 s'$$, $$max_retry_delay => '60 min'$$,
+    $$retry_jitter => 0.10$$, $$never_retry => '{}'$$, $$retry_priority_step => 1$$, $$timeout_policy => 'retry'$$, $$notify => 'lifecycle'$$, $$notify => NULL$$,
+    $$batch_wait => '0'$$, $$preset => 'light', priority => 0, retry_priority_step => 1$$]) what;
+SELECT is(orchestrator.define('coded', 'lib.echo', never_retry => '{23505,40}'), 1, 'codes');
+SELECT is(orchestrator.define('coded', 'lib.echo', never_retry => codes), 1, 'are equal as ' || codes::text) FROM (VALUES ('{40,23505}'::text[]), ('{40,40,23505}')) c(codes);
+SELECT is(orchestrator.define('coded', 'lib.echo', never_retry => codes), version, 'but not as ' || codes::text) FROM (VALUES ('{23505}'::text[], 2), ('{23505,40,41}', 3), ('{}', 4)) c(codes, version);
 SELECT is(orchestrator.define('a', 'lib.echo', max_attempts => 5), 2, 'a changed one is the next version');
 SELECT is((SELECT array_agg(version) FROM orchestrator.definition WHERE name = 'a' AND is_current), '{2}', 'only that is current');
 SELECT is(orchestrator.define('a', 'lib.echo'), 1, 'an older one is found again');
@@ -81,6 +88,13 @@ SELECT is(to_jsonb(d) - '{id,owner,created_at,handler_owner,queue,success_callba
           'every parameter is kept, in the order of the contract')
 FROM orchestrator.definition d WHERE name = 'full';
 SELECT is(q.name, 'q', 'and the queue') FROM orchestrator.definition d JOIN orchestrator.queue q ON q.id = d.queue WHERE d.name = 'full';
+SELECT is(orchestrator.define('plain', 'lib.echo', queue => 'default'), 2, 'to name queue "default" is not to name none');
+SELECT orchestrator.enqueue_workflow(ARRAY[orchestrator.step('default', definition => 'plain'), orchestrator.step('q', definition => 'roams')], queue => 'q') AS run
+  FROM orchestrator.define('roams', 'lib.echo') \gset
+SELECT is((SELECT string_agg(t.name || ' in ' || q.name, ', ' ORDER BY t.step) FROM orchestrator.task t JOIN orchestrator.queue q ON q.id = t.queue WHERE t.parent_id = :run),
+          'default in default, q in q', 'since without one a step waits in the queue of its run');
+SELECT orchestrator.cancel(:run);
+SELECT is(orchestrator.define('plain', 'lib.echo'), 1, 'each is found again');
 SELECT is(d.handler_owner, current_user, 'the owner of the handler is kept by name') FROM orchestrator.definition d WHERE name = 'plain';
 SELECT is(d.owner, owner_id(), 'the definition belongs to who made it') FROM orchestrator.definition d WHERE name = 'plain';
 SELECT orchestrator.define('slow', 'lib.echo', retry_delay => '2 days');
