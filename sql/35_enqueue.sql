@@ -271,7 +271,7 @@ BEGIN
     EXIT WHEN FOUND;
   END LOOP;
   SELECT l.* INTO t FROM orchestrator.task_live l
-    WHERE l.id = k.task_id AND l.state = 'scheduled' AND l.run_at = k.expires_at AND l.run_at > v_now AND l.attempt = 0
+    WHERE l.id = k.task_id AND l.state::text = 'scheduled' AND l.run_at = k.expires_at AND l.run_at > v_now AND l.attempt = 0
     FOR UPDATE SKIP LOCKED;
   IF FOUND THEN
     RETURN orchestrator._put_off(t, least($4, t.created_at + coalesce($5, 10 * v_wait)), CASE WHEN $6 THEN t.input || $7 ELSE $7 END, $9);

@@ -3,7 +3,10 @@
 -- Statistics of task_live are out of date whenever they matter: it may hold
 -- nothing now and a million rows a second later. So the functions here and in
 -- chapters 60 and 65 turn off the plans that would read all of it, and
--- just-in-time compilation, which the costs of plans turned off call for.
+-- just-in-time compilation, which the costs of plans turned off call for. Who
+-- looks for a row by its id asks for its state as text: else a partial index
+-- of that state, which statistics take for empty, is read for it from one end
+-- to the other.
 
 -- Claim the oldest ready tasks of a queue for a worker: those with the least
 -- sort key that nobody else has locked, and that limits have room for.
@@ -159,21 +162,23 @@ DECLARE
   t       orchestrator.task;
 BEGIN
   PERFORM orchestrator._deliver_signals();
-  FOR v_task, v_root IN SELECT l.id, l.root_id FROM orchestrator.task_live l
-                        WHERE l.state = 'scheduled' AND l.run_at <= v_now AND l.remaining IS NOT NULL
-                        ORDER BY l.id LIMIT $1 LOOP
+  FOR v_task, v_root IN SELECT d.id, d.root_id
+                        FROM (SELECT l.id, l.root_id FROM orchestrator.task_live l
+                              WHERE l.state = 'scheduled' AND l.run_at <= v_now AND l.remaining IS NOT NULL
+                              ORDER BY l.run_at LIMIT $1) d   -- in the order of their index
+                        ORDER BY d.id LOOP
     CONTINUE WHEN NOT orchestrator._lock_root(coalesce(v_root, v_task), true);
     v_began := clock_timestamp();
     BEGIN
       UPDATE orchestrator.task_live l SET state = 'waiting', run_at = NULL,
           expire_at = least(l.deadline, v_now + (SELECT d.timeout FROM orchestrator.definition d WHERE d.id = l.definition))
-        WHERE l.id = v_task AND l.state = 'scheduled' RETURNING l.* INTO t;
+        WHERE l.id = v_task AND l.state::text = 'scheduled' RETURNING l.* INTO t;
       CONTINUE WHEN NOT FOUND;
       PERFORM orchestrator._due(t.expire_at);
       PERFORM orchestrator._go_on(t.id);
     EXCEPTION WHEN OTHERS OR query_canceled THEN
       PERFORM orchestrator._give_up(v_task, v_began, 'task %s could not be started', SQLERRM);
-      UPDATE orchestrator.task_live l SET run_at = v_now + interval '1 second' WHERE l.id = v_task AND l.state = 'scheduled';
+      UPDATE orchestrator.task_live l SET run_at = v_now + interval '1 second' WHERE l.id = v_task AND l.state::text = 'scheduled';
     END;
     v_runs := v_runs + 1;
   END LOOP;
@@ -220,7 +225,7 @@ BEGIN
   LOOP
     CONTINUE WHEN v_root IS NOT NULL AND NOT orchestrator._lock_root(v_root, true);
     SELECT l.* INTO t FROM orchestrator.task_live l
-      WHERE l.id = v_task AND l.expire_at <= v_now AND l.state <> 'running' FOR UPDATE SKIP LOCKED;
+      WHERE l.id = v_task AND coalesce(l.expire_at <= v_now, false) AND l.state <> 'running' FOR UPDATE SKIP LOCKED;
     CONTINUE WHEN NOT FOUND;
     v_count := v_count + 1;
     IF t.parent_id IS NULL AND t.remaining IS NULL AND t.callbacks IS NULL THEN

@@ -103,7 +103,7 @@ BEGIN
     PERFORM orchestrator._lock_root(v_root, false);
   END IF;
   SELECT l.* INTO t FROM orchestrator.task_live l
-    WHERE l.id = $1 AND l.state = 'running' AND l.epoch = $2 FOR UPDATE;
+    WHERE l.id = $1 AND l.state::text = 'running' AND l.epoch = $2 FOR UPDATE;   -- as text: chapter 40
   RETURN t;
 END
 $$;

@@ -20,7 +20,7 @@ BEGIN
       PERFORM FROM orchestrator.task_live l WHERE l.id = v_task FOR UPDATE SKIP LOCKED;
       v_locked := FOUND;
     END IF;
-    IF NOT v_locked AND EXISTS (SELECT FROM orchestrator.task_live l WHERE l.id = v_task AND l.state = 'running' AND l.epoch = v_epoch) THEN
+    IF NOT v_locked AND EXISTS (SELECT FROM orchestrator.task_live l WHERE l.id = v_task AND l.state::text = 'running' AND l.epoch = v_epoch) THEN
       v_left := v_left + 1;
       CONTINUE;
     END IF;

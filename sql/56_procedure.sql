@@ -27,7 +27,7 @@ COMMENT ON PROCEDURE orchestrator.wait_signal(text, jsonb, interval) IS
 CREATE FUNCTION orchestrator._require_attempt(task bigint, epoch int) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  IF NOT EXISTS (SELECT FROM orchestrator.task_live l WHERE l.id = $1 AND l.state = 'running' AND l.epoch = $2) THEN
+  IF NOT EXISTS (SELECT FROM orchestrator.task_live l WHERE l.id = $1 AND l.state::text = 'running' AND l.epoch = $2) THEN
     RAISE EXCEPTION 'task % was taken from this worker', $1
       USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'It was cancelled, paused or given to another worker: see orchestrator.trace.';
   END IF;

@@ -194,7 +194,7 @@ DECLARE
   z         orchestrator.lease;
   v_message text;
 BEGIN
-  IF NOT EXISTS (SELECT FROM orchestrator.task_live l JOIN orchestrator.lease x ON x.task_id = l.id AND x.epoch = l.epoch WHERE l.id = $1 AND l.state = 'running') THEN
+  IF NOT EXISTS (SELECT FROM orchestrator.task_live l JOIN orchestrator.lease x ON x.task_id = l.id AND x.epoch = l.epoch WHERE l.id = $1 AND l.state::text = 'running') THEN
     DELETE FROM orchestrator.lease x WHERE x.task_id = $1 AND x.look_at <= $2;   -- of a task that was restored from a dump
     RETURN false;
   END IF;

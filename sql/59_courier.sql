@@ -397,7 +397,7 @@ BEGIN
     RETURN;
   END IF;
   PERFORM orchestrator._count_attempt(l) FROM orchestrator.task_live l
-    WHERE l.id = $1 AND l.epoch = $2 AND l.state = 'running' AND $4 IS DISTINCT FROM '{"summarize": true}';
+    WHERE l.id = $1 AND l.epoch = $2 AND l.state::text = 'running' AND $4 IS DISTINCT FROM '{"summarize": true}';
   IF orchestrator._settle_answer($1, $2, $3, $4) THEN
     RETURN;
   ELSIF $3 = 'completed' THEN
@@ -503,7 +503,7 @@ CREATE FUNCTION orchestrator._lost_calls(tasks bigint[], epochs int[]) RETURNS b
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 BEGIN
   RETURN ARRAY(SELECT u.task FROM unnest($1, $2) u(task, epoch)
-               WHERE NOT EXISTS (SELECT FROM orchestrator.task_live l WHERE l.id = u.task AND l.epoch = u.epoch AND l.state = 'running'));
+               WHERE NOT EXISTS (SELECT FROM orchestrator.task_live l WHERE l.id = u.task AND l.epoch = u.epoch AND l.state::text = 'running'));
 END
 $$;
 

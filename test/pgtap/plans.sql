@@ -1,0 +1,48 @@
+-- Rows are looked for by their ids, whatever the statistics of their
+-- tables say: they are of another hour, in which nothing was scheduled, ran,
+-- or was to expire.
+\ir lib/setup.psql
+SELECT plan(6);
+
+SELECT orchestrator.define('job', 'SELECT 1', 'sql');
+SELECT orchestrator.define_workflow('run', array[orchestrator.step('a', definition => 'job')]);
+
+-- Such an hour, after others
+SELECT orchestrator.enqueue_many('job', array_fill('1'::jsonb, array[1000]), delay => '1 minute') \g /dev/null
+SELECT orchestrator.enqueue_many('job', array_fill('1'::jsonb, array[1000]), deadline => orchestrator._now() + interval '1 hour') \g /dev/null
+SELECT cardinality(claim(1000)) \g /dev/null
+SELECT orchestrator.cancel_many(all_tasks => true) \g /dev/null
+SELECT orchestrator.enqueue_many('job', array_fill('1'::jsonb, array[5000])) \g /dev/null
+ANALYZE orchestrator.task_live;
+
+-- Rows of the live leaf that a query fetches by its indexes.
+CREATE FUNCTION fetched() RETURNS bigint LANGUAGE sql AS $$
+  SELECT s.idx_tup_fetch FROM pg_stat_xact_user_tables s WHERE s.relid = 'orchestrator.task_live'::regclass;
+$$;
+CREATE FUNCTION fetched_by(query text) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+  v_before bigint := fetched();
+BEGIN
+  EXECUTE $1;
+  RETURN fetched() - v_before;
+END
+$$;
+
+SELECT orchestrator.enqueue_many('run', array_fill('1'::jsonb, array[1000]), delay => '1 minute') AS runs \gset
+SELECT later(61);
+SELECT cmp_ok(fetched_by('SELECT orchestrator._promote_due(10)'), '<', 2000::bigint, 'runs that are due, by their time and ids');
+
+SELECT orchestrator.enqueue_many('job', array_fill('1'::jsonb, array[1000]), priority => 100, deadline => orchestrator._now() + interval '1 minute') \g /dev/null
+SELECT cardinality(claim(1000)) \g /dev/null
+SELECT max(id) AS a FROM orchestrator.task_live WHERE state = 'running' \gset
+SELECT cmp_ok(fetched_by(format('SELECT settle_failed(%s)', :a)), '<', 100::bigint, 'a running task, when its step failed');
+SELECT is(state_of(:a), 'scheduled', 'which is retried');
+SELECT cmp_ok(fetched_by(format('SELECT orchestrator._recover(array[%s], array[0], ''{}'')', :a - 1)), '<', 100::bigint, 'when its worker is gone');
+
+SELECT orchestrator.enqueue_many('job', array_fill('1'::jsonb, array[10]), deadline => orchestrator._now() + interval '61 seconds') AS late \gset
+SELECT later(62);
+SELECT cmp_ok(fetched_by('SELECT orchestrator._expire(11)'), '<', 3000::bigint, 'those that are late, behind some that run');
+SELECT is((SELECT count(*) FROM orchestrator.task WHERE id = ANY (:'late') AND state = 'failed'), 10::bigint, 'which fail');
+
+SELECT * FROM finish();
+ROLLBACK;
