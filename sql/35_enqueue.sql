@@ -306,7 +306,7 @@ $$;
 -- The same for many, in the order of the keys: two calls cannot deadlock. A
 -- null key is nobody's; of equal keys the first one's task holds it.
 CREATE FUNCTION orchestrator._take_keys(owner int, queue int, keys text[], key_window interval, tasks bigint[]) RETURNS bigint[]
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 DECLARE
   v_now timestamptz := orchestrator._now();
 BEGIN
@@ -318,9 +318,10 @@ BEGIN
     ORDER BY n.key COLLATE "C", n.place
     ON CONFLICT ON CONSTRAINT task_key_pkey DO UPDATE SET task_id = excluded.task_id, expires_at = excluded.expires_at
       WHERE k.expires_at <= v_now;
-  RETURN ARRAY(SELECT coalesce(k.task_id, n.task)
+  -- key by key: statistics of the table tell nothing of what was just inserted
+  RETURN ARRAY(SELECT coalesce((SELECT k.task_id FROM orchestrator.task_key k WHERE k.owner = $1 AND k.queue = $2 AND k.key = n.key),
+                               n.task)
                FROM unnest($3, $5) WITH ORDINALITY n(key, task, place)
-               LEFT JOIN orchestrator.task_key k ON k.owner = $1 AND k.queue = $2 AND k.key = n.key
                ORDER BY n.place);
 END
 $$;

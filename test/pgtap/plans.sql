@@ -1,8 +1,8 @@
--- Rows are looked for by their ids, whatever the statistics of their
+-- Rows are looked for by their ids or keys, whatever the statistics of their
 -- tables say: they are of another hour, in which nothing was scheduled, ran,
--- or was to expire.
+-- was to expire, or had a key.
 \ir lib/setup.psql
-SELECT plan(6);
+SELECT plan(7);
 
 SELECT orchestrator.define('job', 'SELECT 1', 'sql');
 SELECT orchestrator.define_workflow('run', array[orchestrator.step('a', definition => 'job')]);
@@ -43,6 +43,11 @@ SELECT orchestrator.enqueue_many('job', array_fill('1'::jsonb, array[10]), deadl
 SELECT later(62);
 SELECT cmp_ok(fetched_by('SELECT orchestrator._expire(11)'), '<', 3000::bigint, 'those that are late, behind some that run');
 SELECT is((SELECT count(*) FROM orchestrator.task WHERE id = ANY (:'late') AND state = 'failed'), 10::bigint, 'which fail');
+
+-- A join that compares each with each takes a minute
+SET LOCAL statement_timeout = '8s';
+SELECT is(cardinality(orchestrator.enqueue_many('job', array_fill('1'::jsonb, array[40000]), keys => (SELECT array_agg('k' || n) FROM generate_series(1, 40000) n))),
+          40000, 'many keys are looked up one by one');
 
 SELECT * FROM finish();
 ROLLBACK;
