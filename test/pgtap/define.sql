@@ -1,6 +1,6 @@
 -- define() and drop_definition(): versions, defaults, what is refused, the guard of the handlers.
 \ir lib/setup.psql
-SELECT plan(144);
+SELECT plan(150);
 
 CREATE ROLE define_app LOGIN;
 CREATE ROLE define_other LOGIN;
@@ -191,11 +191,23 @@ SELECT is((SELECT count(DISTINCT owner) FROM orchestrator.definition WHERE name 
 SELECT is(error_of($$SELECT orchestrator.define('a', 'SELECT 1', 'sql', owner => 'define_app')$$, 'define_other'),
           '42501: must be a member of role "define_app", or an administrator [An administrator is made by orchestrator.grant_usage(role, ''admin'').]',
           'a stranger cannot define for a role');
+CREATE SERVER here FOREIGN DATA WRAPPER orchestrator_http OPTIONS (url 'https://here.example');
+CREATE SERVER there FOREIGN DATA WRAPPER orchestrator_http OPTIONS (url 'https://there.example');
+GRANT USAGE ON FOREIGN SERVER here, there TO define_app;
+SELECT value_of($$SELECT orchestrator.define('call', NULL, 'http', endpoint => 'here', request => '{"path": "a"}')$$, 'define_app');
+-- a function that another owns since
+CREATE FUNCTION lib.sold(jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT $1';
+SELECT value_of($$SELECT orchestrator.define('sold', 'lib.sold')$$, 'define_app');
+ALTER FUNCTION lib.sold OWNER TO define_other;
 SELECT is(error_of(format('SELECT orchestrator.define(%s, owner => ''define_app'')', what), 'define_boss'),
           '42501: must be a member of role "define_app" to say what its definition "' || name || '" runs [An administrator can change the rest of a definition: give its kind, handler, endpoint, request and callbacks as they are.]',
           'an administrator cannot have it run ' || what || ': that has the rights of who enqueues')
   FROM (VALUES ('a', $$'a', 'SELECT 2', 'sql'$$), ('a', $$'a', 'SELECT 1', 'utility'$$), ('b', $$'b', 'SELECT 1', 'sql'$$),
-               ('a', $$'a', 'SELECT 1', 'sql', failure_callback => 'c'$$)) x(name, what);
+               ('a', $$'a', 'SELECT 1', 'sql', failure_callback => 'c'$$), ('a', $$'a', 'SELECT 1', 'sql', success_callback => 'c'$$),
+               ('call', $$'call', NULL, 'http', endpoint => 'there', request => '{"path": "a"}'$$), ('call', $$'call', NULL, 'http', endpoint => 'here', request => '{"path": "b"}'$$),
+               ('sold', $$'sold', 'lib.sold'$$)) x(name, what);
+SELECT is(value_of($$SELECT orchestrator.define('call', NULL, 'http', endpoint => 'here', request => '{"path": "a"}', timeout => '9 s', owner => 'define_app')$$, 'define_boss'), '2', 'one that calls the same may wait otherwise');
+SELECT is(value_of($$SELECT orchestrator.define('sold', 'lib.sold')$$, 'define_app'), '2', 'who owns it may take a function of another');
 SELECT is(value_of($$SELECT orchestrator.define('a', 'SELECT 1', 'sql', max_attempts => 7, owner => 'define_app')$$, 'define_boss'), '2', 'but can change the rest');
 SELECT is((max_attempts, handler)::text, '(7,"SELECT 1")', 'which is then what counts') FROM orchestrator.definition
   WHERE owner = owner_id('define_app') AND name = 'a' AND is_current;
