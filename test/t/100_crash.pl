@@ -12,6 +12,7 @@ use Test::More;
 use Time::HiRes qw(time usleep);
 
 my $node;
+my %node;
 my %definition = (max_attempts => 10, retry_delay => q('1 minute'), retry_jitter => 0);
 
 foreach my $lane ('on', 'off')
@@ -32,12 +33,12 @@ foreach my $lane ('on', 'off')
 		{
 			subtest "$mode shutdown" => sub { shut_down($mode) };
 		}
-		subtest 'a step that crashes' => sub { poison('crash') };
-		subtest 'a step that crashes at commit' => sub { poison('crash_at_commit') };
-		subtest 'many steps that crash' => \&storm;
-		$node->stop('fast');
 	};
 }
+subtest 'a step that crashes' => sub { poison('crash') };
+subtest 'a step that crashes at commit' => sub { poison('crash_at_commit') };
+subtest 'many steps that crash' => \&storm;
+in_lanes(sub { $node->stop('fast') });
 done_testing();
 
 # ---------------------------------------------------------------- set-up
@@ -45,7 +46,7 @@ done_testing();
 sub start_server
 {
 	my ($lane) = @_;
-	$node = new_node(
+	$node = $node{$lane} = new_node(
 		name => "crash_$lane",
 		'orchestrator.fast_lane' => $lane,
 		'orchestrator.max_executors' => 6,
@@ -357,6 +358,20 @@ sub shut_down
 
 # ---------------------------------------------------------------- poison
 
+# With the server of each lane: what one has to wait for passes meanwhile for the
+# other.  The code gets what it keeps of its server from call to call.
+sub in_lanes
+{
+	my ($code, $kept) = @_;
+
+	foreach my $lane ('on', 'off')
+	{
+		$node = $node{$lane};
+		$code->($kept->{$lane} //= {}, "lane $lane");
+	}
+	return;
+}
+
 sub restarts
 {
 	my ($offset) = @_;
@@ -368,52 +383,97 @@ sub restarts
 sub poison
 {
 	my ($handler) = @_;
+	my %run;
+
+	in_lanes(sub { give_poison($_[0], $handler) }, \%run);
+	in_lanes(\&given_up, \%run);
+	in_lanes(\&goes_on, \%run);
+	return;
+}
+
+sub give_poison
+{
+	my ($run, $handler) = @_;
 
 	warm_up('app');
 	$node->psql_as('bad',
 		"SELECT orchestrator.define('$handler', 'chaos.$handler', max_attempts => 3, retry_delay => '0.1 second', retry_jitter => 0)");
-	my $offset = log_end($node);
-	my $from = time;
-	my @innocent = enqueue('app', 'pass', '', 50);
-	my ($id) = enqueue_crash($handler);
-	my $done = within(40,
+	$run->{offset} = log_end($node);
+	$run->{from} = time;
+	$run->{innocent} = [ enqueue('app', 'pass', '', 50) ];
+	($run->{id}) = enqueue_crash($handler);
+	return;
+}
+
+sub given_up
+{
+	my ($run, $where) = @_;
+	my $id = $run->{id};
+
+	$run->{done} = defined within(40,
 		sub { (value($node, "SELECT state FROM orchestrator.task WHERE id = $id") // '') eq 'failed' });
-	at_most($done // 1000, 20, 'it is given up');
+	at_most($run->{done} ? time - $run->{from} : 1000, 20, "$where: it is given up");
 	is(value($node, "SELECT state || ' ' || attempt || ' ' || (error ->> 'sqlstate') FROM orchestrator.task WHERE id = $id"),
 		'failed 3 OR003', 'after its attempts');
-	is(restarts($offset), 3, 'the server was restarted once for each of them');
-	if (!defined $done)
+	is(restarts($run->{offset}), 3, 'the server was restarted once for each of them');
+	if (!$run->{done})
 	{
 		# Or the tests that follow would see nothing else.
 		within(30, sub { defined value($node, "SELECT orchestrator.cancel($id)") });
 		forget_crashes($node);
 		return;
 	}
-	is(scalar(() = log_since($node, $offset) =~ /steps crashed the server too often/g), 1, 'the breaker tripped once');
-	ok(run_ids(@innocent), 'the tasks of others are finished');
-	effects_once(@innocent);
+	is(scalar(() = log_since($node, $run->{offset}) =~ /steps crashed the server too often/g), 1, 'the breaker tripped once');
+	return;
+}
+
+sub goes_on
+{
+	my ($run, $where) = @_;
+
+	return unless $run->{done};
+	ok(run_ids(@{ $run->{innocent} }), "$where: the tasks of others are finished");
+	effects_once(@{ $run->{innocent} });
 	my ($after) = enqueue('app', 'pass');
 	ok(run_ids($after), 'and new ones run');
-	at_most(time - $from, 25, 'all of that');
-	is(value($node, "SELECT count(*) FROM orchestrator.trace WHERE task_id = $id AND event IN ('retrying', 'failed') AND detail ->> 'sqlstate' = 'OR003'"),
+	at_most(time - $run->{from}, 25, 'all of that');
+	is(value($node, "SELECT count(*) FROM orchestrator.trace WHERE task_id = $run->{id} AND event IN ('retrying', 'failed') AND detail ->> 'sqlstate' = 'OR003'"),
 		3, 'the trace shows three lost attempts');
 	return;
 }
 
 sub storm
 {
+	my %run;
+
+	in_lanes(\&begin_storm, \%run);
+	in_lanes(\&fourth_crash, \%run);
+	in_lanes(\&storm_is_over, \%run);
+	return;
+}
+
+sub begin_storm
+{
+	my ($run) = @_;
+
 	warm_up('app');
 	$node->psql_as('bad',
 		"SELECT orchestrator.define('crash', 'chaos.crash', max_attempts => 3, retry_delay => '0', retry_jitter => 0)");
-	my $offset = log_end($node);
-	my @ids = enqueue_crash('crash', 20);
-	my $from = time;
+	$run->{offset} = log_end($node);
+	enqueue_crash('crash', 20);
+	$run->{from} = time;
+	return;
+}
 
-	# Three crashes, five seconds, one, ten seconds.
-	within(60, sub { restarts($offset) >= 4 });
-	at_most(time - $from, 20, 'the fourth crash comes');
-	at_most(5, time - $from, 'but not before five seconds');
-	await_ready($node, $offset);
+# Three crashes, five seconds, one, ten seconds.
+sub fourth_crash
+{
+	my ($run, $where) = @_;
+
+	within(60, sub { restarts($run->{offset}) >= 4 });
+	at_most(time - $run->{from}, 20, "$where: the fourth crash comes");
+	at_most(5, time - $run->{from}, 'but not before five seconds');
+	await_ready($node, $run->{offset});
 	within(10, sub { defined value($node, 'SELECT 1') });
 	is(value($node, "SELECT count(*) FROM orchestrator.worker_status WHERE kind = 'executor'"),
 		0, 'no executor is started for a while');
@@ -421,11 +481,18 @@ sub storm
 	# What an administrator would do.
 	within(30, sub { defined value($node, q(SELECT orchestrator.cancel_many(definition => 'crash', all_tasks => true)), 'bad') })
 	  // fail('the tasks could not be cancelled');
+	return;
+}
+
+sub storm_is_over
+{
+	my ($run, $where) = @_;
+
 	my ($id) = enqueue('app', 'pass');
-	ok(run_ids($id), 'the tasks of others run when the time is over');
-	at_most(time - $from, 40, 'all of that');
-	is(restarts($offset), 4, 'the server was not restarted again');
-	my $lines = () = log_since($node, $offset) =~ /WARNING: .*steps crashed the server too often/g;
+	ok(run_ids($id), "$where: the tasks of others run when the time is over");
+	at_most(time - $run->{from}, 40, 'all of that');
+	is(restarts($run->{offset}), 4, 'the server was not restarted again');
+	my $lines = () = log_since($node, $run->{offset}) =~ /WARNING: .*steps crashed the server too often/g;
 	ok($lines <= 2, "$lines warnings of the breaker");
 	is(value($node, 'SELECT count(*) FROM orchestrator.task WHERE live'), 0, 'nothing is left');
 	forget_crashes($node);
