@@ -4,7 +4,9 @@
 
 use strict;
 use warnings;
+use lib 'test/chaos';
 
+use Fault qw(forget_crashes);
 use OrchestratorStep;
 use OrchestratorTest;
 use PostgreSQL::Test::Utils;
@@ -144,6 +146,7 @@ sub ends { return ends_of($node, @_) }
 sub inputs { my ($n, %special) = @_; return map { sprintf '{"v": %d%s}', $_, $special{$_} ? qq(, "do": "$special{$_}") : '' } 1 .. $n }
 sub tries  { return app('SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM app.tries') }
 sub calls  { return app('SELECT string_agg(n::text, \' \' ORDER BY at) FROM app.call') }
+sub calls_of { return app('SELECT string_agg(n::text, \' \' ORDER BY at) FROM app.call WHERE items && ARRAY[' . join(',', @_) . ']::bigint[]') }
 sub sum_of { my $sum = 0; $sum += $_ foreach split / /, $_[0]; return $sum }
 sub effects { return app(q{SELECT count(*) || ' ' || count(DISTINCT v) FROM app.effect}) }
 sub gate    { app("UPDATE app.gate SET open = $_[0]"); return }
@@ -404,27 +407,31 @@ sub waiting
 	measure_ok(1, 'until they are enough', sub { all_final(@ids) });
 	is(calls(), '10', 'one call for all');
 
-	forget();
-	@ids = enqueue('patient', inputs(13));
-	all_final(@ids);
-	is(calls(), '10 3', 'what is more than enough waits in its turn');
-	is(app("SELECT bool_and(started_at - created_at >= '1.9 s') FROM orchestrator.task WHERE id IN (" . join(',', @ids[10 .. 12]) . ')'), 't', 'for as long');
-
-	# the executors leave after a second
+	# Of definitions of their own, so that their waits pass beside each other.
+	foreach my $name ('pair', 'late', 'alone')
+	{
+		app("SELECT orchestrator.define('$name', 'app.many', batch_size => 10, batch_wait => '2 s')");
+		settle_all($name, inputs(10));
+	}
 	forget();
 	$start = time;
-	@ids = settle_all('patient', inputs(2));
-	is(calls(), '2', 'they need no executor to wait') or diag(calls());
-	cmp_ok(time - $start, '<', 6, 'and are not forgotten');
-
-	my $id = app(q{SELECT orchestrator.enqueue('patient', '{"v": 1}', delay => '1 s')});
-	is(outcome_of($node, 'app', $id)->{state}, 'completed', 'a delayed task');
-	is(app("SELECT started_at - run_at >= interval '1.9 s' FROM orchestrator.task WHERE id = $id"), 't', 'waits from when it is due');
-
-	my $before = $node->safe_psql('postgres', q{SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = 'postgres'});
-	@ids = enqueue('patient', inputs(1));
+	@ids = enqueue('patient', inputs(13));
+	my @pair = enqueue('pair', inputs(2));
+	my $late = app(q{SELECT orchestrator.enqueue('late', '{"v": 1}', delay => '1 s')});
+	my @alone = enqueue('alone', inputs(1));
 	all_final(@ids);
-	is(ends(@ids), 'completed 1 x1', 'one alone');
+	is(calls_of(@ids), '10 3', 'what is more than enough waits in its turn');
+	is(app("SELECT bool_and(started_at - created_at >= '1.9 s') FROM orchestrator.task WHERE id IN (" . join(',', @ids[10 .. 12]) . ')'), 't', 'for as long');
+
+	# the executors have left after a second
+	all_final(@pair);
+	is(calls_of(@pair), '2', 'they need no executor to wait') or diag(calls());
+	cmp_ok(time - $start, '<', 6, 'and are not forgotten');
+	all_final(@alone);
+	is(ends(@alone), 'completed 1 x1', 'one alone');
+
+	is(outcome_of($node, 'app', $late)->{state}, 'completed', 'a delayed task');
+	is(app("SELECT started_at - run_at >= interval '1.9 s' FROM orchestrator.task WHERE id = $late"), 't', 'waits from when it is due');
 	return;
 }
 
@@ -592,6 +599,7 @@ sub crashes
 	app(q{SELECT orchestrator.define('fatal', 'app.many', batch_size => 100, max_attempts => 1)});
 	settle_all('fatal', inputs(3));
 	forget();
+	forget_crashes($node);
 
 	# all are due at once, when nobody of ours is connected
 	my @ids = split /\n/,
