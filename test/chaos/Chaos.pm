@@ -632,6 +632,7 @@ sub check
 
 	$node->safe_psql('postgres',
 		join "\n", map { "\\copy chaos.journal (at, client, event, token, kind, role, key, id) FROM '$_'" } (map { "$journals/$_" } 1 .. $clients), "$journals/settle");
+	$node->safe_psql('postgres', 'ANALYZE');    # without statistics, some of the queries take long
 	# The look once a minute is for what another session's COMMIT PREPARED made ready.
 	push @checks, 'a task was stuck' => qq(
 		SELECT t.id, t.input, t.created_at, t.run_at, t.started_at, t.finished_at FROM orchestrator.task t
