@@ -206,7 +206,7 @@ $$;
 
 -- The same, until a time (null: for good).
 CREATE FUNCTION orchestrator._hold_key(owner int, queue int, key text, at timestamptz, until timestamptz, task bigint) RETURNS bigint
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_holder orchestrator.task_key;
 BEGIN

@@ -73,7 +73,7 @@ $$;
 
 -- A task that added steps of its own: it is completed when they are.
 CREATE FUNCTION orchestrator._await_steps(t orchestrator.task) RETURNS void
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 BEGIN
   PERFORM orchestrator._trace(t, t.started_at, t.attempt, 'started', NULL);
   UPDATE orchestrator.task_live l
@@ -176,7 +176,7 @@ BEGIN
     WHEN $2 = 'timeout' AND d.timeout_policy IN ('fail', 'fail_workflow') THEN 'timeout_policy'
     WHEN $2 = 'error' AND t.error -> 'retry' = 'false' THEN 'item_error'
     WHEN $2 = 'error' AND (t.error ->> 'sqlstate' = ANY (d.never_retry) OR left(t.error ->> 'sqlstate', 2) = ANY (d.never_retry)) THEN 'never_retry'
-    WHEN v_now + v_delay > t.created_at + d.retry_budget AND v_now + v_delay > orchestrator._budget_from(t) + d.retry_budget THEN 'retry_budget'
+    WHEN CASE WHEN v_now + v_delay > t.created_at + d.retry_budget THEN v_now + v_delay > orchestrator._budget_from(t) + d.retry_budget END THEN 'retry_budget'   -- reads the trace
     WHEN v_now + v_delay >= t.deadline THEN 'deadline'
   END;
   IF v_reason IS NOT NULL THEN
@@ -205,7 +205,7 @@ $$;
 -- Since when the retry_budget of a task counts: it was enqueued, or given more
 -- attempts by hand.
 CREATE FUNCTION orchestrator._budget_from(t orchestrator.task) RETURNS timestamptz
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 BEGIN
   RETURN coalesce((SELECT max(w.at) FROM orchestrator.trace_log w
                    WHERE w.task_id = t.id AND w.event = 'retrying' AND NOT w.detail ? 'outcome'), t.created_at);
@@ -231,7 +231,7 @@ $$;
 -- Write back a locked live row that lost its worker, and tell who may claim it
 -- next. pause() of a task while it ran takes effect here.
 CREATE FUNCTION orchestrator._requeue(t orchestrator.task) RETURNS orchestrator.task_state
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_pause boolean := t.held_state = 'paused';
 BEGIN
@@ -280,7 +280,7 @@ $$;
 -- What hangs on it goes on here: callbacks, compensation, the run it is a step
 -- of (whose top the caller has locked).
 CREATE FUNCTION orchestrator._finish(t orchestrator.task) RETURNS void
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 BEGIN
   PERFORM orchestrator._ensure_partition(t.id);
   DELETE FROM orchestrator.task_live l WHERE l.id = t.id;

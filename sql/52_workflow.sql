@@ -24,7 +24,7 @@
 
 -- Lock the top of a tree, live or finished. False: nowait, and it is locked.
 CREATE FUNCTION orchestrator._lock_root(root bigint, nowait boolean) RETURNS boolean
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 BEGIN
   FOR i IN 1 .. 10 LOOP
     IF $2 THEN
@@ -68,7 +68,7 @@ $$;
 -- plan's. As long as the epoch of the top is 0 executors rely on that order,
 -- and go straight on to steps that have no row (src/workflow.h).
 CREATE FUNCTION orchestrator._leave_plan(run bigint) RETURNS void
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 BEGIN
   UPDATE orchestrator.task_live l SET epoch = l.epoch + 1 WHERE l.id = $1 AND l.state <> 'running';
 END
@@ -239,7 +239,7 @@ $$;
 -- Insert a new live row, or bring a reset one to life again: pending, or
 -- scheduled when run_at lies ahead, or waiting; held when its run is paused.
 CREATE FUNCTION orchestrator._place(t orchestrator.task, p orchestrator.task) RETURNS orchestrator.task
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_now timestamptz := orchestrator._now();
 BEGIN
@@ -279,7 +279,7 @@ $$;
 
 -- Steps of a locked run that need nothing start: of one that was just made.
 CREATE FUNCTION orchestrator._start_steps(task bigint) RETURNS void
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   p       orchestrator.task;
   v_steps jsonb;
@@ -351,7 +351,7 @@ $$;
 -- Start, or skip, those of these steps whose needs are final; and so on with
 -- the dependants of what was skipped or ended at once. The run is locked.
 CREATE FUNCTION orchestrator._try_steps(p orchestrator.task, steps int[]) RETURNS void
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_queue int[] := ARRAY(SELECT DISTINCT s FROM unnest($2) s ORDER BY 1);
   v_step  int;
@@ -721,7 +721,7 @@ $$;
 
 -- Run a step again while its condition holds. True: it goes on.
 CREATE FUNCTION orchestrator._repeat(p orchestrator.task, step int, spec jsonb) RETURNS boolean
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   t          orchestrator.task;
   v_document jsonb;
@@ -786,7 +786,7 @@ $$;
 
 -- A live or new row reaches a final state that no attempt led to.
 CREATE FUNCTION orchestrator._end_row(t orchestrator.task, event text) RETURNS void
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 BEGIN
   PERFORM orchestrator._ensure_partition(t.id);
   DELETE FROM orchestrator.task_live l WHERE l.id = t.id;
@@ -1000,7 +1000,7 @@ $$;
 -- reverse order of completion. Of a run that failed or was cancelled for good;
 -- of nested ones the outermost.
 CREATE FUNCTION orchestrator._compensate(p orchestrator.task) RETURNS void
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   above orchestrator.task;
 BEGIN
@@ -1076,7 +1076,7 @@ $$;
 
 -- An undo ended: the next one, or the end of the compensation.
 CREATE FUNCTION orchestrator._undo_next(u orchestrator.task) RETURNS void
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   p orchestrator.task := orchestrator._task(u.parent_id);
 BEGIN
@@ -1111,7 +1111,7 @@ $$;
 -- served under the lock of the top; where that cannot be had at once the
 -- supervisor does it after commit.
 CREATE FUNCTION orchestrator._take_signal(task bigint, name text) RETURNS jsonb
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_payload jsonb;
 BEGIN
@@ -1143,7 +1143,7 @@ $$;
 -- Give a wait step what it waits for, if it is there. The lock of the top is
 -- held. True: it ended; at once: as it began, and the caller is to count it.
 CREATE FUNCTION orchestrator._deliver(t orchestrator.task, spec jsonb, at_once boolean DEFAULT false) RETURNS boolean
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   s orchestrator.signal;
 BEGIN
@@ -1425,7 +1425,7 @@ $$;
 
 -- Add compiled-to-be steps to a locked run. Raises when the limits forbid it.
 CREATE FUNCTION orchestrator._append_steps(p orchestrator.task, specs jsonb, delay interval) RETURNS orchestrator.task
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   d         orchestrator.definition;
   v_known   text[];
@@ -1463,7 +1463,7 @@ $$;
 
 -- Start those added steps that can be.
 CREATE FUNCTION orchestrator._start_added(task bigint) RETURNS void
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   p orchestrator.task;
 BEGIN

@@ -4,7 +4,7 @@
 -- those in charged were being run by a process that died and spend the
 -- attempt, the others do not. Returns how many. Locks by id.
 CREATE FUNCTION orchestrator._recover(tasks bigint[], epochs int[], charged bigint[]) RETURNS int
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_task   bigint;
   v_epoch  int;
@@ -78,7 +78,7 @@ $$;
 -- A crash undid the claim of a task, but the note file proves that this
 -- attempt of it ran in the process that died: it is spent.
 CREATE FUNCTION orchestrator._charge(task bigint, attempt int) RETURNS boolean
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   t orchestrator.task;
 BEGIN

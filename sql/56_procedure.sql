@@ -25,7 +25,7 @@ COMMENT ON PROCEDURE orchestrator.wait_signal(text, jsonb, interval) IS
 -- no lock: cancel() need not wait for a procedure that takes its time, and a
 -- name can be remembered only once.
 CREATE FUNCTION orchestrator._require_attempt(task bigint, epoch int) RETURNS void
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 BEGIN
   IF NOT EXISTS (SELECT FROM orchestrator.task_live l WHERE l.id = $1 AND l.state::text = 'running' AND l.epoch = $2) THEN
     RAISE EXCEPTION 'task % was taken from this worker', $1
@@ -37,7 +37,7 @@ $$;
 -- What is remembered under a name, as {"result": ...}, or {} of a null; null:
 -- nothing.
 CREATE FUNCTION orchestrator._recall(task bigint, epoch int, name text) RETURNS jsonb
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_result jsonb;
 BEGIN
@@ -50,7 +50,7 @@ $$;
 -- Remember a result. Another run of the procedure that remembers the same name
 -- is waited for.
 CREATE FUNCTION orchestrator._remember(task bigint, epoch int, name text, result jsonb) RETURNS void
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 BEGIN
   INSERT INTO orchestrator.step_memo (task_id, name, owner, result, created_at)
     SELECT l.id, $3, l.owner, $4, orchestrator._now() FROM orchestrator.task_live l WHERE l.id = $1
@@ -109,7 +109,7 @@ $$;
 -- that is paused does so after resume(). Locks the task; whoever delivers a
 -- signal holds the root.
 CREATE FUNCTION orchestrator._wake_procedure(task bigint) RETURNS void
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   t orchestrator.task;
 BEGIN

@@ -440,7 +440,7 @@ $$;
 -- What a worker whose claim does not stand should do: of a task that it could
 -- see, stop because somebody wants that, or because it is not its own.
 CREATE FUNCTION orchestrator._lost_state(caller oid, task bigint) RETURNS text
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_mine int[] := orchestrator._member_owners($1);
 BEGIN
@@ -493,7 +493,7 @@ END
 $$;
 
 CREATE FUNCTION orchestrator._complete(caller oid, task bigint, token text, output jsonb) RETURNS void
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_error jsonb := orchestrator._output_error(pg_column_size($4));
   z       orchestrator.lease;
@@ -572,7 +572,7 @@ END
 $$;
 
 CREATE FUNCTION orchestrator._fail(caller oid, task bigint, token text, error jsonb, retryable boolean) RETURNS orchestrator.task_state
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   z       orchestrator.lease := orchestrator._lease($1, $2, $3);
   v_state orchestrator.task_state;
@@ -600,7 +600,7 @@ $$;
 -- Only while the lease is locked: a task that moved on gets no line of an
 -- attempt that is over.
 CREATE FUNCTION orchestrator._log(caller oid, task bigint, token text, level text, message text, detail jsonb) RETURNS void
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   z orchestrator.lease := orchestrator._lease($1, $2, $3);
 BEGIN
@@ -621,7 +621,7 @@ $$;
 -- Keep what a remote worker asks of its run until the task completes, as
 -- src/request.c does for a step in an executor.
 CREATE FUNCTION orchestrator._request(caller oid, task bigint, token text, request jsonb) RETURNS void
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   z orchestrator.lease := orchestrator._lease($1, $2, $3);
 BEGIN

@@ -29,7 +29,7 @@ COMMENT ON FUNCTION orchestrator.retry(bigint, int) IS
 -- lane first. A task of somebody else
 -- does not exist for the caller, and is not touched.
 CREATE FUNCTION orchestrator._lock_task(caller oid, task bigint, yield boolean) RETURNS orchestrator.task
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   t       orchestrator.task;
   v_owner int;
@@ -95,7 +95,7 @@ END
 $$;
 
 CREATE FUNCTION orchestrator._pause(caller oid, task bigint, force boolean) RETURNS orchestrator.task_state
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   t orchestrator.task := orchestrator._lock_task($1, $2, coalesce($3, false));
 BEGIN
@@ -109,7 +109,7 @@ END
 $$;
 
 CREATE FUNCTION orchestrator._resume(caller oid, task bigint) RETURNS orchestrator.task_state
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   t orchestrator.task := orchestrator._lock_task($1, $2, false);
 BEGIN
@@ -124,7 +124,7 @@ END
 $$;
 
 CREATE FUNCTION orchestrator._retry(caller oid, task bigint, attempts int) RETURNS orchestrator.task_state
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   t orchestrator.task := orchestrator._lock_task($1, $2, false);
 BEGIN
