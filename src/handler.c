@@ -9,7 +9,7 @@
  *
  * PL and C functions are called by OID.  A function of LANGUAGE sql would be
  * parsed again in every subtransaction (PostgreSQL 15's fmgr_sql), so it goes
- * through a kept plan, as commands do.
+ * through a kept plan, as commands do, where its name says which is meant.
  */
 #include "postgres.h"
 
@@ -75,6 +75,7 @@ static Handler *find_handler(const OrchTask *task);
 static void forget_handlers(void);
 static void resolve_function(Handler *handler, const OrchTask *task);
 static List *function_name(const OrchTask *task);
+static bool is_meant_by_name(const OrchTask *task, Oid function);
 static void check_function(const OrchTask *task, Oid function, char prokind);
 static Oid value_type(const OrchTask *task);
 static bool call_handler(const OrchTask *task, Datum input, Datum *output,
@@ -181,6 +182,27 @@ function_name(const OrchTask *task)
 	return orch_qualified_name(signature);
 }
 
+/*
+ * Whether a call by name, as in a plan, finds this function: not where another
+ * of the name has defaults for what it takes besides, nor a VARIADIC one.
+ */
+static bool
+is_meant_by_name(const OrchTask *task, Oid function)
+{
+	Oid argument = value_type(task);
+	Oid found;
+	Oid result;
+	Oid variadic;
+	Oid *arguments;
+	bool is_set;
+	int nvariadic;
+
+	return func_get_detail(function_name(task), NIL, NIL, 1, &argument, true,
+						   true, false, &found, &result, &is_set, &nvariadic,
+						   &variadic, &arguments, NULL) == FUNCDETAIL_NORMAL &&
+		   found == function;
+}
+
 static void
 check_function(const OrchTask *task, Oid function, char prokind)
 {
@@ -246,7 +268,8 @@ resolve_function(Handler *handler, const OrchTask *task)
 	proc = (Form_pg_proc) GETSTRUCT(tuple);
 	handler->function = function;
 	handler->returns_void = proc->prorettype == VOIDOID;
-	handler->by_plan = proc->prolang == SQLlanguageId;
+	handler->by_plan =
+		proc->prolang == SQLlanguageId && is_meant_by_name(task, function);
 	if (proc->prorettype != argument && proc->prorettype != VOIDOID)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),

@@ -239,6 +239,12 @@ subtest 'kinds of handlers' => sub {
 	is(outcome($node, 'app', q{orchestrator.enqueue('void')})->{output}, undef, 'a void function: no output');
 	app(q{CREATE FUNCTION app.by_sql(jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT $1 || ''{"by": "sql"}'''; SELECT orchestrator.define('by_sql', 'app.by_sql')});
 	is_deeply(outcome($node, 'app', qq{orchestrator.enqueue('by_sql', '{"n": $_}')})->{output}, { n => $_, by => 'sql' }, 'a function of LANGUAGE sql') foreach 1, 2;
+	app(q{CREATE FUNCTION app.by_sql(jsonb, int DEFAULT 1) RETURNS jsonb LANGUAGE sql AS 'SELECT NULL::jsonb'});
+	is_deeply(outcome($node, 'app', qq{orchestrator.enqueue('by_sql', '{"n": 3}')})->{output}, { n => 3, by => 'sql' }, '... of whose name there is another, with a default');
+	app(q{DROP FUNCTION app.by_sql(jsonb, int)});
+	is_deeply(outcome($node, 'app', qq{orchestrator.enqueue('by_sql', '{"n": 4}')})->{output}, { n => 4, by => 'sql' }, '... and no more');
+	app(q{CREATE FUNCTION app.any_by_sql(VARIADIC jsonb[]) RETURNS jsonb[] LANGUAGE sql AS 'SELECT $1'; SELECT orchestrator.define('any_by_sql', 'app.any_by_sql', batch_size => 2)});
+	is_deeply(outcome($node, 'app', qq{orchestrator.enqueue('any_by_sql', '{"n": 5}')})->{output}, { n => 5 }, 'a VARIADIC one that takes many');
 
 	app(q{
 CREATE PROCEDURE app.commits(input jsonb) LANGUAGE plpgsql AS $$
