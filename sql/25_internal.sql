@@ -102,6 +102,8 @@ CREATE FUNCTION orchestrator._interrupt(task bigint, epoch int) RETURNS void
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_interrupt';
 CREATE FUNCTION orchestrator._yield(task bigint) RETURNS boolean
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_yield';
+CREATE FUNCTION orchestrator._yield_own(task bigint) RETURNS void
+  LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_yield_own';
 CREATE FUNCTION orchestrator._insert_items(model orchestrator.task, inputs jsonb[], first int) RETURNS void
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_insert_items';
 COMMENT ON FUNCTION orchestrator._insert_items(orchestrator.task, jsonb[], int) IS 'Inserts live rows like the model, one for each input, as items from first on';

@@ -26,8 +26,9 @@ COMMENT ON FUNCTION orchestrator.retry(bigint, int) IS
 
 -- Lock a task that the caller may control, wherever it is, and the top of its
 -- tree before it; with yield, stop an executor from running it in the fast
--- lane first. A task of somebody else
--- does not exist for the caller, and is not touched.
+-- lane first. A task of somebody else does not exist for the caller, and is not
+-- touched. One of the caller's own batch in the fast lane has no row: the batch
+-- is run again with its rows.
 CREATE FUNCTION orchestrator._lock_task(caller oid, task bigint, yield boolean) RETURNS orchestrator.task
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -36,7 +37,10 @@ DECLARE
   v_root  bigint;
 BEGIN
   SELECT x.owner, x.root_id INTO v_owner, v_root FROM orchestrator.task x WHERE x.id = $2;
-  IF NOT FOUND OR v_owner <> ALL (orchestrator._controlled_owners($1)) THEN
+  IF v_owner IS NULL THEN
+    PERFORM orchestrator._yield_own($2);
+  END IF;
+  IF v_owner IS NULL OR v_owner <> ALL (orchestrator._controlled_owners($1)) THEN
     RAISE EXCEPTION 'task % does not exist', coalesce($2::text, 'null')
       USING ERRCODE = 'undefined_object', HINT = 'A task that was enqueued by a transaction under way cannot be seen before it commits.';
   END IF;

@@ -120,6 +120,7 @@ PG_FUNCTION_INFO_V1(orchestrator_due);
 PG_FUNCTION_INFO_V1(orchestrator_emit);
 PG_FUNCTION_INFO_V1(orchestrator_interrupt);
 PG_FUNCTION_INFO_V1(orchestrator_yield);
+PG_FUNCTION_INFO_V1(orchestrator_yield_own);
 PG_FUNCTION_INFO_V1(orchestrator_now);
 PG_FUNCTION_INFO_V1(orchestrator_preloaded);
 
@@ -915,6 +916,34 @@ orchestrator_yield(PG_FUNCTION_ARGS)
 		CHECK_FOR_INTERRUPTS();
 		delay = Min(delay * 2, YIELD_LONGEST_POLL);
 	}
+}
+
+/*
+ * A step looks for a task of its own batch in the fast lane, whose row left with
+ * this very transaction: the batch is rolled back, and run again with its rows.
+ */
+Datum
+orchestrator_yield_own(PG_FUNCTION_ARGS)
+{
+	int64 task = PG_GETARG_INT64(0);
+
+	for (int i = 0; orch_preloaded && i < orch_shared->nexecutors; i++)
+	{
+		OrchExecutor *executor = &orch_shared->executors[i];
+
+		if (executor->pid != MyProcPid ||
+			executor->state != ORCH_EXECUTOR_BUSY ||
+			!holds_claim(executor, task))
+			continue;
+		SpinLockAcquire(&executor->mutex);
+		executor->yield_task = task;
+		SpinLockRelease(&executor->mutex);
+		ereport(ERROR, (errcode(ERRCODE_QUERY_CANCELED),
+						errmsg("task %lld runs in the fast lane, and does not "
+							   "have to",
+							   (long long) task)));
+	}
+	PG_RETURN_VOID();
 }
 
 /*
