@@ -126,6 +126,14 @@ CREATE FUNCTION orchestrator._restore_rate(kind text, number int, name text, rat
   RETURNS void
   LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'orchestrator_restore_rate';
 
+-- After a restart of the server: the permits of leases that go on, all or none.
+CREATE FUNCTION orchestrator._retake_permits() RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM orchestrator._take_permits_again(ARRAY(SELECT unnest(z.permits) FROM orchestrator.lease z));
+END
+$$;
+
 -- After a restart of the server: what was started within the periods of rate
 -- limits. Finished rows stand in their partition in the order of their ends, so
 -- each is read from its end, as far back as the longest period. Returns whether
@@ -140,7 +148,6 @@ DECLARE
   v_blocks bigint;
   v_newest timestamptz;
 BEGIN
-  PERFORM orchestrator._take_permits_again(z.permits) FROM orchestrator.lease z WHERE z.permits <> '{}';
   IF NOT EXISTS (SELECT FROM orchestrator.database_identity i WHERE i.activated_at < $1) THEN
     RETURN false;
   END IF;

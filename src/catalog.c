@@ -92,6 +92,7 @@ static const struct
 	  TIMESTAMPTZOID}},
 	{"_advance", 3, {INT8OID, INT4ARRAYOID, INT4OID}},
 	{"_start_steps", 1, {INT8OID}},
+	{"_retake_permits", 0, {0}},
 	{"_restore_rates", 1, {TIMESTAMPTZOID}},
 	{"_read_turns", 2, {INT4OID, INT4OID}},
 	{"_save_stats", 1, {BOOLOID}},

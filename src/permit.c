@@ -42,7 +42,7 @@ static OrchPermit *search_set(Oid dboid, int64 id, bool create, int64 now);
 static bool has_room(OrchPermit *permit, const OrchLimit *limit, int64 now);
 static int64 width_of(int64 period);
 static void advance(OrchPermit *permit, int64 period, int64 now);
-static bool recall_starts(OrchPermit *permit, const OrchLimit *limit,
+static void recall_starts(OrchPermit *permit, const OrchLimit *limit,
 						  int64 now);
 static int64 next_room(OrchPermit *permit, int32 wanted);
 static void count_start(OrchPermit *permit, OrchLimit *limit);
@@ -221,8 +221,10 @@ has_room(OrchPermit *permit, const OrchLimit *limit, int64 now)
 		return false;
 	if (limit->rate_limit == 0)
 		return true;
-	if (permit->width == 0 && !recall_starts(permit, limit, now))
+	if (!my_database()->rates_known)
 		return false;
+	if (permit->width == 0)
+		recall_starts(permit, limit, now);
 	advance(permit, limit->rate_period, now);
 	return permit->started < (uint32) limit->rate_limit;
 }
@@ -230,10 +232,10 @@ has_room(OrchPermit *permit, const OrchLimit *limit, int64 now)
 /*
  * A rate that is met for the first time: what was started before a restart of
  * the server counts, too.  Of queues and definitions the supervisor has read
- * it (until it has, there is no room); a key's period begins full, since only
+ * it (until it has, no rate has room); a key's period begins full, since only
  * its tasks' inputs could tell.
  */
-static bool
+static void
 recall_starts(OrchPermit *permit, const OrchLimit *limit, int64 now)
 {
 	int64 ago = now - orch_shared->started_at;
@@ -245,7 +247,6 @@ recall_starts(OrchPermit *permit, const OrchLimit *limit, int64 now)
 		*piece_of(permit, permit->piece) = permit->started =
 			(uint32) limit->rate_limit;
 	}
-	return my_database()->rates_known;
 }
 
 /*
@@ -595,6 +596,20 @@ orch_permit_wake(Oid dboid, bool all)
 	if (woken > 0)
 		orch_lane_call_ready(dboid);
 	return next == PG_INT64_MAX ? DT_NOEND : as_timestamp(next);
+}
+
+void
+orch_permit_forget_starts(Oid dboid)
+{
+	lock_table();
+	for (int i = 0; i < lengthof(orch_shared->permits); i++)
+	{
+		OrchPermit *permit = &orch_shared->permits[i];
+
+		if (orch_shared->permit_ids[i] != 0 && permit->dboid == dboid)
+			permit->width = permit->started = 0;
+	}
+	LWLockRelease(orch_shared->permit_lock);
 }
 
 void

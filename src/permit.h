@@ -98,6 +98,11 @@ extern void orch_permit_take_again(const int64 *ids, int n);
 extern TimestampTz orch_permit_wake(Oid dboid, bool all);
 
 /*
+ * No step of any limit was started: before they are restored.
+ */
+extern void orch_permit_forget_starts(Oid dboid);
+
+/*
  * After a restart: n steps of a limit were started some microseconds ago.
  */
 extern void orch_permit_restore(const OrchLimit *limit, int64 ago, int32 n);

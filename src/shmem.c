@@ -238,6 +238,7 @@ orch_shmem_database(Oid dboid, bool create)
 	pg_atomic_write_u64(&unused->next_due, PG_INT64_MAX);
 	pg_atomic_write_u64(&unused->next_permit, PG_INT64_MAX);
 	unused->limits_changed = false;
+	unused->permits_retaken = false;
 	unused->rates_known = unused->ran_before = false;
 	pg_atomic_write_u64(&unused->next_alert, PG_INT64_MAX);
 	pg_atomic_write_u64(&unused->retention_at, PG_INT64_MAX);

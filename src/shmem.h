@@ -84,6 +84,7 @@ typedef struct OrchDatabase
 	pg_atomic_uint64 next_due; /* TimestampTz; PG_INT64_MAX: nothing due */
 	pg_atomic_uint64 next_permit; /* likewise: when a rate goes on */
 	bool limits_changed;		  /* at next_permit, wake all that sleep */
+	bool permits_retaken;		  /* of leases of the time before a restart */
 	bool rates_known; /* starts of the time before a restart were counted */
 	bool ran_before;  /* and there may be some: it had tasks then */
 	pg_atomic_uint64

@@ -293,7 +293,7 @@ perform(OrchDuty duty)
 static void
 recover(void)
 {
-	if (!perform(recover_all))
+	if (!recovered && !perform(recover_all))
 		recovered = false;
 	if (may_fire && !database->rates_known)
 		perform(restore_rates);
@@ -345,7 +345,9 @@ look_whether_to_fire(void)
 
 /*
  * What was started before the server was, as far as a rate still counts it.
- * That may be much, and without it no rate has room: no watchdog ends it.
+ * That may be much, and without it no rate has room: no watchdog ends it.  What
+ * an attempt that failed has counted is counted anew; the permits of leases
+ * were taken.
  */
 static void
 restore_rates(void)
@@ -353,6 +355,10 @@ restore_rates(void)
 	int64 ago = orch_monotonic() - orch_shared->started_at;
 	NullableDatum started = {TimestampTzGetDatum(orch_clock() - ago), false};
 
+	if (!database->permits_retaken)
+		orch_catalog_call(ORCH_FN_RETAKE_PERMITS, 0, NULL, NULL);
+	database->permits_retaken = true;
+	orch_permit_forget_starts(MyDatabaseId);
 	HOLD_CANCEL_INTERRUPTS();
 	database->ran_before = DatumGetBool(
 		orch_catalog_call(ORCH_FN_RESTORE_RATES, 1, &started, NULL));
@@ -597,7 +603,7 @@ turn(uint32 wake)
 		retry_at = Min(retry_at, now + CATALOG_PAUSE);
 		catalog_again = !catalog_again;
 	}
-	if (!recovered && may_fire)
+	if (may_fire && !(recovered && database->rates_known))
 		recover_rest(now);
 	if (wake & ORCH_WAKE_EXIT)
 		recover_dead();
@@ -712,7 +718,9 @@ tell_listeners(bool woken)
 }
 
 /*
- * What was not handed back when we began, or was taken from an executor since.
+ * What was not handed back when we began, or was taken from an executor since;
+ * and starts that could not be read.  The look that follows (retry_at) finds
+ * who was refused meanwhile.
  */
 static void
 recover_rest(TimestampTz now)
@@ -723,7 +731,7 @@ recover_rest(TimestampTz now)
 		return;
 	}
 	recover();
-	if (!recovered)
+	if (!recovered || !database->rates_known)
 		put_recovery_off();
 }
 
@@ -755,9 +763,9 @@ recover_dead(void)
 			executor->dboid == MyDatabaseId && !recover_executor(executor))
 			done = false;
 	}
-	if (done)
+	if (done && database->rates_known)
 		recover_pause = 0;
-	else if (recovered)
+	else if (!done && recovered)
 		put_recovery_off();
 }
 
