@@ -381,7 +381,11 @@ subtest 'progress and events' => sub {
 	my $silent = outcome($node, 'app', q{orchestrator.enqueue('silent')})->{id};
 	my $changed = app(q{SELECT orchestrator.enqueue('note', delay => '1 day')});
 	app("SELECT orchestrator.pause($changed), orchestrator.resume($changed), orchestrator.cancel($changed)");
-	my $held = app(q{SELECT orchestrator.run('SELECT orchestrator.add_steps(ARRAY[orchestrator.step(''a'', ''app.note'')]), orchestrator.pause((SELECT task_id FROM orchestrator.current_task()))')});
+	$own->query('SELECT pg_advisory_lock(7)');
+	my $held = app(q{SELECT orchestrator.run('SELECT orchestrator.add_steps(ARRAY[orchestrator.step(''a'', ''app.note'')]), pg_advisory_xact_lock(7)')});
+	$node->wait_for("SELECT state = 'running' FROM orchestrator.task_live WHERE id = $held", 't', 'a step that adds others runs');
+	is(app("SELECT orchestrator.pause($held)"), 'running', 'it is to be paused');
+	$own->query('SELECT pg_advisory_unlock(7)');
 	$node->wait_for("SELECT state = 'paused' FROM orchestrator.task WHERE id = $held", 't', 'paused as it begins to wait for steps of its own');
 	app("SELECT orchestrator.cancel($held)");
 	my $batch = app(q{SELECT orchestrator.enqueue_batch('note', '{"{}"}')});
