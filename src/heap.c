@@ -400,6 +400,8 @@ static void
 insert_indexes(OrchLeaf *leaf, const OrchRow *row, ItemPointer tid,
 			   bool is_update)
 {
+	ItemPointerData place = *tid; /* of a slot that insert_general() clears */
+
 	for (int i = 0; i < leaf->nindexes; i++)
 	{
 		LeafIndex *index = &leaf->indexes[i];
@@ -413,7 +415,7 @@ insert_indexes(OrchLeaf *leaf, const OrchRow *row, ItemPointer tid,
 			open_index(leaf, index);
 		if (index->rule == RULE_GENERAL)
 		{
-			insert_general(leaf, index, row, tid);
+			insert_general(leaf, index, row, &place);
 			continue;
 		}
 		form = index->rel->rd_index;
@@ -422,7 +424,7 @@ insert_indexes(OrchLeaf *leaf, const OrchRow *row, ItemPointer tid,
 			values[j] = row->values[form->indkey.values[j] - 1];
 			nulls[j] = row->nulls[form->indkey.values[j] - 1];
 		}
-		index_insert(index->rel, values, nulls, tid, leaf->rel,
+		index_insert(index->rel, values, nulls, &place, leaf->rel,
 					 form->indisunique && !is_update ? UNIQUE_CHECK_YES
 													 : UNIQUE_CHECK_NO,
 					 false, index->info);

@@ -1,6 +1,6 @@
 -- enqueue(), enqueue_many(), run(): what is written, and what is refused.
 \ir lib/setup.psql
-SELECT plan(88);
+SELECT plan(90);
 
 CREATE ROLE enqueue_app LOGIN;
 CREATE ROLE enqueue_silent;
@@ -172,6 +172,15 @@ SELECT is(error_of(format($$SELECT orchestrator.enqueue('job', priority => %s)$$
 SELECT orchestrator.enqueue('job') AS task \gset
 SELECT matches(error_of(format('SELECT orchestrator.wait(%s)', :task)), '^55000: task \d+ was changed by this transaction, which is not committed \[Commit first', 'waiting for a task of one''s own transaction');
 SELECT matches(error_of('SELECT orchestrator.wait(1234567890123)'), '^42704: task 1234567890123 does not exist', 'waiting for an unknown task');
+
+-- Whatever indexes an administrator made besides
+CREATE INDEX own_name ON orchestrator.task_live (lower(name)) WHERE attempt >= 0;
+CREATE INDEX own_key ON orchestrator.task_live (key, id);
+SELECT orchestrator.enqueue('job', name => 'Indexed', key => 'indexed') AS task \gset
+SELECT orchestrator.enqueue_many('job', '{1,2}', name => 'Indexed') AS many \gset
+SET LOCAL enable_seqscan = off;
+SELECT is((SELECT array_agg(id ORDER BY id) FROM orchestrator.task_live WHERE lower(name) = 'indexed' AND attempt >= 0), :task || :'many'::bigint[], 'by an index on an expression');
+SELECT is((SELECT id FROM orchestrator.task_live WHERE key = 'indexed'), :task::bigint, 'and by one that was made after it');
 
 SELECT * FROM finish();
 ROLLBACK;
