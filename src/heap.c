@@ -105,6 +105,8 @@ static const char *const column_names[ORCH_TASK_COLUMNS] = {
 	"error",	 "metadata",   "resources",	   "compensation", "callbacks"};
 
 static OrchLeaf *open_leaf(Oid relid, bool live);
+static void require_columns(TupleDesc desc);
+static void report_misfit(void);
 static IndexRule rule_of(Oid index, bool live);
 static bool index_applies(LeafIndex *index, const OrchRow *row);
 static bool waits_later(const OrchRow *row);
@@ -194,20 +196,40 @@ orch_heap_check_columns(void)
 	Relation rel = table_open(orch_catalog(false)->task_live, AccessShareLock);
 	TupleDesc desc = RelationGetDescr(rel);
 
+	require_columns(desc);
 	for (int i = 0; i < ORCH_TASK_COLUMNS; i++)
 	{
-		if (desc->natts != ORCH_TASK_COLUMNS ||
-			strcmp(NameStr(TupleDescAttr(desc, i)->attname),
+		if (strcmp(NameStr(TupleDescAttr(desc, i)->attname),
 				   column_names[i]) != 0)
-			ereport(
-				ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg(
-					 "table orchestrator.task does not fit the loaded library"),
-				 errhint(
-					 "Run ALTER EXTENSION orchestrator UPDATE, or restart the server to load the matching library.")));
+			report_misfit();
 	}
 	table_close(rel, AccessShareLock);
+}
+
+/*
+ * Those that somebody added have no values here; dropped, they are null.
+ */
+static void
+require_columns(TupleDesc desc)
+{
+	if (desc->natts < ORCH_TASK_COLUMNS)
+		report_misfit();
+	for (int i = ORCH_TASK_COLUMNS; i < desc->natts; i++)
+	{
+		if (!TupleDescAttr(desc, i)->attisdropped)
+			report_misfit();
+	}
+}
+
+static void
+report_misfit(void)
+{
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		 errmsg("table orchestrator.task does not fit the loaded library"),
+		 errhint(
+			 "Run ALTER EXTENSION orchestrator UPDATE, or restart the server to load the matching library. Columns that were added must be dropped.")));
 }
 
 OrchLeaf *
@@ -239,6 +261,7 @@ open_leaf(Oid relid, bool live)
 	ListCell *cell;
 
 	leaf->rel = table_open(relid, RowExclusiveLock);
+	require_columns(RelationGetDescr(leaf->rel));
 	leaf->live = live;
 	leaf->context = CurrentMemoryContext;
 	leaf->slot =
@@ -458,6 +481,8 @@ store_row(TupleTableSlot *slot, const OrchRow *row)
 	ExecClearTuple(slot);
 	memcpy(slot->tts_values, row->values, sizeof(row->values));
 	memcpy(slot->tts_isnull, row->nulls, sizeof(row->nulls));
+	memset(slot->tts_isnull + ORCH_TASK_COLUMNS, true,
+		   slot->tts_tupleDescriptor->natts - ORCH_TASK_COLUMNS);
 	ExecStoreVirtualTuple(slot);
 }
 

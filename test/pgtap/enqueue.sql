@@ -1,6 +1,6 @@
 -- enqueue(), enqueue_many(), run(): what is written, and what is refused.
 \ir lib/setup.psql
-SELECT plan(90);
+SELECT plan(92);
 
 CREATE ROLE enqueue_app LOGIN;
 CREATE ROLE enqueue_silent;
@@ -181,6 +181,12 @@ SELECT orchestrator.enqueue_many('job', '{1,2}', name => 'Indexed') AS many \gse
 SET LOCAL enable_seqscan = off;
 SELECT is((SELECT array_agg(id ORDER BY id) FROM orchestrator.task_live WHERE lower(name) = 'indexed' AND attempt >= 0), :task || :'many'::bigint[], 'by an index on an expression');
 SELECT is((SELECT id FROM orchestrator.task_live WHERE key = 'indexed'), :task::bigint, 'and by one that was made after it');
+
+-- A column that somebody added
+ALTER TABLE orchestrator.task ADD COLUMN own text DEFAULT 'own';
+SELECT matches(error_of($$SELECT orchestrator.enqueue('job')$$), '^55000: table orchestrator.task does not fit the loaded library \[.*Columns that were added must be dropped', 'a column besides');
+ALTER TABLE orchestrator.task DROP COLUMN own;
+SELECT is(error_of($$SELECT orchestrator.enqueue('job'), orchestrator.enqueue_many('job', '{1}')$$), 'no error', 'that is dropped again');
 
 SELECT * FROM finish();
 ROLLBACK;
