@@ -171,11 +171,15 @@ orch_row_deform(HeapTupleHeader header, OrchRow *row)
 											HeapTupleHeaderGetTypMod(header));
 	HeapTupleData tuple = {.t_len = HeapTupleHeaderGetDatumLength(header),
 						   .t_data = header};
+	Datum *values = palloc(desc->natts * sizeof(Datum));
+	bool *nulls = palloc(desc->natts * sizeof(bool));
 
-	if (desc->natts != ORCH_TASK_COLUMNS)
-		elog(ERROR, "a task has %d columns, not %d", ORCH_TASK_COLUMNS,
-			 desc->natts);
-	heap_deform_tuple(&tuple, desc, row->values, row->nulls);
+	require_columns(desc);
+	heap_deform_tuple(&tuple, desc, values, nulls);
+	memcpy(row->values, values, sizeof(row->values));
+	memcpy(row->nulls, nulls, sizeof(row->nulls));
+	pfree(values);
+	pfree(nulls);
 	ReleaseTupleDesc(desc);
 }
 

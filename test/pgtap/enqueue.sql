@@ -186,7 +186,7 @@ SELECT is((SELECT id FROM orchestrator.task_live WHERE key = 'indexed'), :task::
 ALTER TABLE orchestrator.task ADD COLUMN own text DEFAULT 'own';
 SELECT matches(error_of($$SELECT orchestrator.enqueue('job')$$), '^55000: table orchestrator.task does not fit the loaded library \[.*Columns that were added must be dropped', 'a column besides');
 ALTER TABLE orchestrator.task DROP COLUMN own;
-SELECT is(error_of($$SELECT orchestrator.enqueue('job'), orchestrator.enqueue_many('job', '{1}')$$), 'no error', 'that is dropped again');
+SELECT is(error_of($$SELECT orchestrator.enqueue('job'), orchestrator.enqueue_many('job', '{1}'), orchestrator.enqueue_batch('job', '{1}')$$), 'no error', 'that is dropped again');
 
 SELECT * FROM finish();
 ROLLBACK;
