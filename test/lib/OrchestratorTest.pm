@@ -28,7 +28,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-our @EXPORT    = qw(new_node new_cron_node has_pg_cron npm_packages tree wait_for plain_role report);
+our @EXPORT    = qw(new_node new_cron_node has_pg_cron start_with_clock npm_packages tree wait_for plain_role report);
 our @EXPORT_OK = qw(server_conf);
 
 my $number = 0;
@@ -148,6 +148,17 @@ sub new_cron_node
 		'cron.database_name' => 'postgres',
 		'cron.use_background_workers' => 'on',
 		@_);
+}
+
+# Start a node whose clocks are what clock.c makes of these variables.
+sub start_with_clock
+{
+	my ($node, %clock) = @_;
+	my $library = PostgreSQL::Test::Utils::tempdir() . '/clock.so';
+
+	system_or_bail($ENV{CC} || 'cc', '-shared', '-fPIC', '-Wall', '-Werror', '-o', $library, "$tree/test/lib/clock.c", '-ldl');
+	local @ENV{ 'LD_PRELOAD', keys %clock } = ($library, values %clock);
+	return $node->start;
 }
 
 # wait_for($node, ...) reads as well as $node->wait_for(...).

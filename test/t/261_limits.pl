@@ -325,13 +325,9 @@ sub use_up
 # Its clock begins anew: what was started is from before that.
 sub machine_restart
 {
-	my $clock = PostgreSQL::Test::Utils::tempdir() . '/clock.so';
-	system_or_bail($ENV{CC} || 'cc', '-shared', '-fPIC', '-Wall', '-Werror', '-o', $clock, 'test/lib/clock.c', '-ldl');
 	use_up('anew', 20, '4 s');
 	$node->stop('immediate');
-	local $ENV{LD_PRELOAD} = $clock;
-	local $ENV{STARTED} = clock_gettime(CLOCK_MONOTONIC);
-	$node->start;
+	start_with_clock($node, STARTED => clock_gettime(CLOCK_MONOTONIC));
 	my $until = time + 3;
 	enqueue('anew', 1, input(0, 'anew')) while time < $until;
 	app(q{SELECT orchestrator.cancel_many(definition => 'anew')});
