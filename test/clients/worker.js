@@ -4,7 +4,7 @@ const { EventEmitter, once } = require('events');
 const sleep = require('timers/promises').setTimeout;
 const pool = new (require('pg').Pool)({ max: 4 }); // one of its connections sleeps in await_work()
 const queues = process.argv.slice(2), name = `node-postgres ${process.pid}`;
-const LEASE = '10 s', HEARTBEAT = 3000, PARALLEL = 20, GRACE = 2000;
+const LEASE = '10 s', HEARTBEAT = 3000, PARALLEL = 20, GRACE = 2000, PATIENCE = 1000 * (process.env.PATIENCE ?? 10);
 const running = new Map(), ended = [], wake = new EventEmitter();
 let stopping = false, sleeping = null;
 const handlers = { // by the names that definitions give: input -> output
@@ -55,5 +55,5 @@ async function main() {
   }
   process.exit(0);
 }
-process.on('SIGTERM', () => { stopping = true; wake.emit('up'); setTimeout(() => running.forEach(release => release()), GRACE); setTimeout(() => process.exit(1), 5 * GRACE); });
+process.on('SIGTERM', () => { stopping = true; wake.emit('up'); setTimeout(() => running.forEach(release => release()), GRACE); setTimeout(() => process.exit(1), PATIENCE); });
 main();

@@ -2,7 +2,7 @@
 import json, os, random, signal, sys, threading, time
 import psycopg2
 
-QUEUES, NAME, LEASE, HEARTBEAT, BATCH = sys.argv[1:], f'psycopg {os.getpid()}', '10 s', 3, 20
+QUEUES, NAME, LEASE, HEARTBEAT, BATCH, PATIENCE = sys.argv[1:], f'psycopg {os.getpid()}', '10 s', 3, 20, float(os.environ.get('PATIENCE', 10))
 local, stopping = threading.local(), threading.Event()
 running = {}                   # task -> token; what is taken out of it is no longer ours
 
@@ -18,7 +18,7 @@ def call(sql, *values):
                 return cursor.fetchall()
         except (psycopg2.OperationalError, psycopg2.InterfaceError):
             local.__dict__.clear()
-            if stopping.is_set() and attempt > 7: raise   # there is no server to tell
+            if stopping.is_set() and 0.05 * 2**attempt > PATIENCE: raise   # there is no server to tell
             time.sleep(0.05 * 2**min(attempt, 7) * random.uniform(0.5, 1.5))
 
 def pages(beat, pages, ms):

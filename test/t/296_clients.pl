@@ -43,6 +43,7 @@ foreach my $client ('worker.js', 'worker.py')
 subtest 'both at once, and one is killed' => \&together;
 subtest "$_ draws" => sub { draws($_) } foreach 'progress.js', 'progress.py';
 subtest 'told to stop while there is no server' => sub {
+	local $ENV{PATIENCE} = 1;    # second
 	my @workers = map { start_client($node, $_, ['far'], role => 'worker') } 'worker.js', 'worker.py';
 	$node->wait_for(q{SELECT count(*) >= 2 FROM pg_stat_activity WHERE query LIKE 'CALL orchestrator.await_work%'}, 't', 'both wait for work');
 	$node->stop('fast');
