@@ -6,7 +6,7 @@ outside.py [--tls CERT KEY | --old-tls CERT KEY]     prints its port, serves 127
   /echo             what was sent, as JSON
   /status/N         that status; ?after=S gives Retry-After, ?ms=N after that time
   /flaky/N          500 the first N times that a key comes, then 200
-  /sleep/MS         200 after that time
+  /sleep/MS         200 after that time; /once/MS at once when its key comes again
   /json, /text, /type?as=T&body=B
                     answers of other types; body is percent-encoded bytes
   /bytes/HEX        these bytes, as text; /deep JSON that is nested too deep
@@ -103,8 +103,10 @@ async def respond(method, url, query, headers, body):
     if what == "flaky":
         seen[key] = seen.get(key, 0) + 1
         return answer(500) if seen[key] <= int(number) else as_json({"tries": seen[key]})
-    if what == "sleep":
-        await asyncio.sleep(int(number) / 1000)
+    if what in ("sleep", "once"):
+        seen[key] = seen.get(key, 0) + 1
+        if what == "sleep" or seen[key] == 1:
+            await asyncio.sleep(int(number) / 1000)
         return as_json({"slept": int(number)})
     if what == "json":
         return as_json({"n": 1, "ok": True})

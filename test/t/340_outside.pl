@@ -139,7 +139,7 @@ sub endpoints
 	}
 	$node->psql_as('other', q{CREATE SERVER theirs FOREIGN DATA WRAPPER orchestrator_http OPTIONS (url 'https://a')});
 
-	my $define = q{SELECT orchestrator.define('x', NULL, 'http', endpoint => '%s', request => '{}')};
+	my $define = q{SELECT orchestrator.define('x', NULL, 'http', endpoint => '%s', request => '{}', retry_delay => '10 ms')};
 	is(error_of(sprintf($define, 'local'), 'other'), '42501: permission denied for endpoint "local" [GRANT USAGE ON FOREIGN SERVER local TO other.]', 'USAGE is needed to define');
 	like(error_of(sprintf($define, 'nowhere'), 'app'), qr/^42704: endpoint "nowhere" does not exist \[CREATE SERVER/, 'one that is not there');
 	admin('GRANT USAGE ON FOREIGN SERVER local TO other');
@@ -628,7 +628,7 @@ sub deaths
 	my $postmaster = admin('SELECT pg_postmaster_start_time()');
 	my $backend = $session->query('SELECT pg_backend_pid()');
 
-	define('survivor', 'patient', '{"path": "/sleep/1500"}', q{max_attempts => 2, retry_delay => '10 ms'});
+	define('survivor', 'patient', '{"path": "/once/1500"}', q{max_attempts => 2, retry_delay => '10 ms'});
 	foreach my $signal ('SEGV', 'STOP', 'KILL')
 	{
 		my @tasks = map { enqueue('survivor') } 1 .. 3;
@@ -671,7 +671,7 @@ sub memory
 
 sub lifecycle
 {
-	define('last', 'patient', '{"path": "/sleep/800"}', q{max_attempts => 3, retry_delay => '10 ms'});
+	define('last', 'patient', '{"path": "/once/800"}', q{max_attempts => 3, retry_delay => '10 ms'});
 	my $task = enqueue('last');
 	under_way(1);
 	my $pid = courier();
