@@ -418,7 +418,6 @@ sub settings
 	$node->set('orchestrator.retention' => -1, 'orchestrator.retention_failed' => -1);
 	$node->reload;
 	fill(1, 100, '1000 days');
-	sleep 2;
 	$node->safe_psql('postgres', 'SELECT orchestrator._review()');
 	$node->wait_for('SELECT count(*) FROM orchestrator.partition_state WHERE range = 1 AND look_at > now()', 1, 'it is looked at');
 	is($node->safe_psql('postgres', 'SELECT count(*) FROM orchestrator.task WHERE id / 1000000 = 1'), 100, '-1 keeps everything');
