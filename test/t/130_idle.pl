@@ -54,7 +54,7 @@ foreach my $minute (1 .. 3)
 	my ($started, %seen) = (0);
 	$node->set('orchestrator.test_clock_offset' => $minute * 61);
 	$node->reload;
-	within(2, sub { $started += grep { !$seen{$_}++ } workers($node, 'executor'); 0 });
+	within(1, sub { $started += grep { !$seen{$_}++ } workers($node, 'executor'); 0 });
 	is($started, 0, "minute $minute: none is started");
 }
 
