@@ -205,12 +205,14 @@ orchestrator_enqueue_many(PG_FUNCTION_ARGS)
 	read_options(fcinfo, &options, "keys");
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(1), JSONBOID, -1, false, 'i',
 					  &inputs, &nulls, &n);
-	if (n == 0)
-		PG_RETURN_ARRAYTYPE_P(construct_empty_array(INT8OID));
-
 	live = orch_heap_open_live();
 	plan = *orch_catalog_plan(definition);
 	prepare_row(&model, &plan, &options, BULK_PRIORITY);
+	if (n == 0)
+	{
+		orch_heap_close(live);
+		PG_RETURN_ARRAYTYPE_P(construct_empty_array(INT8OID));
+	}
 	ids = palloc(n * sizeof(Datum));
 	for (int i = 0; i < n; i++)
 	{

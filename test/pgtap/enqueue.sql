@@ -1,6 +1,6 @@
 -- enqueue(), enqueue_many(), run(): what is written, and what is refused.
 \ir lib/setup.psql
-SELECT plan(92);
+SELECT plan(94);
 
 CREATE ROLE enqueue_app LOGIN;
 CREATE ROLE enqueue_silent;
@@ -75,6 +75,8 @@ SELECT is((SELECT array_agg(DISTINCT row_of(t.id) - '{input,run_at,expire_at}'::
 SELECT (orchestrator.enqueue_many('tuned', '{1}'))[1] AS task \gset
 SELECT is((task(:task)).priority, -5, 'bulk is 10 below the definition''s priority');
 SELECT is(orchestrator.enqueue_many('job', '{}'), '{}', 'no input, no task');
+SELECT throws_ok($$SELECT orchestrator.enqueue_many('nothing', '{}')$$, '42704', NULL, 'but its definition is looked for');
+SELECT throws_ok($$SELECT orchestrator.enqueue_many('job', '{}', queue => 'nothing')$$, '42704', NULL, 'and its queue');
 SELECT is(cardinality(orchestrator.enqueue_many('job', array_fill('1'::jsonb, array[2500]))), 2500, 'more than fit in one write');
 SELECT is((SELECT count(*) FROM (SELECT FROM orchestrator.task WHERE priority = -10 GROUP BY id) x), 2504::bigint, 'are all there');
 
