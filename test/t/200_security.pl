@@ -165,7 +165,7 @@ SQL
 	}
 
 	# Functions.
-	is($node->safe_psql('postgres', <<'SQL'), '_estimated_start,_jobs_ahead,_limit_id,_live_stats,_now,_percentile,_permits,_run_progress,_run_started,_run_steps,_run_traces,_sketch,_slots,_visible_owners', 'the internal functions that a producer may call');
+	is($node->safe_psql('postgres', <<'SQL'), '_estimated_start,_jobs_ahead,_limit_id,_live_stats,_may_fire,_now,_percentile,_permits,_run_progress,_run_started,_run_steps,_run_traces,_sketch,_slots,_visible_owners', 'the internal functions that a producer may call');
 SELECT string_agg(p.proname, ',' ORDER BY p.proname) FROM pg_proc p
 WHERE p.pronamespace = 'orchestrator'::regnamespace AND p.proname LIKE '\_%' AND has_function_privilege('app', p.oid, 'EXECUTE')
 SQL
