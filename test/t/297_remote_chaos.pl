@@ -42,8 +42,9 @@ while (time < $until)
 		WHERE (SELECT count(*) FROM orchestrator.task WHERE live) < 150}, 'app');
 	foreach my $name (grep { $next{$_} < time } sort keys %faults)
 	{
-		$met{$name} += $faults{$name}[1]->();
-		$next{$name} = time + $faults{$name}[0];
+		my $n = $faults{$name}[1]->();
+		$met{$name} += $n;
+		$next{$name} = time + $faults{$name}[0] if $n;
 	}
 	usleep(20_000);
 }
@@ -73,13 +74,15 @@ sub terminate
 	return value($node, q{SELECT count(pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity WHERE usename = 'afar' AND state = 'active' AND random() < 0.5 LIMIT 1) one}) // 0;
 }
 
-# One of the workers' backends, whatever it does.
+# One of the workers' backends, whatever it does; none where it ended by itself
+# just then, because its client had died.
 sub crash
 {
 	my ($pid) = grep { title($_) =~ /afar postgres / } children(postmaster($node)) or return 0;
 	my $offset = log_end($node);
 
 	kill_hard($pid);
+	within(2, sub { log_since($node, $offset) =~ /\(PID $pid\) was terminated by signal 9/ }) // return 0;
 	await_ready($node, $offset);
 	return 1;
 }
