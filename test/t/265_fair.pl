@@ -121,7 +121,8 @@ SQL
 # Two roles have all executors, but for one that may idle, and work for half a
 # minute.
 subtest 'roles' => sub {
-	admin(q{SELECT pg_terminate_backend(pid, 10000) FROM orchestrator.worker_status WHERE kind = 'executor'});
+	# one that ended may be replaced at once, and it again
+	$node->wait_for(q{SELECT count(pg_terminate_backend(pid, 10000)) <= 1 FROM orchestrator.worker_status WHERE kind = 'executor'});
 	foreach my $role (qw(flood flood2))
 	{
 		$node->plain_role($role);
