@@ -1,8 +1,8 @@
 -- Claim, the way in SQL (the hot one is src/claim.c), and what becomes due.
 --
 -- Statistics of task_live are out of date whenever they matter: it may hold
--- nothing now and a million rows a second later. So the functions here and in
--- chapters 60 and 65 turn off the plans that would read all of it, and
+-- nothing now and a million rows a second later. So the functions that look
+-- into it, in all chapters, turn off the plans that would read all of it, and
 -- just-in-time compilation, which the costs of plans turned off call for. Who
 -- looks for a row by its id asks for its state as text: else a partial index
 -- of that state, which statistics take for empty, is read for it from one end
